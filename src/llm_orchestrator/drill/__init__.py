@@ -1,0 +1,1 @@
+"""Real disasters, on purpose, with an independent ledger."""

@@ -1,0 +1,1 @@
+"""The engine: decides by one table, replays one journal, drives runs."""

@@ -1,0 +1,1 @@
+"""What a user writes: YAML, JSON or decorated Python; all become one Definition."""

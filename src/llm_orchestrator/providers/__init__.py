@@ -1,0 +1,1 @@
+"""Language models, embeddings and vector stores behind one small protocol each."""

@@ -1,0 +1,1 @@
+"""The store: one journal, one way to write it, thin adapters per database."""

@@ -1,0 +1,1 @@
+"""Instruments and logs that every part above may use."""
