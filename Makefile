@@ -1,0 +1,42 @@
+# The menu. Each entry is one script that can also be called by itself.
+# `make` alone prints it; `make setup` is part of every entry that needs it.
+
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+# Fetched libraries come last, so that the machine's own win where it has them.
+export LD_LIBRARY_PATH := $(if $(LD_LIBRARY_PATH),$(LD_LIBRARY_PATH):)$(CURDIR)/.tools/lib
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test demo sim drill soak bench docs
+
+help: ## print this menu
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+setup: ## make .venv and fetch tools into .tools (quick when it is all there)
+	@scripts/setup
+
+check: ## format, lint, types, layers, house style
+	@scripts/setup
+	@scripts/check
+
+test: ## everything CI runs: check, then all tests
+	@scripts/setup
+	@scripts/check
+	@scripts/test
+
+demo: ## a workflow on a real local model, killed with -9 half way, goes on where it was
+	@scripts/setup demo
+	@scripts/demo
+
+bench: ## measure, in one session, and print the numbers of docs/explanation/performance.md
+	@scripts/setup
+	@.venv/bin/python -m bench
+
+docs: ## write the generated pages of docs/ again
+	@scripts/setup
+	@.venv/bin/python scripts/docs.py
+
+sim: ## (later release) seeded simulation in virtual time
+drill: ## (later release) inject a disaster for real and measure the recovery
+soak: ## (later release) hours of load with faults
+sim drill soak:
+	@echo "make $@ comes with a later release; \`make test\` runs every test that there is" >&2; exit 2
