@@ -40,6 +40,14 @@ class StepContext(Protocol):
         """Show a piece of a streamed answer to readers and keep it for a resume."""
         ...
 
+    async def reset_stream(self) -> None:
+        """Void what was emitted: readers see a reset to offset 0, text and handle are forgotten.
+
+        Called before another answer begins in the same attempt (a fallback, a re-ask), and when a
+        partial answer cannot be continued.
+        """
+        ...
+
     def keep_handle(self, handle: Mapping[str, Json]) -> None:
         """Keep what the provider needs to go on with this answer."""
         ...
@@ -144,7 +152,11 @@ class Names(Protocol):
 
 
 class Control(Protocol):
-    """A step type that only plans. `waited` is the wait's result once it is over."""
+    """A step type that only plans. `waited` is the wait's result once it is over, never None then.
+
+    After a timer it is {}; after a signal {payload, by, timed_out} (payload may be null); after a
+    child run {run_id, state, output, error}. An approval's payload is {approved, form}.
+    """
 
     type: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
