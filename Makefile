@@ -2,7 +2,7 @@
 # `make` alone prints it; `make setup` is part of every entry that needs it.
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
-# Fetched libraries come last, so that the machine's own win where it has them.
+# Only what the machine lacks is in .tools (scripts/tools).
 export LD_LIBRARY_PATH := $(if $(LD_LIBRARY_PATH),$(LD_LIBRARY_PATH):)$(CURDIR)/.tools/lib
 
 .DEFAULT_GOAL := help
