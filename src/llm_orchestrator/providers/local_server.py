@@ -2,8 +2,8 @@
 
 A C++ crash must stay outside the engine, so the model never runs in our process. Run as a program
 (`python -m llm_orchestrator.providers.local_server --model PATH --port 0`) this module hands over
-to local_llama.py, which serves. Imported, it offers `LocalServer`, which starts that program and ends
-it, and `discover`, which finds one that `llmo local up` left running.
+to local_llama.py, which serves. Imported, it offers `LocalServer`, which starts that program and
+ends it, and `discover`, which finds one that `llmo local up` left running.
 
 Who ends the server: a private one reads a pipe from its parent and dies the moment the pipe closes,
 however the parent dies; a shared one (`is_detached`) lives until SIGTERM. Only a shared or

@@ -91,7 +91,7 @@ class Child:
     names: Mapping[str, Json] = field(default_factory=dict)
     """Extra template names inside: item, index."""
     is_shared: bool = False
-    """True: its steps are visible to the steps around (parallel, branch); False: local (map, loop)."""
+    """True: steps around see its steps (parallel, branch); False: they do not (map, loop)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,77 @@
+"""Step type `transform`: one pure function from the table in functions.py on the step's inputs.
+
+It never does I/O and never changes its inputs. By the time it runs, every name in `inputs` has
+become a value and every template text: a value is never read as an expression.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from llm_orchestrator.errors import AuthorError
+from llm_orchestrator.model import Effect, Json
+from llm_orchestrator.steps.base import Outputs, StepContext
+from llm_orchestrator.steps.functions import FUNCTIONS, Function
+from llm_orchestrator.steps.values import further_options
+
+
+class Transform:
+    """Applies `function` to `inputs`; `output` binds result."""
+
+    type: ClassVar[str] = "transform"
+    outputs: ClassVar[tuple[str, ...]] = ("result",)
+    is_paid: ClassVar[bool] = False
+
+    def effect(self, config: Any) -> Effect:
+        """Pure."""
+        return Effect.REPEATABLE
+
+    async def execute(self, context: StepContext, config: Any) -> Outputs:
+        """Raises AuthorError that names the input that does not fit, and what it is."""
+        parameters = further_options(config)
+        return {"result": apply(config.function, name_inputs(config.inputs), parameters)}
+
+
+def apply(name: str, inputs: Mapping[str, Json], parameters: Mapping[str, Json]) -> Json:
+    """Apply one function of the table. Raises AuthorError."""
+    function = FUNCTIONS.get(name)
+    if function is None:
+        nearest = difflib.get_close_matches(name, FUNCTIONS, 1)
+        raise AuthorError(
+            f"there is no transform function {name!r}",
+            hint=f"did you mean {nearest[0]!r}?" if nearest else f"use one of {_names()}",
+        )
+    _check_parameters(name, function, parameters)
+    try:
+        return function.apply(inputs, parameters)
+    except AuthorError as error:
+        raise AuthorError(f"transform {name}: {error.message}", hint=error.hint) from error
+    except RecursionError as error:
+        raise AuthorError(f"transform {name}: an input is nested too deeply") from error
+
+
+def name_inputs(inputs: Json) -> dict[str, Json]:
+    """Inputs by name; those that came as a bare list are called by their place, from 0."""
+    if inputs is None:
+        return {}
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    if isinstance(inputs, list | tuple):
+        return {str(place): value for place, value in enumerate(inputs)}
+    return {"0": inputs}
+
+
+def _check_parameters(name: str, function: Function, parameters: Mapping[str, Json]) -> None:
+    for key in parameters:
+        if key not in function.parameters:
+            known = ", ".join(sorted(function.parameters)) or "none"
+            raise AuthorError(f"transform {name} has no parameter {key!r}; it knows {known}")
+    for key in function.required:
+        if key not in parameters:
+            raise AuthorError(f"transform {name} needs the parameter {key!r}")
+
+
+def _names() -> str:
+    return ", ".join(sorted(FUNCTIONS))

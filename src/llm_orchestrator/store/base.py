@@ -1,0 +1,271 @@
+"""What a store is: one way in (`commit`), a few ways to look.
+
+A `Batch` holds appends (at most one per run) and changes of other tables; it lands whole, except
+that a run which cannot land (fenced, conflicting, damaged) is left out and named in the receipt.
+Rule of the journal, whoever calls: a run's entries go in only if the store's incarnation is the
+caller's, their predecessor (run, seq, digest) exists and seq + 1 does not. Accepting, claiming,
+rewinding are entries too, so the primary key serialises everybody.
+
+A commit whose outcome is unknown is sent again with the same bytes: an entry that is there already
+with the same digest counts as landed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from llm_orchestrator.model import (
+    Entry,
+    Flaw,
+    Journal,
+    Json,
+    Message,
+    NewRun,
+    Run,
+    RunState,
+    Workflow,
+)
+
+
+class StateChange(NamedTuple):
+    """The columns of `runs` that a state change sets, in the transaction of the entry that causes it."""
+
+    state: str
+    reason: str = ""
+    owner: str | None = None
+    wake_at: int = 0
+    inbox_seen: int = 0
+    """Parking keeps wake_at = 0 if the inbox has moved beyond this number."""
+    output: bytes | None = None
+    error: bytes | None = None
+
+
+class Append(NamedTuple):
+    """A run's entries, complete with seq and digest, after the entry (prev_seq, prev_digest)."""
+
+    run_id: str
+    prev_seq: int
+    prev_digest: bytes
+    entries: Sequence[Entry]
+    accept: NewRun | None = None
+    """Inserts the row of `runs`; only with prev_seq 0."""
+    change: StateChange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Put a message into a run's inbox and wake the run. A repeated `sender_key` changes nothing."""
+
+    run_id: str
+    kind: str
+    name: str = ""
+    payload: Json = None
+    sender_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Consume:
+    """Take messages out of an inbox, in the transaction of the entry that records them."""
+
+    run_id: str
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Keep a definition. The same name, version and digest again changes nothing."""
+
+    workflow: Workflow
+
+
+@dataclass(frozen=True, slots=True)
+class PutRecord:
+    """Write `records(kind, key)` if its version is still `version` (0: it must not exist).
+
+    `value` None deletes. Another version refuses the whole batch part (Outcome.CONFLICT).
+    """
+
+    kind: str
+    key: str
+    value: Json
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutBlob:
+    """Keep bytes that an entry of `run_id` refers to by digest."""
+
+    run_id: str
+    digest: bytes
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PutProgress:
+    """Keep a piece of a streamed answer: part `part` of (run, step, attempt)."""
+
+    run_id: str
+    step: str
+    attempt: int
+    part: int
+    text: str
+    handle: Json = None
+
+
+@dataclass(frozen=True, slots=True)
+class DropProgress:
+    """Forget a step's pieces, in the transaction of the entry that finishes it."""
+
+    run_id: str
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutVectors:
+    """Insert or replace vectors. Each row: (id, float32 bytes, metadata JSON bytes)."""
+
+    index: str
+    namespace: str
+    rows: tuple[tuple[str, bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Remove whole finished runs, by policy."""
+
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """Put a row's digest right again where the entry itself is whole, or rebuild a row of `runs`."""
+
+    run_id: str
+    digests: tuple[tuple[int, bytes], ...] = ()
+    accept: NewRun | None = None
+
+
+Change = (
+    Post
+    | Consume
+    | Register
+    | PutRecord
+    | PutBlob
+    | PutProgress
+    | DropProgress
+    | PutVectors
+    | Expire
+    | Mend
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One transaction."""
+
+    appends: Sequence[Append] = ()
+    changes: Sequence[Change] = ()
+
+
+class Outcome(StrEnum):
+    """What became of one run's append."""
+
+    LANDED = "landed"
+    FENCED = "fenced"
+    CONFLICT = "conflict"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Runs that did not land, and why; everything else of the batch is durable."""
+
+    refused: Mapping[str, Outcome] = field(default_factory=dict)
+    is_refused: bool = False
+    """True when changes outside of any append were refused (a record's version moved)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is kept of a streamed answer."""
+
+    attempt: int
+    text: str
+    handle: Json
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs `Store.runs` lists; newest first unless `is_oldest_first`."""
+
+    states: tuple[RunState, ...] = ()
+    workflow: str | None = None
+    parent_run_id: str | None = None
+    queue: str | None = None
+    label: tuple[str, str] | None = None
+    before: str | None = None
+    """Only runs with a smaller id (keyset paging)."""
+    limit: int = 100
+
+
+class Store(Protocol):
+    """A database that keeps journals. Every method may raise StoreError's subclasses."""
+
+    node_id: str
+
+    async def commit(self, batch: Batch) -> Receipt:
+        """Make `batch` durable. Returns once it is; raises if nothing of it can be."""
+        ...
+
+    async def load(self, run_ids: Sequence[str]) -> dict[str, Journal]:
+        """Journals with their chains checked; unknown runs are absent. Blobs are filled in."""
+        ...
+
+    async def run(self, run_id: str) -> Run | None: ...
+
+    async def runs(self, wanted: RunFilter) -> list[Run]: ...
+
+    async def result(self, run_id: str) -> tuple[Json, Json]:
+        """Output and error as the row of `runs` says (for lists; decisions use the journal)."""
+        ...
+
+    async def claimable(self, now_us: int, limit: int) -> list[Run]:
+        """Runs that nobody drives and whose time has come, by priority, then age."""
+        ...
+
+    async def owned(self, owners_alive: Sequence[str]) -> list[str]:
+        """Runs whose owner is none of these: a dead node's."""
+        ...
+
+    async def next_wake(self) -> int | None:
+        """The earliest wake_at of a parked run; None when there is none."""
+        ...
+
+    async def inbox(self, run_id: str) -> list[Message]: ...
+
+    async def progress(self, run_id: str, step: str) -> Progress | None:
+        """The pieces of the newest attempt, joined."""
+        ...
+
+    async def workflow(self, name: str, version: str | None = None) -> Workflow | None:
+        """A definition; the newest registered one when no version is given."""
+        ...
+
+    async def workflows(self) -> list[Workflow]: ...
+
+    async def record(self, kind: str, key: str) -> tuple[Json, int]:
+        """Value and version of a record; (None, 0) when there is none."""
+        ...
+
+    async def records(self, kind: str) -> dict[str, Json]: ...
+
+    async def vectors(self, index: str, namespace: str) -> list[tuple[str, bytes, bytes]]: ...
+
+    async def verify(self) -> list[Flaw]:
+        """Check every run, definition and blob; and the database's own structure."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,200 @@
+-- Every statement, once. A name line starts each; parameters are :named and numbered by the adapter
+-- in the order in which they first appear. Text after `--` below a name says why it is as it is.
+
+-- name: append
+-- Law 1: plain INSERT, never ON CONFLICT; the predecessor must be there with its digest, and the
+-- primary key refuses a seq that is taken. One row at a time on SQLite.
+-- Differs because SQLite has no unnest and PostgreSQL wants one statement a batch.
+INSERT INTO journal (run_id, seq, epoch, kind, step, attempt, payload, digest, recorded_at)
+SELECT :run_id, :seq, :epoch, :kind, :step, :attempt, :payload, :digest, :recorded_at
+WHERE :prev_seq = 0
+   OR (SELECT digest FROM journal WHERE run_id = :run_id AND seq = :prev_seq) = :prev_digest;
+
+-- name: digest_at
+SELECT digest FROM journal WHERE run_id = :run_id AND seq = :seq;
+
+-- name: incarnation
+SELECT incarnation FROM store;
+
+-- name: accept
+INSERT INTO runs (run_id, workflow, version, digest, state, reason, owner, epoch, priority, queue,
+                  idempotency_key, parent_run_id, wake_at, inbox_seq, labels, input, created_at)
+VALUES (:run_id, :workflow, :version, :digest, 'pending', '', NULL, 0, :priority, :queue,
+        :idempotency_key, :parent_run_id, :wake_at, 0, :labels, :input, :created_at);
+
+-- name: change_state
+-- A park keeps wake_at = 0 if the inbox moved beyond what the driver had seen (no lost wake-up).
+UPDATE runs SET
+    state = :state,
+    reason = :reason,
+    owner = :owner,
+    epoch = :epoch,
+    wake_at = CASE WHEN inbox_seq > :inbox_seen THEN 0 ELSE :wake_at END,
+    output = :output,
+    error = :error,
+    head_seq = :head_seq,
+    head_digest = :head_digest,
+    started_at = CASE WHEN :state = 'running' THEN COALESCE(started_at, :now) ELSE started_at END,
+    finished_at = CASE WHEN :state IN ('completed', 'failed', 'cancelled') THEN :now ELSE NULL END
+WHERE run_id = :run_id;
+
+-- name: count_commit
+INSERT INTO commits (node_id, number, entries, digest) VALUES (:node_id, :number, :entries, :digest);
+
+-- name: next_message
+-- Law 7: a message takes its number from the run's row and wakes the run, in one statement. A run
+-- that is being driven is told in process; one that ended or is paused only wakes for what moves it.
+UPDATE runs SET
+    inbox_seq = inbox_seq + 1,
+    wake_at = CASE WHEN state = 'waiting' THEN 0 ELSE wake_at END
+WHERE run_id = :run_id
+  AND NOT EXISTS (SELECT 1 FROM inbox WHERE run_id = :run_id AND sender_key = :sender_key)
+RETURNING inbox_seq;
+
+-- name: post
+INSERT INTO inbox (run_id, number, kind, name, payload, sender_key, digest, created_at)
+VALUES (:run_id, :number, :kind, :name, :payload, :sender_key, :digest, :created_at);
+
+-- name: consume
+-- The row stays, without its payload, so that a repeated sender_key is still known.
+UPDATE inbox SET is_consumed = 1, payload = NULL WHERE run_id = :run_id AND number = :number;
+
+-- name: inbox
+SELECT run_id, number, kind, name, payload, sender_key, digest FROM inbox
+WHERE run_id = :run_id AND is_consumed = 0 ORDER BY number;
+
+-- name: register
+INSERT INTO workflows (name, version, digest, definition, created_at)
+VALUES (:name, :version, :digest, :definition, :created_at)
+ON CONFLICT (name, version, digest) DO UPDATE SET definition = excluded.definition;
+
+-- name: workflow
+SELECT name, version, digest, definition, created_at FROM workflows
+WHERE name = :name AND (:version IS NULL OR version = :version) AND (:digest IS NULL OR digest = :digest)
+ORDER BY created_at DESC, version DESC LIMIT 1;
+
+-- name: workflows
+SELECT name, version, digest, definition, created_at FROM workflows ORDER BY name, created_at;
+
+-- name: record
+SELECT value, version FROM records WHERE kind = :kind AND key = :key;
+
+-- name: records
+SELECT key, value FROM records WHERE kind = :kind ORDER BY key;
+
+-- name: insert_record
+INSERT INTO records (kind, key, value, version) VALUES (:kind, :key, :value, 1);
+
+-- name: update_record
+UPDATE records SET value = :value, version = version + 1
+WHERE kind = :kind AND key = :key AND version = :version;
+
+-- name: delete_record
+DELETE FROM records WHERE kind = :kind AND key = :key AND version = :version;
+
+-- name: put_blob
+INSERT INTO blobs (run_id, digest, content) VALUES (:run_id, :digest, :content)
+ON CONFLICT (run_id, digest) DO UPDATE SET content = excluded.content;
+
+-- name: blob
+SELECT content FROM blobs WHERE run_id = :run_id AND digest = :digest;
+
+-- name: put_progress
+INSERT INTO progress (run_id, step, attempt, part, text, handle)
+VALUES (:run_id, :step, :attempt, :part, :text, :handle)
+ON CONFLICT (run_id, step, attempt, part) DO NOTHING;
+
+-- name: drop_progress
+DELETE FROM progress WHERE run_id = :run_id AND step = :step;
+
+-- name: progress
+SELECT attempt, text, handle FROM progress WHERE run_id = :run_id AND step = :step
+ORDER BY attempt, part;
+
+-- name: put_vector
+INSERT INTO vectors (index_name, namespace, id, vector, metadata)
+VALUES (:index_name, :namespace, :id, :vector, :metadata)
+ON CONFLICT (index_name, namespace, id)
+DO UPDATE SET vector = excluded.vector, metadata = excluded.metadata;
+
+-- name: vectors
+SELECT id, vector, metadata FROM vectors WHERE index_name = :index_name AND namespace = :namespace
+ORDER BY id;
+
+-- name: journal
+SELECT run_id, seq, epoch, kind, step, attempt, payload, digest, recorded_at FROM journal
+WHERE run_id = :run_id ORDER BY seq;
+
+-- name: journal_row
+SELECT run_id, seq, epoch, kind, step, attempt, payload, digest, recorded_at FROM journal
+WHERE run_id = :run_id AND seq = :seq;
+
+-- name: run
+SELECT run_id, workflow, version, digest, state, reason, owner, epoch, priority, queue,
+       idempotency_key, parent_run_id, wake_at, inbox_seq, labels, created_at, started_at, finished_at
+FROM runs WHERE run_id = :run_id;
+
+-- name: runs
+SELECT run_id, workflow, version, digest, state, reason, owner, epoch, priority, queue,
+       idempotency_key, parent_run_id, wake_at, inbox_seq, labels, created_at, started_at, finished_at
+FROM runs
+WHERE (:states = '' OR instr(:states, ',' || state || ',') > 0)
+  AND (:workflow IS NULL OR workflow = :workflow)
+  AND (:parent_run_id IS NULL OR parent_run_id = :parent_run_id)
+  AND (:queue IS NULL OR queue = :queue)
+  AND (:label IS NULL OR instr(labels, :label) > 0)
+  AND (:before IS NULL OR run_id < :before)
+ORDER BY run_id DESC LIMIT :limit;
+
+-- name: run_ids
+SELECT run_id FROM runs UNION SELECT run_id FROM journal ORDER BY run_id;
+
+-- name: result
+SELECT output, error FROM runs WHERE run_id = :run_id;
+
+-- name: anchors
+SELECT state, epoch, head_seq, head_digest, workflow, version, digest, input FROM runs
+WHERE run_id = :run_id;
+
+-- name: claimable
+SELECT run_id, workflow, version, digest, state, reason, owner, epoch, priority, queue,
+       idempotency_key, parent_run_id, wake_at, inbox_seq, labels, created_at, started_at, finished_at
+FROM runs
+WHERE state IN ('pending', 'waiting') AND owner IS NULL AND wake_at <= :now
+ORDER BY priority DESC, wake_at, run_id LIMIT :limit;
+
+-- name: owned
+SELECT run_id FROM runs WHERE owner IS NOT NULL AND owner <> :node_id ORDER BY priority DESC, run_id;
+
+-- name: next_wake
+SELECT MIN(wake_at) FROM runs WHERE state IN ('pending', 'waiting') AND owner IS NULL;
+
+-- name: expirable
+-- The oldest finished runs beyond an age or a count, a handful at a time: no long lock.
+SELECT run_id FROM runs
+WHERE state IN ('completed', 'failed', 'cancelled')
+  AND (finished_at < :finished_before
+       OR run_id NOT IN (SELECT run_id FROM runs WHERE finished_at IS NOT NULL
+                         ORDER BY finished_at DESC LIMIT :keep))
+ORDER BY finished_at LIMIT :limit;
+
+-- name: expire_journal
+DELETE FROM journal WHERE run_id = :run_id;
+
+-- name: expire_inbox
+DELETE FROM inbox WHERE run_id = :run_id;
+
+-- name: expire_blobs
+DELETE FROM blobs WHERE run_id = :run_id;
+
+-- name: expire_progress
+DELETE FROM progress WHERE run_id = :run_id;
+
+-- name: expire_run
+DELETE FROM runs WHERE run_id = :run_id;
+
+-- name: mend_digest
+UPDATE journal SET digest = :digest WHERE run_id = :run_id AND seq = :seq;
+
+-- name: forget_run_row
+DELETE FROM runs WHERE run_id = :run_id;

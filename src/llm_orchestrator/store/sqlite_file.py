@@ -1,0 +1,178 @@
+"""A store file: is it ours, may we use it, and what SQLite's errors mean.
+
+The engine's lock is `flock` on `<file>.lock`, a side file: SQLite's own POSIX locks are dropped when
+any descriptor of the database is closed in the process, flock on another file is not. The lock file's
+text names the owner, for the message that a second engine prints.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+from importlib.resources import files
+from pathlib import Path
+
+from llm_orchestrator.errors import (
+    StoreAbsent,
+    StoreDamaged,
+    StoreError,
+    StoreForeign,
+    StoreFull,
+    StoreLocked,
+    StoreNewer,
+    StoreReadOnly,
+)
+
+APPLICATION_ID = 0x4C4C4D4F
+"""`LLMO`, in the file's header (SQLite `PRAGMA application_id`)."""
+
+SCHEMA_VERSION = 1
+_PRAGMAS = ("PRAGMA busy_timeout=5000", "PRAGMA synchronous=FULL", "PRAGMA temp_store=MEMORY")
+
+
+def connect(path: Path, *, is_read_only: bool = False) -> sqlite3.Connection:
+    """A connection in manual-commit mode. Raises StoreError's subclasses, never sqlite3's."""
+    if is_read_only and not path.exists():
+        raise absent(path)
+    mode = "ro" if is_read_only else "rwc"
+    try:
+        database = sqlite3.connect(
+            f"file:{_quote(path)}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+        database.execute("PRAGMA busy_timeout=5000")
+        _check_ours(database, path)
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+    return database
+
+
+def prepare(path: Path, incarnation: str, now_us: int) -> sqlite3.Connection:
+    """Open `path` for the one process that writes; make the schema when the file is new."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _os_error(error, path) from error
+    database = connect(path)
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        for pragma in _PRAGMAS:
+            database.execute(pragma)
+        if database.execute("PRAGMA user_version").fetchone()[0] == 0:
+            _create(database, incarnation, now_us)
+    except sqlite3.Error as error:
+        database.close()
+        raise translate(error, path) from error
+    return database
+
+
+def _create(database: sqlite3.Connection, incarnation: str, now_us: int) -> None:
+    schema = files("llm_orchestrator.store").joinpath("schema_sqlite.sql").read_text()
+    database.executescript(f"BEGIN IMMEDIATE; {schema}")
+    database.execute("INSERT INTO store VALUES (1, ?, 1, 'primary', ?)", (incarnation, now_us))
+    database.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    database.execute("COMMIT")
+
+
+def _check_ours(database: sqlite3.Connection, path: Path) -> None:
+    application = database.execute("PRAGMA application_id").fetchone()[0]
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if application == APPLICATION_ID and version > SCHEMA_VERSION:
+        raise StoreNewer(
+            f"{path} was made by a newer version (schema {version}, this program knows "
+            f"{SCHEMA_VERSION})",
+            hint="pip install --upgrade llm-orchestrator",
+        )
+    is_empty = database.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0] == 0
+    if application != APPLICATION_ID and not is_empty:
+        raise StoreForeign(
+            f"{path} is a database, but not one of ours", hint="llmo --store sqlite:////NEW/PATH.db"
+        )
+
+
+def absent(path: Path) -> StoreAbsent:
+    """There is no file."""
+    return StoreAbsent(f"there is no store at {path}", hint="llmo run FILE makes one")
+
+
+def translate(error: sqlite3.Error, path: Path) -> StoreError:
+    """What a driver's error means to the operator."""
+    text = str(error)
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if "FULL" in name or "full" in text:
+        return StoreFull(
+            f"the disk under {path} is full; nothing acknowledged is lost",
+            hint=f"df -h '{path.parent}'",
+        )
+    if "NOTADB" in name or "not a database" in text:
+        return StoreForeign(
+            f"{path} is not a database", hint="llmo --store sqlite:////NEW/PATH.db"
+        )
+    if "READONLY" in name or "CANTOPEN" in name or "readonly" in text:
+        return StoreReadOnly(
+            f"{path} cannot be opened for writing: {text}", hint=f"ls -ld '{path.parent}' '{path}'"
+        )
+    if "CORRUPT" in name or "malformed" in text:
+        return StoreDamaged(
+            f"pages of {path} are damaged: {text}", hint="llmo journal verify --all"
+        )
+    if "BUSY" in name or "LOCKED" in name:
+        return StoreLocked(f"{path} is locked by another program: {text}", hint="llmo doctor")
+    return StoreError(f"{path}: {text}", hint="llmo doctor")
+
+
+def _os_error(error: OSError, path: Path) -> StoreError:
+    if error.errno == errno.ENOSPC:
+        return StoreFull(f"the disk under {path} is full", hint=f"df -h '{path.parent}'")
+    return StoreReadOnly(
+        f"{path.parent} cannot be written: {error.strerror}", hint=f"ls -ld '{path.parent}'"
+    )
+
+
+def _quote(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+class EngineLock:
+    """`flock` on a side file: held by the one process that writes, freed by the kernel at its end."""
+
+    def __init__(self, database: Path) -> None:
+        self.path = database.with_name(database.name + ".lock")
+        self._descriptor: int | None = None
+
+    def acquire(self, owner: str) -> bool:
+        """Try once; False when somebody else holds it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _os_error(error, self.path) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return False
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, owner.encode(), 0)
+        self._descriptor = descriptor
+        return True
+
+    def owner(self) -> str:
+        """What the holder wrote about itself."""
+        try:
+            return self.path.read_text().strip()
+        except OSError:
+            return ""
+
+    def release(self) -> None:
+        """Free it. The file stays: removing it would let two processes lock two files."""
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -1,0 +1,61 @@
+"""One thread that owns one SQLite connection, and how coroutines talk to it.
+
+SQLite's calls block (a commit waits for the disk), so they never run on the event loop. Work is done
+in the order in which it is asked for. A caller that is cancelled does not interrupt the work: an
+interrupted commit would be one with an unknown outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+_Job = tuple[Callable[[], Any], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
+
+
+class DatabaseThread:
+    """Runs functions one after the other on its own thread."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Ask for `function()`; the future carries its result or its exception."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._jobs.put((function, loop, future))
+        return future
+
+    def stop(self) -> None:
+        """Let the work that was asked for finish, then end the thread."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            function, loop, future = job
+            try:
+                result = function()
+            except BaseException as error:  # carried to the caller, whatever it is
+                settle, value = _fail, error
+            else:
+                settle, value = _finish, result
+            try:
+                loop.call_soon_threadsafe(settle, future, value)
+            except RuntimeError:
+                return  # the loop is closed: nobody waits any more
+
+
+def _finish(future: asyncio.Future[Any], result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

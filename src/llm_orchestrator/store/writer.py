@@ -1,0 +1,280 @@
+"""Group commit: appends from all runs meet in one queue and share one transaction.
+
+While one commit is in flight the next batch gathers; it leaves as soon as the disk has answered. No
+timer, so a lone step waits for nobody, and a hundred runs pay one fsync.
+
+`WriterCore` is pure: it owns the queue and gives seq and digest at flush, per run in order (a batch
+that failed would make earlier ones wrong). `GroupWriter` drives it. An entry counts as recorded only
+when its commit has returned; a commit that failed for want of room is sent again, byte for byte,
+until it lands: nothing else may be chosen for those seqs before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from llm_orchestrator.clock import Clock
+from llm_orchestrator.errors import Fenced, Refused, StoreDamaged, StoreError
+from llm_orchestrator.model import Draft, Entry, NewRun
+from llm_orchestrator.store import journal
+from llm_orchestrator.store.base import (
+    Append,
+    Batch,
+    Change,
+    Outcome,
+    PutBlob,
+    Receipt,
+    StateChange,
+)
+
+logger = logging.getLogger(__name__)
+BATCH_ENTRIES_MAX = 2_000
+BATCH_BYTES_MAX = 16 << 20
+_RETRY_S = (0.05, 0.2, 0.5, 1.0)
+
+
+class CommitPort(Protocol):
+    """The part of a store that a writer needs."""
+
+    async def commit(self, batch: Batch) -> Receipt: ...
+
+
+class Sink(Protocol):
+    """A second copy of every batch, written before the commit (spool, stream archive)."""
+
+    async def put(self, batch: Batch) -> None: ...
+
+
+class Head:
+    """The end of one run's journal as its driver knows it; only the writer moves it."""
+
+    __slots__ = ("digest", "epoch", "is_fenced", "run_id", "seq")
+
+    def __init__(
+        self, run_id: str, epoch: int = 0, seq: int = 0, digest: bytes = journal.GENESIS
+    ) -> None:
+        self.run_id = run_id
+        self.epoch = epoch
+        self.seq = seq
+        self.digest = digest
+        self.is_fenced = False
+
+
+class Ticket:
+    """One request to append, waiting for its commit."""
+
+    __slots__ = ("accept", "change", "changes", "drafts", "epoch", "future", "head")
+
+    def __init__(
+        self,
+        head: Head,
+        drafts: Sequence[Draft],
+        future: asyncio.Future[None],
+        *,
+        change: StateChange | None,
+        accept: NewRun | None,
+        changes: Sequence[Change],
+    ) -> None:
+        self.head = head
+        self.epoch = head.epoch
+        self.drafts = drafts
+        self.future = future
+        self.change = change
+        self.accept = accept
+        self.changes = changes
+
+
+class WriterCore:
+    """The queue, and how it becomes batches. No I/O, no clock of its own."""
+
+    def __init__(self) -> None:
+        self.queue: list[Ticket] = []
+
+    def next_batch(self, now_us: int) -> tuple[Batch, list[Ticket]]:
+        """Take what fits out of the queue. At most one state change per run and batch, in order."""
+        taken: list[Ticket] = []
+        rows: dict[Head, list[Entry]] = {}
+        owners: dict[str, Head] = {}
+        closing: dict[Head, Ticket] = {}
+        accepts: dict[Head, NewRun] = {}
+        changes: list[Change] = []
+        size = count = 0
+        position = 0
+        for position, ticket in enumerate(self.queue):  # noqa: B007 - used after the loop
+            head = ticket.head
+            if count >= BATCH_ENTRIES_MAX or size >= BATCH_BYTES_MAX:
+                break
+            if head in closing or owners.setdefault(head.run_id, head) is not head:
+                break
+            entries = rows.setdefault(head, [])
+            seq, digest = (entries[-1].seq, entries[-1].digest) if entries else (head.seq, head.digest)
+            for kind, step, attempt, payload in ticket.drafts:
+                size += len(payload)
+                if len(payload) > journal.BLOB_BYTES_MIN:
+                    reference = journal.blob_reference(payload)
+                    changes.append(PutBlob(head.run_id, reference[1:], payload))
+                    payload = reference
+                seq += 1
+                digest = journal.link(
+                    digest, head.run_id, (seq, ticket.epoch, kind, step, attempt, payload)
+                )
+                entries.append(
+                    Entry(
+                        head.run_id, seq, ticket.epoch, kind, step, attempt, payload, digest, now_us
+                    )
+                )
+            count += len(ticket.drafts)
+            changes.extend(ticket.changes)
+            if ticket.accept is not None:
+                accepts[head] = ticket.accept
+            if ticket.change is not None:
+                closing[head] = ticket
+            taken.append(ticket)
+        else:
+            position = len(self.queue)
+        del self.queue[:position]
+        appends = [
+            Append(
+                head.run_id,
+                head.seq,
+                head.digest,
+                entries,
+                accepts.get(head),
+                closing[head].change if head in closing else None,
+            )
+            for head, entries in rows.items()
+            if entries
+        ]
+        return Batch(appends, changes), taken
+
+    @staticmethod
+    def settle(batch: Batch, tickets: Sequence[Ticket], receipt: Receipt) -> None:
+        """Move the heads that landed and tell every waiter."""
+        ends = {append.run_id: append.entries[-1] for append in batch.appends}
+        refused = receipt.refused
+        for ticket in tickets:
+            head, future = ticket.head, ticket.future
+            outcome = refused.get(head.run_id) if refused else None
+            if outcome is None:
+                end = ends.get(head.run_id)
+                if end is not None:
+                    head.seq, head.digest = end.seq, end.digest
+                if not future.done():
+                    future.set_result(None)
+                continue
+            head.is_fenced = True
+            if not future.done():
+                future.set_exception(_refusal(head, outcome))
+                future.exception()  # a waiter that is gone leaves no "never retrieved" warning
+
+
+class GroupWriter:
+    """Drives a WriterCore against a store."""
+
+    def __init__(self, store: CommitPort, clock: Clock, sinks: Sequence[Sink] = ()) -> None:
+        self._store = store
+        self._clock = clock
+        self._sinks = sinks
+        self._core = WriterCore()
+        self._wake: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_closing = False
+        self.batches = 0
+        self.entries = 0
+
+    def start(self) -> None:
+        """Begin to commit. Call on the event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="group-writer")
+
+    def append(
+        self,
+        head: Head,
+        drafts: Sequence[Draft],
+        *,
+        change: StateChange | None = None,
+        accept: NewRun | None = None,
+        changes: Sequence[Change] = (),
+    ) -> asyncio.Future[None]:
+        """Queue entries of one run. The future ends when they are durable.
+
+        It raises Fenced when another owner has the run, Refused when an acceptance conflicts, and
+        StoreError when the store is gone for good.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if head.is_fenced:
+            future.set_exception(Fenced(f"run {head.run_id} has another owner"))
+            future.exception()
+            return future
+        if self._is_closing:
+            future.set_exception(StoreError("the writer is closed"))
+            future.exception()
+            return future
+        self._core.queue.append(
+            Ticket(head, drafts, future, change=change, accept=accept, changes=changes)
+        )
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+        return future
+
+    async def close(self) -> None:
+        """Commit what is queued, then stop."""
+        self._is_closing = True
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+        if self._task is not None:
+            await self._task
+
+    async def _run(self) -> None:
+        queue = self._core.queue
+        while True:
+            if not queue:
+                if self._is_closing:
+                    return
+                self._wake = asyncio.get_running_loop().create_future()
+                await self._wake
+                self._wake = None
+                continue
+            batch, tickets = self._core.next_batch(self._clock.now_us())
+            try:
+                receipt = await self._land(batch)
+            except StoreError as error:
+                for ticket in tickets:
+                    ticket.head.is_fenced = True
+                    if not ticket.future.done():
+                        ticket.future.set_exception(error)
+                        ticket.future.exception()
+                continue
+            self.batches += 1
+            self.entries += sum(len(append.entries) for append in batch.appends)
+            self._core.settle(batch, tickets, receipt)
+
+    async def _land(self, batch: Batch) -> Receipt:
+        """Commit, again and again while the store says that it can only not take it now."""
+        for sink in self._sinks:
+            await sink.put(batch)
+        tries = 0
+        while True:
+            try:
+                return await self._store.commit(batch)
+            except StoreError as error:
+                if not error.retryable or (self._is_closing and tries >= len(_RETRY_S)):
+                    raise
+                log = logger.error if tries == 0 else logger.debug
+                log("%s; results are kept in memory and written when there is room", error.message)
+                await self._clock.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
+                tries += 1
+
+
+def _refusal(head: Head, outcome: Outcome) -> BaseException:
+    if outcome is Outcome.FENCED:
+        return Fenced(f"run {head.run_id} has another owner")
+    if outcome is Outcome.DAMAGED:
+        return StoreDamaged(
+            f"the pages that hold run {head.run_id} are damaged",
+            run_id=head.run_id,
+            hint=f"llmo journal repair {head.run_id}",
+        )
+    return Refused(f"run {head.run_id} conflicts with what is stored")
