@@ -1,10 +1,10 @@
 """Vectors in Qdrant: embedded in a folder, or a server by URL, through the same client.
 
 Qdrant knows no namespaces and takes only numbers and uuids as ids. So a point's id is derived from
-namespace and id, and both stand in the payload beside the caller's metadata, which keeps a folder of
-its own there. Repeating an upsert therefore changes nothing. The client is not async: all calls run,
-one at a time, on one thread of our own, so that the event loop never blocks. Cosine: vectors come
-back with length 1. A real server has not been run here; embedded mode has.
+namespace and id, and both stand in the payload beside the caller's metadata, which is kept under a
+name of its own. Repeating an upsert therefore changes nothing. The client is not async: all calls
+run, one at a time, on one thread of our own, so that the event loop never blocks. Cosine: vectors
+come back with length 1. A real server has not been run here; embedded mode has.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class QdrantVectors:
         """Insert or replace; the first upsert makes the collection with its dimension."""
         if not items:
             return 0
-        await self._call(lambda client: self._upsert(client, index, items, namespace))
+        await self._call(lambda client: _upsert(client, index, items=items, namespace=namespace))
         return len(items)
 
     async def search(
@@ -123,7 +123,7 @@ class QdrantVectors:
             return work(self._client)
         except OrchestratorError:
             raise
-        except Exception as error:  # noqa: BLE001 - the client raises whatever its parts raise
+        except Exception as error:  # the client raises whatever its parts raise
             raise self._explain(error) from error
 
     def _open(self) -> Any:
@@ -146,29 +146,6 @@ class QdrantVectors:
                 f"the embedded qdrant in {self._path} cannot be opened: {error}",
                 hint="one process at a time may use it; for more run a server, set QDRANT_URL",
             ) from error
-
-    def _upsert(
-        self, client: Any, index: str, items: Sequence[VectorItem], namespace: str
-    ) -> None:
-        models = _models()
-        if not client.collection_exists(index):
-            size = len(items[0].vector)
-            shape = models.VectorParams(size=size, distance=models.Distance.COSINE)
-            client.create_collection(index, vectors_config=shape)
-        points = [
-            models.PointStruct(
-                id=point_id(namespace, item.id),
-                vector=[float(value) for value in item.vector],
-                payload={
-                    "id": item.id,
-                    "namespace": namespace,
-                    "metadata": dict(item.metadata),
-                },
-            )
-            for item in items
-        ]
-        for start in range(0, len(points), _UPSERT_MAX):
-            client.upsert(index, points=points[start : start + _UPSERT_MAX], wait=True)
 
     def _explain(self, error: Exception) -> ProviderError:
         """By what the reader can do. The key is in none of the client's messages."""
@@ -198,6 +175,28 @@ def point_id(namespace: str, item_id: str) -> str:
     return f"{value[:8]}-{value[8:12]}-{value[12:16]}-{value[16:20]}-{value[20:]}"
 
 
+def _upsert(client: Any, index: str, *, items: Sequence[VectorItem], namespace: str) -> None:
+    models = _models()
+    if not client.collection_exists(index):
+        size = len(items[0].vector)
+        shape = models.VectorParams(size=size, distance=models.Distance.COSINE)
+        client.create_collection(index, vectors_config=shape)
+    points = [
+        models.PointStruct(
+            id=point_id(namespace, item.id),
+            vector=[float(value) for value in item.vector],
+            payload={
+                "id": item.id,
+                "namespace": namespace,
+                "metadata": dict(item.metadata),
+            },
+        )
+        for item in items
+    ]
+    for start in range(0, len(points), _UPSERT_MAX):
+        client.upsert(index, points=points[start : start + _UPSERT_MAX], wait=True)
+
+
 def _models() -> Any:
     return import_module("qdrant_client.models")
 
@@ -213,11 +212,13 @@ def _translate(models: Any, filter: Mapping[str, Json]) -> Any:  # noqa: A002
         else:
             operators = wanted if isinstance(wanted, Mapping) else {"$eq": wanted}
             field = f"metadata.{key}"
-            must += [_operator(models, field, name, value) for name, value in operators.items()]
+            must += [
+                _operator(models, field, name, value=value) for name, value in operators.items()
+            ]
     return models.Filter(must=must)
 
 
-def _operator(models: Any, field: str, name: str, value: Json) -> Any:
+def _operator(models: Any, field: str, name: str, *, value: Json) -> Any:
     if name == "$eq":
         return _equal(models, field, value)
     if name == "$ne":
