@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -133,20 +133,12 @@ class Definition(Part):
     queue: str = Field("default", min_length=1, max_length=100)
     priority: int = Field(0, ge=-1000, le=1000)
 
-    _warnings: tuple[Problem, ...] = PrivateAttr(default=())
+    _warnings: list[Problem] = PrivateAttr(default_factory=list)
 
     @property
     def warnings(self) -> list[Problem]:
-        """What loading found odd but allowed; no part of the digest."""
-        return list(self._warnings)
-
-    def with_warnings(self, warnings: Iterable[Problem]) -> Definition:
-        """The same definition with these warnings."""
-        return self.model_copy()._warn(warnings)
-
-    def _warn(self, warnings: Iterable[Problem]) -> Definition:
-        self._warnings = tuple(warnings)
-        return self
+        """What loading found odd but allowed; no part of the digest. Loading fills it."""
+        return self._warnings
 
     def canonical(self) -> bytes:
         """Compact JSON, fields in the order of the schema, defaults left out."""
