@@ -4,7 +4,8 @@ Each takes the step's inputs by name and its further parameters. What it cannot 
 an AuthorError that says which input it was and what was found there, never the value itself.
 
 Paths (`key`, `path`, the values of `fields`) are dotted: `user.address.0.city`. Something that is
-not there counts as null. `true` is not 1; 1 is 1.0.
+not there counts as null. `true` is not 1; 1 is 1.0. Where a `key` may stand, an `expression` may
+stand instead: it comes in ready to be called with an item and its place (see `Evaluate`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from llm_orchestrator.steps.values import (
 
 Inputs = Mapping[str, Json]
 Parameters = Mapping[str, Json]
+Evaluate = Callable[[Json, int], Json]
+"""What the parameter `expression` is here: from an item and its place in the list to a value."""
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w-]*(?:\.[\w-]+)*)\}")
 
@@ -56,11 +59,11 @@ def merge(inputs: Inputs, parameters: Parameters) -> Json:
 def filter_items(inputs: Inputs, parameters: Parameters) -> Json:
     """Items of a list whose `key` fits `op` and `value`; an object stays whole or becomes null."""
     name, value = _single(inputs)
-    keep = _predicate(parameters)
+    keep = _predicate(name, parameters)
     if isinstance(value, Mapping):
-        return value if keep(value, name) else None
+        return value if keep(value, 0) else None
     items = _list(name, value, alternative="an object")
-    return [item for place, item in enumerate(items) if keep(item, f"{name}[{place}]")]
+    return [item for place, item in enumerate(items) if keep(item, place)]
 
 
 def concat(inputs: Inputs, parameters: Parameters) -> Json:
@@ -75,25 +78,27 @@ def concat(inputs: Inputs, parameters: Parameters) -> Json:
 
 
 def map_items(inputs: Inputs, parameters: Parameters) -> Json:
-    """Of each item what stands at `key`, or an object of `fields`."""
+    """Of each item what stands at `key`, an object of `fields`, or what `expression` makes."""
     name, value = _single(inputs)
-    pick = _picker(parameters, "map")
-    return [pick(item) for item in _list(name, value)]
+    pick = _picker(parameters)
+    return [pick(item, place) for place, item in enumerate(_list(name, value))]
 
 
 def select(inputs: Inputs, parameters: Parameters) -> Json:
     """Like map, on an object or on each object of a list."""
     name, value = _single(inputs)
-    pick = _picker(parameters, "select")
+    pick = _picker(parameters)
     if isinstance(value, Mapping):
-        return pick(value)
-    return [pick(item) for item in _list(name, value, alternative="an object")]
+        return pick(value, 0)
+    items = _list(name, value, alternative="an object")
+    return [pick(item, place) for place, item in enumerate(items)]
 
 
 def sort(inputs: Inputs, parameters: Parameters) -> Json:
     """A list in order, by `key` if given, `reverse` if true. Stable; nulls come last either way."""
     name, value = _single(inputs)
-    pairs = [(_at(item, parameters), item) for item in _list(name, value)]
+    items = _list(name, value)
+    pairs = [(_at(item, place, parameters), item) for place, item in enumerate(items)]
     known = [pair for pair in pairs if pair[0] is not None]
     for place, (found, _) in enumerate(pairs):
         if found is not None and not _is_comparable(found, known[0][0]):
@@ -108,8 +113,8 @@ def unique(inputs: Inputs, parameters: Parameters) -> Json:
     name, value = _single(inputs)
     seen: set[Hashable] = set()
     result = []
-    for item in _list(name, value):
-        mark = fingerprint(_at(item, parameters))
+    for place, item in enumerate(_list(name, value)):
+        mark = fingerprint(_at(item, place, parameters))
         if mark not in seen:
             seen.add(mark)
             result.append(item)
@@ -132,12 +137,13 @@ def split(inputs: Inputs, parameters: Parameters) -> Json:
 def join(inputs: Inputs, parameters: Parameters) -> Json:
     """The items of a list as one text, `separator` (default: line end) between them."""
     name, value = _single(inputs)
-    items = [to_text(_at(item, parameters)) for item in _list(name, value)]
-    return _text_parameter(parameters, "separator", "\n").join(items)
+    items = enumerate(_list(name, value))
+    texts = [to_text(_at(item, place, parameters)) for place, item in items]
+    return _text_parameter(parameters, "separator", "\n").join(texts)
 
 
 def format_text(inputs: Inputs, parameters: Parameters) -> Json:
-    """`text` with each {name} or {name.path} replaced by that input; other braces stay."""
+    """`template` with each {name} or {name.path} replaced by that input; other braces stay."""
     missing = object()
 
     def replace(match: re.Match[str]) -> str:
@@ -150,7 +156,7 @@ def format_text(inputs: Inputs, parameters: Parameters) -> Json:
             raise AuthorError(f"nothing stands at {{{match[1]}}}; the inputs are {known}")
         return to_text(value)
 
-    return _PLACEHOLDER.sub(replace, _text_parameter(parameters, "text", ""))
+    return _PLACEHOLDER.sub(replace, _text_parameter(parameters, "template", ""))
 
 
 def extract(inputs: Inputs, parameters: Parameters) -> Json:
@@ -195,8 +201,8 @@ def template(inputs: Inputs, parameters: Parameters) -> Json:
 
 
 def expression(inputs: Inputs, parameters: Parameters) -> Json:
-    """`expression`, which was evaluated before the step began."""
-    return parameters["expression"]
+    """`value`, which was evaluated before the step began."""
+    return parameters["value"]
 
 
 def length(inputs: Inputs, parameters: Parameters) -> Json:
@@ -212,8 +218,8 @@ def total(inputs: Inputs, parameters: Parameters) -> Json:
     numbers: list[tuple[str, Json]] = []
     for name, value in inputs.items():
         if isinstance(value, list):
-            places = ((f"{name}[{place}]", item) for place, item in enumerate(value))
-            numbers += [(place, _at(item, parameters)) for place, item in places]
+            for place, item in enumerate(value):
+                numbers.append((f"{name}[{place}]", _at(item, place, parameters)))
         else:
             numbers.append((name, value))
     for name, value in numbers:
@@ -263,8 +269,10 @@ def _flag(parameters: Parameters, name: str) -> bool:
     return value
 
 
-def _at(item: Json, parameters: Parameters) -> Json:
-    """The item itself, or what stands at `key` in it."""
+def _at(item: Json, place: int, parameters: Parameters) -> Json:
+    """What `expression` makes of the item, what stands at `key` in it, or the item itself."""
+    if "expression" in parameters:
+        return parameters["expression"](item, place)
     key = parameters.get("key")
     return item if key is None else look_up(item, key)
 
@@ -274,40 +282,45 @@ def _is_comparable(left: Json, right: Json) -> bool:
     return both_text or (is_number(left) and is_number(right))
 
 
-def _picker(parameters: Parameters, function: str) -> Callable[[Json], Json]:
-    """What to take of an item: `key`, or `fields` as a list of paths or as new name: path."""
-    if ("key" in parameters) == ("fields" in parameters):
-        raise AuthorError("give either the parameter 'key' or the parameter 'fields'")
+def _picker(parameters: Parameters) -> Callable[[Json, int], Json]:
+    """What to take of an item: `key`, `expression`, or `fields` (paths, or new name: path)."""
+    if sum(name in parameters for name in ("key", "fields", "expression")) != 1:
+        raise AuthorError("give one of the parameters 'key', 'fields' and 'expression'")
+    if "expression" in parameters:
+        return parameters["expression"]  # type: ignore[no-any-return]
     if "key" in parameters:
-        return lambda item: look_up(item, parameters["key"], parameters.get("default"))
+        return lambda item, _: look_up(item, parameters["key"], parameters.get("default"))
     fields = parameters["fields"]
-    if isinstance(fields, list):
+    if isinstance(fields, list | tuple):
         fields = {str(path): path for path in fields}
     if not isinstance(fields, Mapping):
-        raise AuthorError(f"the parameter 'fields' of {function} must be a list or an object")
+        raise AuthorError(f"the parameter 'fields' is {describe(fields)}, not a list or an object")
     missing = object()
 
-    def pick(item: Json) -> Json:
+    def pick(item: Json, place: int) -> Json:
         found = {name: look_up(item, path, missing) for name, path in fields.items()}
         return {name: value for name, value in found.items() if value is not missing}
 
     return pick
 
 
-def _predicate(parameters: Parameters) -> Callable[[Json, str], bool]:
+def _predicate(name: str, parameters: Parameters) -> Callable[[Json, int], bool]:
+    if "expression" in parameters and "value" not in parameters:
+        return lambda item, place: bool(parameters["expression"](item, place))
+    if "value" not in parameters:
+        raise AuthorError("it needs the parameter 'value' or the parameter 'expression'")
     operator = parameters.get("op", "eq")
     if operator not in _OPERATORS:
-        known = ", ".join(_OPERATORS)
-        raise AuthorError(f"there is no op {operator!r}; use one of {known}")
-    compare, wanted = _OPERATORS[operator], parameters.get("value")
+        raise AuthorError(f"there is no op {operator!r}; use one of {', '.join(_OPERATORS)}")
+    compare, wanted = _OPERATORS[operator], parameters["value"]
 
-    def keep(item: Json, name: str) -> bool:
-        found = _at(item, parameters)
+    def keep(item: Json, place: int) -> bool:
+        found = _at(item, place, parameters)
         result = compare(found, wanted)
         if result is None:
             raise AuthorError(
-                f"the input {name!r} is {describe(found)}, which {operator!r} cannot compare"
-                f" with {describe(wanted)}"
+                f"the input '{name}[{place}]' holds {describe(found)}, which {operator!r} cannot"
+                f" compare with {describe(wanted)}"
             )
         return result
 
@@ -361,20 +374,20 @@ def _function(
 
 FUNCTIONS: Mapping[str, Function] = {
     "merge": _function(merge),
-    "filter": _function(filter_items, "key", "op", required=["value"]),
+    "filter": _function(filter_items, "key", "op", "value", "expression"),
     "concat": _function(concat, "separator"),
-    "map": _function(map_items, "key", "fields", "default"),
-    "select": _function(select, "key", "fields", "default"),
-    "sort": _function(sort, "key", "reverse"),
-    "unique": _function(unique, "key"),
+    "map": _function(map_items, "key", "fields", "default", "expression"),
+    "select": _function(select, "key", "fields", "default", "expression"),
+    "sort": _function(sort, "key", "reverse", "expression"),
+    "unique": _function(unique, "key", "expression"),
     "split": _function(split, "separator", "trim"),
-    "join": _function(join, "separator", "key"),
-    "format": _function(format_text, required=["text"]),
+    "join": _function(join, "separator", "key", "expression"),
+    "format": _function(format_text, required=["template"]),
     "extract": _function(extract, "path", "pattern", "group", "all", "default"),
     "parse_json": _function(parse),
     "to_json": _function(dump, "indent"),
     "template": _function(template, required=["template"]),
-    "expression": _function(expression, required=["expression"]),
+    "expression": _function(expression, required=["value"]),
     "length": _function(length),
-    "sum": _function(total, "key"),
+    "sum": _function(total, "key", "expression"),
 }

@@ -90,7 +90,7 @@ class _Conversation:
         follow_up = list(self.target.follow_up)
         partial = self.target.partial
         problem = ""
-        for reask in range(len(follow_up) // 2, reask_max + 1):
+        for reask in range(min(len(follow_up) // 2, reask_max), reask_max + 1):
             response = await self._ask(follow_up, partial, reask)
             data, problem = self._read(response)
             if not problem:
@@ -110,7 +110,7 @@ class _Conversation:
         self, follow_up: Sequence[Mapping[str, Json]], partial: Partial | None, reask: int
     ) -> LLMResponse:
         provider = self.context.providers.llm(self.target.provider)
-        prefix = None if partial is None else partial.text
+        prefix = (partial.text or None) if partial else None
         stream = _Stream(self.context, self._kept(follow_up), prefix)
         stream.begin({} if partial is None else partial.handle)
         response = await provider.complete(

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 from llm_orchestrator.errors import AuthorError
 from llm_orchestrator.model import Effect, Json
 from llm_orchestrator.steps.base import Outputs, StepContext
-from llm_orchestrator.steps.functions import FUNCTIONS, Function
-from llm_orchestrator.steps.values import further_options
+from llm_orchestrator.steps.functions import FUNCTIONS, Evaluate, Function
+
+_FIELDS = ("template", "key", "by", "fields", "path", "pattern", "separator", "descending")
+_ALIASES = {"by": "key", "descending": "reverse"}
 
 
 class Transform:
@@ -30,8 +32,8 @@ class Transform:
 
     async def execute(self, context: StepContext, config: Any) -> Outputs:
         """Raises AuthorError that names the input that does not fit, and what it is."""
-        parameters = further_options(config)
-        return {"result": apply(config.function, name_inputs(config.inputs), parameters)}
+        inputs = name_inputs(config.inputs)
+        return {"result": apply(config.function, inputs, _parameters(config, inputs))}
 
 
 def apply(name: str, inputs: Mapping[str, Json], parameters: Mapping[str, Json]) -> Json:
@@ -61,6 +63,32 @@ def name_inputs(inputs: Json) -> dict[str, Json]:
     if isinstance(inputs, list | tuple):
         return {str(place): value for place, value in enumerate(inputs)}
     return {"0": inputs}
+
+
+def _parameters(config: Any, inputs: Mapping[str, Json]) -> dict[str, Json]:
+    """What the file set, under one name each; `expression` ready to be called."""
+    given = dict(config.free)
+    for field in _FIELDS:
+        value = getattr(config, field)
+        if field in config.model_fields_set and value is not None and value is not False:
+            given[_ALIASES.get(field, field)] = value
+    if "value" in config.model_fields_set and "value" in FUNCTIONS[config.function].parameters:
+        given["value"] = config.value
+    if config.expression is not None:
+        given["expression"] = _evaluator(config, inputs)
+    return given
+
+
+def _evaluator(config: Any, inputs: Mapping[str, Json]) -> Evaluate:
+    from llm_orchestrator.language.templates import Templates  # noqa: PLC0415 (heavy)
+
+    templates = Templates()
+    scope = {**config.scope, "inputs": inputs}
+
+    def evaluate(item: Json, place: int) -> Json:
+        return templates.evaluate(config.expression, {**scope, "item": item, "index": place})
+
+    return evaluate
 
 
 def _check_parameters(name: str, function: Function, parameters: Mapping[str, Json]) -> None:
