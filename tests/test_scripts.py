@@ -67,7 +67,19 @@ def setup(clone: Path, pythons: dict[str, str]) -> subprocess.CompletedProcess[s
     """Run scripts/setup on a machine whose only Pythons are these shell scripts."""
     tools = clone / "bin"
     tools.mkdir()
-    for tool in ("bash", "cat", "cut", "dirname", "env", "flock", "mkdir", "rm", "sha256sum", "sh"):
+    for tool in (
+        "bash",
+        "cat",
+        "cut",
+        "dirname",
+        "env",
+        "flock",
+        "mkdir",
+        "rm",
+        "sed",
+        "sha256sum",
+        "sh",
+    ):
         (tools / tool).symlink_to(shutil.which(tool) or tool)
     for name, script in pythons.items():
         (tools / name).write_text(f"#!/bin/sh\n{script}\n")
