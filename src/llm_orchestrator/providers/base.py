@@ -69,6 +69,8 @@ class LLMResponse:
     response_id: str = ""
     resumed: Resume | None = None
     resumed_from_tokens: int = 0
+    is_priced: bool = True
+    """False: the price of this model is not known, and a cost of 0 does not mean free."""
 
 
 class LLMProvider(Protocol):
@@ -84,6 +86,8 @@ class LLMProvider(Protocol):
     ) -> LLMResponse:
         """Ask once. Chunks are the new text only. `on_handle` is told what a later attempt needs.
 
+        If the request carries a partial, `on_handle` is first told `kept_chars`: all of its text,
+        or 0 when the answer starts again, in which case readers must be told before any chunk.
         Raises ProviderError's subclasses only. A request cut off after it went out raises
         ProviderTransient when it is safe to send again (every LLM call is; it may cost twice).
         """
@@ -99,6 +103,7 @@ class EmbedResponse:
     vectors: Sequence[Sequence[float]]
     model: str
     usage: Usage
+    is_priced: bool = True
 
 
 class EmbeddingProvider(Protocol):

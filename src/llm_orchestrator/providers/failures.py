@@ -60,19 +60,24 @@ def error_of(
     said = excerpt(message, failure.secrets) if message else "no reason given"
     text = f"{failure.provider} answered {status}: {said}"
     wait = retry_after_s(headers, failure.now_us)
-    shared = {"provider": failure.provider, "status": status}
+
+    def made(
+        kind: type[ProviderError], hint: str | None = None, wait: float | None = None
+    ) -> ProviderError:
+        return kind(text, provider=failure.provider, status=status, retry_after_s=wait, hint=hint)
+
     if any(word in kind for word in _FILTERED):
-        return ProviderContentFiltered(text, **shared, hint="change the prompt")  # type: ignore[arg-type]
+        return made(ProviderContentFiltered, "change the prompt")
     if status == 429:
         hint = "add credit or raise the limit" if "insufficient_quota" in kind else None
-        return ProviderRateLimited(text, **shared, retry_after_s=wait, hint=hint)  # type: ignore[arg-type]
+        return made(ProviderRateLimited, hint, wait)
     if status in (401, 402, 403, 407):
         hint = "check the account's credit" if status == 402 else key_hint(failure.variable)
-        return ProviderAuthentication(text, **shared, hint=hint)  # type: ignore[arg-type]
+        return made(ProviderAuthentication, hint)
     if status in _TRANSIENT or status >= 500:
-        return ProviderTransient(text, **shared, retry_after_s=wait)  # type: ignore[arg-type]
+        return made(ProviderTransient, None, wait)
     hint = "set the base URL to its final address" if status < 400 else None
-    return ProviderInvalidRequest(text, **shared, hint=hint)  # type: ignore[arg-type]
+    return made(ProviderInvalidRequest, hint)
 
 
 def stream_error(failure: Failure, error: Json) -> ProviderError:

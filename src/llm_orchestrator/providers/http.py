@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -60,6 +60,7 @@ class HttpClient:
         self._connections_max = connections_max
         self._proxy = proxy
         self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def post(
         self, target: Target, path: str, body: Json, *, headers: Mapping[str, str] | None = None
@@ -111,12 +112,12 @@ class HttpClient:
             sent["Content-Type"] = "application/json"
         with _typed_errors(target):
             response = await self._connect(target, method, path, data=data, headers=sent)
-            try:
-                if response.status >= 300:
-                    await self._refuse(target, response)
-                yield response
-            finally:
-                response.release() if response.content.at_eof() else response.close()
+        try:
+            if response.status >= 300:
+                await self._refuse(target, response)
+            yield response
+        finally:
+            response.release() if response.content.at_eof() else response.close()
 
     async def _connect(
         self,
@@ -151,7 +152,8 @@ class HttpClient:
     def _ready(self) -> aiohttp.ClientSession:
         """Return the session of the running loop; another loop's is of no use here."""
         loop = asyncio.get_running_loop()
-        if self._session is None or self._session.closed or self._session._loop is not loop:  # noqa: SLF001
+        if self._session is None or self._session.closed or self._loop is not loop:
+            self._loop = loop
             connector = aiohttp.TCPConnector(limit=self._connections_max, keepalive_timeout=30)
             self._session = aiohttp.ClientSession(connector=connector, trust_env=False)
         return self._session
@@ -174,7 +176,7 @@ class Stream:
         self._response = response
         self.whole = whole
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """Events as they come. A connection that breaks raises; one that just ends does not."""
         if self._response is None:
             return
@@ -199,20 +201,24 @@ def parse(target: Target, text: str | bytes) -> Json:
 
 async def _read_json(target: Target, response: aiohttp.ClientResponse) -> Json:
     parts, size = [], 0
-    async for part in response.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > _ANSWER_BYTES_MAX:
-            raise ProviderInvalidRequest(
-                f"{target.provider} answered with more than {_ANSWER_BYTES_MAX} bytes",
-                provider=target.provider,
-            )
+    with _typed_errors(target):
+        async for part in response.content.iter_any():
+            parts.append(part)
+            size += len(part)
+            if size > _ANSWER_BYTES_MAX:
+                raise ProviderInvalidRequest(
+                    f"{target.provider} answered with more than {_ANSWER_BYTES_MAX} bytes",
+                    provider=target.provider,
+                )
     return parse(target, b"".join(parts))
 
 
 @contextlib.contextmanager
-def _typed_errors(target: Target) -> AsyncIterator[None]:  # type: ignore[misc]
-    """Translate aiohttp's errors. Nothing of aiohttp's leaves this module."""
+def _typed_errors(target: Target) -> Iterator[None]:
+    """Translate aiohttp's errors. Nothing of aiohttp's leaves this module.
+
+    Put only around waiting for the network: what a reader of the stream raises is not ours.
+    """
     name = target.provider
     where = target.base_urls[0] if target.base_urls else "nowhere"
     try:
@@ -228,9 +234,10 @@ def _typed_errors(target: Target) -> AsyncIterator[None]:  # type: ignore[misc]
             f"{name} has no usable address: {where}", provider=name, hint="set its base URL"
         ) from error
     except aiohttp.ClientConnectorError as error:
+        cause = getattr(error, "os_error", error)
+        reason = scrub(getattr(cause, "strerror", None) or str(cause), (target.key,))
         raise ProviderTransient(
-            f"{name} cannot be reached at {where}: {error.os_error.strerror or error.os_error}",
-            provider=name,
+            f"{name} cannot be reached at {where}: {reason}", provider=name
         ) from error
     except (aiohttp.ClientError, OSError) as error:
         reason = scrub(str(error) or type(error).__name__, (target.key,))
