@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from llm_orchestrator.language.lexer import is_template
 from llm_orchestrator.model import Backoff, Effect, Json, OnUnknown, Policy, Retry
 
 if TYPE_CHECKING:
@@ -47,11 +48,6 @@ Seconds = Annotated[float, Field(gt=0, le=366 * 86_400), BeforeValidator(_no_boo
 Count = Annotated[int, Field(ge=1, le=10_000_000), BeforeValidator(_no_bool)]
 Limit = Annotated[int, Field(ge=1, le=100_000), BeforeValidator(_no_bool)]
 Milliseconds = Annotated[int, Field(ge=0, le=86_400_000), BeforeValidator(_no_bool)]
-
-
-def is_template(value: object) -> bool:
-    """True for text that holds `{{` or `{%`: what `Templates.render` would work on."""
-    return isinstance(value, str) and ("{{" in value or "{%" in value)
 
 
 class _AllowTemplate:
