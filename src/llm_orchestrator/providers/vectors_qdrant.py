@@ -130,7 +130,9 @@ class QdrantVectors:
         try:
             client = import_module("qdrant_client").QdrantClient
         except ImportError as error:
-            raise ConfigError(f"qdrant cannot be loaded: {error}", hint=HINT) from error
+            raise ProviderInvalidRequest(
+                f"qdrant cannot be loaded: {error}", provider=self.name, hint=HINT
+            ) from error
         if self._path is None:
             return client(
                 url=self._url,
@@ -142,8 +144,9 @@ class QdrantVectors:
             self._path.mkdir(parents=True, exist_ok=True)
             return client(path=str(self._path))
         except (RuntimeError, OSError) as error:
-            raise ConfigError(
+            raise ProviderInvalidRequest(
                 f"the embedded qdrant in {self._path} cannot be opened: {error}",
+                provider=self.name,
                 hint="one process at a time may use it; for more run a server, set QDRANT_URL",
             ) from error
 
