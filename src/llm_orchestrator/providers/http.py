@@ -7,7 +7,9 @@ else: error messages are shortened and scrubbed. Every failure is one of errors.
 request that was cut off counts as transient, because asking a model again is always allowed.
 
 A target may name further addresses. The next one is tried only when a connection could not be made,
-so no request is ever sent twice.
+and a kept connection that proves dead before the request is written is replaced by another: no
+request is ever sent twice. llama.cpp closes the connection after every stream though it promises to
+keep it, so a stream over plain HTTP gets one of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from llm_orchestrator.providers.failures import Failure, error_of, excerpt, scru
 from llm_orchestrator.providers.sse import Event, SseParser
 
 _CONNECT_S_MAX = 10.0
+_IDLE_S_MAX = 4.0  # uvicorn and llama.cpp close theirs after 5 s; be the first
+_STALE_MAX = 2
 _ANSWER_BYTES_MAX = 256 << 20
 _ERROR_BYTES_MAX = 64 << 10
 
@@ -84,6 +88,8 @@ class HttpClient:
         """
         method = "GET" if body is None else "POST"
         accept = {"Accept": "text/event-stream", **(headers or {})}
+        if any(url.startswith("http:") for url in target.base_urls):
+            accept["Connection"] = "close"
         async with self._open(target, method, path, body=body, headers=accept) as response:
             if response.content_type == "application/json":
                 yield Stream(target, None, await _read_json(target, response))
@@ -132,12 +138,13 @@ class HttpClient:
             total=None, sock_connect=_CONNECT_S_MAX, sock_read=target.timeout_s
         )
         session = self._ready()
-        last = len(target.base_urls) - 1
-        for number, base_url in enumerate(target.base_urls):
+        stale = 0
+        addresses = list(reversed(target.base_urls))
+        while addresses:
             try:
                 return await session.request(
                     method,
-                    base_url + path,
+                    addresses[-1] + path,
                     data=data,
                     headers=headers,
                     timeout=timeout,
@@ -145,7 +152,12 @@ class HttpClient:
                     allow_redirects=False,
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-                if number == last:
+                addresses.pop()
+                if not addresses:
+                    raise
+            except aiohttp.ClientOSError as error:
+                stale += 1
+                if stale > _STALE_MAX or not _is_unsent(error):
                     raise
         raise ProviderInvalidRequest(f"{target.provider} has no address", provider=target.provider)
 
@@ -154,7 +166,9 @@ class HttpClient:
         loop = asyncio.get_running_loop()
         if self._session is None or self._session.closed or self._loop is not loop:
             self._loop = loop
-            connector = aiohttp.TCPConnector(limit=self._connections_max, keepalive_timeout=30)
+            connector = aiohttp.TCPConnector(
+                limit=self._connections_max, keepalive_timeout=_IDLE_S_MAX
+            )
             self._session = aiohttp.ClientSession(connector=connector, trust_env=False)
         return self._session
 
@@ -197,6 +211,11 @@ def parse(target: Target, text: str | bytes) -> Json:
             f"{target.provider} answered with something that is not JSON: {shown}",
             provider=target.provider,
         ) from error
+
+
+def _is_unsent(error: aiohttp.ClientOSError) -> bool:
+    """True when the connection was found closed before all of the request was written to it."""
+    return isinstance(error.__cause__, aiohttp.ClientConnectionResetError)
 
 
 async def _read_json(target: Target, response: aiohttp.ClientResponse) -> Json:
