@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_orchestrator.errors import AuthorError
+from llm_orchestrator.language.templates import is_true
 from llm_orchestrator.model import Json
 from llm_orchestrator.steps.values import (
     describe,
@@ -306,7 +307,7 @@ def _picker(parameters: Parameters) -> Callable[[Json, int], Json]:
 
 def _predicate(name: str, parameters: Parameters) -> Callable[[Json, int], bool]:
     if "expression" in parameters and "value" not in parameters:
-        return lambda item, place: bool(parameters["expression"](item, place))
+        return lambda item, place: is_true(parameters["expression"](item, place))
     if "value" not in parameters:
         raise AuthorError("it needs the parameter 'value' or the parameter 'expression'")
     operator = parameters.get("op", "eq")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from llm_orchestrator.errors import AuthorError
+from llm_orchestrator.language.templates import Templates
 from llm_orchestrator.model import Effect, Json
 from llm_orchestrator.steps.base import Outputs, StepContext
 from llm_orchestrator.steps.functions import FUNCTIONS, Evaluate, Function
@@ -26,6 +27,9 @@ class Transform:
     outputs: ClassVar[tuple[str, ...]] = ("result",)
     is_paid: ClassVar[bool] = False
 
+    def __init__(self) -> None:
+        self._templates = Templates()
+
     def effect(self, config: Any) -> Effect:
         """Pure."""
         return Effect.REPEATABLE
@@ -33,7 +37,19 @@ class Transform:
     async def execute(self, context: StepContext, config: Any) -> Outputs:
         """Raises AuthorError that names the input that does not fit, and what it is."""
         inputs = name_inputs(config.inputs)
-        return {"result": apply(config.function, inputs, _parameters(config, inputs))}
+        parameters = _given(config)
+        if config.expression is not None:
+            parameters["expression"] = self._evaluator(config, inputs)
+        return {"result": apply(config.function, inputs, parameters)}
+
+    def _evaluator(self, config: Any, inputs: Mapping[str, Json]) -> Evaluate:
+        scope = {**config.scope, "inputs": inputs}
+
+        def evaluate(item: Json, place: int) -> Json:
+            names = {**scope, "item": item, "index": place}
+            return self._templates.evaluate(config.expression, names)
+
+        return evaluate
 
 
 def apply(name: str, inputs: Mapping[str, Json], parameters: Mapping[str, Json]) -> Json:
@@ -65,8 +81,8 @@ def name_inputs(inputs: Json) -> dict[str, Json]:
     return {"0": inputs}
 
 
-def _parameters(config: Any, inputs: Mapping[str, Json]) -> dict[str, Json]:
-    """What the file set, under one name each; `expression` ready to be called."""
+def _given(config: Any) -> dict[str, Json]:
+    """What the file set, under one name each."""
     given = dict(config.free)
     for field in _FIELDS:
         value = getattr(config, field)
@@ -74,21 +90,7 @@ def _parameters(config: Any, inputs: Mapping[str, Json]) -> dict[str, Json]:
             given[_ALIASES.get(field, field)] = value
     if "value" in config.model_fields_set and "value" in FUNCTIONS[config.function].parameters:
         given["value"] = config.value
-    if config.expression is not None:
-        given["expression"] = _evaluator(config, inputs)
     return given
-
-
-def _evaluator(config: Any, inputs: Mapping[str, Json]) -> Evaluate:
-    from llm_orchestrator.language.templates import Templates  # noqa: PLC0415 (heavy)
-
-    templates = Templates()
-    scope = {**config.scope, "inputs": inputs}
-
-    def evaluate(item: Json, place: int) -> Json:
-        return templates.evaluate(config.expression, {**scope, "item": item, "index": place})
-
-    return evaluate
 
 
 def _check_parameters(name: str, function: Function, parameters: Mapping[str, Json]) -> None:

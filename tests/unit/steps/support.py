@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_orchestrator.clock import Clock, RealClock
 from llm_orchestrator.errors import ConfigError, TemplateError
@@ -18,8 +18,11 @@ from llm_orchestrator.providers.base import (
     LLMResponse,
     OnChunk,
     Partial,
+    Providers,
     VectorStore,
 )
+
+T = TypeVar("T")
 
 
 def config(kind: str, **fields: Json) -> Any:
@@ -51,7 +54,7 @@ class Shelf:
         return _find(self.stores, name)
 
 
-def _find(shelf: dict[str, Any], name: str) -> Any:
+def _find(shelf: dict[str, T], name: str) -> T:
     if name not in shelf:
         raise ConfigError(f"no provider {name}")
     return shelf[name]
@@ -66,7 +69,7 @@ class Room:
     attempt: int = 1
     idempotency_key: str = "key-1"
     clock: Clock = field(default_factory=RealClock)
-    providers: Shelf = field(default_factory=Shelf)
+    providers: Providers = field(default_factory=Shelf)
     partial: Partial | None = None
     stream: str = ""
     resets: int = 0
