@@ -6,7 +6,9 @@ The model lies in `.tools/models` (98 MB, ignored by git) and is pulled by our o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+import select
+import signal
 from pathlib import Path
 
 from llm_orchestrator.providers import local_model
@@ -28,20 +30,33 @@ def data_dir_with_model(folder: Path) -> Path:
     return folder
 
 
+def wait_until_gone(pid: int) -> None:
+    """By the kernel's own event, not by looking again and again."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    with os.fdopen(descriptor) as file:
+        assert select.select([file], [], [], 60)[0], f"process {pid} is still there"
+
+
 class SharedServer:
     """One real server, which a test may kill; `url` starts it again. A `ServerSource`."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.server = LocalServer()
-        self.url_of: Callable[[str], str] = lambda url: url
-        """What the test's client is told instead: the address of a proxy that cuts."""
 
     async def url(self) -> str:
-        return self.url_of(await self.server.start(self.data_dir))
+        return await self.server.start(self.data_dir)
 
     async def close(self) -> None:
         """Stays up for the next test."""
 
     def stop(self) -> None:
         asyncio.run(self.server.stop())
+
+    def kill(self) -> None:
+        """As the kernel's out-of-memory killer would; returns when the process is gone."""
+        os.kill(self.server.pid, signal.SIGKILL)
+        wait_until_gone(self.server.pid)

@@ -106,7 +106,7 @@ def test_a_damaged_model_is_fetched_again(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(PullFailed, match="cannot write to .*file") as caught:
+    with pytest.raises(PullFailed, match=r"cannot write to .*file") as caught:
         local_model.pull(tmp_path / "file", lambda _: None)
     assert "LLM_ORCHESTRATOR_DATA" in str(caught.value.hint)
 

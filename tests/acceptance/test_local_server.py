@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -25,7 +25,7 @@ from llm_orchestrator.providers.local_server import (
     read_state,
     stop_shared,
 )
-from tests.acceptance.local_lab import data_dir_with_model
+from tests.acceptance.local_lab import data_dir_with_model, wait_until_gone
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -40,16 +40,6 @@ async def server() -> AsyncIterator[LocalServer]:
     server = LocalServer()
     yield server
     await server.stop()
-
-
-def wait_until_gone(pid: int) -> None:
-    """By the kernel's own event, not by looking again and again."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    with os.fdopen(descriptor) as file:
-        assert select.select([file], [], [], 60)[0], f"process {pid} is still there"
 
 
 async def test_a_private_server_is_found_by_nobody_and_stops(
@@ -73,7 +63,7 @@ async def test_a_shared_server_is_found_until_it_stops(data_dir: Path, server: L
     assert not (data_dir / STATE_FILE).exists()
 
 
-async def test_a_detached_server_outlives_who_started_it(data_dir: Path) -> None:
+def test_a_detached_server_outlives_who_started_it(data_dir: Path) -> None:
     program = (
         "import asyncio, sys; from pathlib import Path\n"
         "from llm_orchestrator.providers.local_server import LocalServer\n"
@@ -85,14 +75,14 @@ async def test_a_detached_server_outlives_who_started_it(data_dir: Path) -> None
     assert state is not None
     try:
         assert done.stderr == ""
-        assert await discover(data_dir) == done.stdout.strip() == state.base_url
+        assert asyncio.run(discover(data_dir)) == done.stdout.strip() == state.base_url
     finally:
-        assert await stop_shared(data_dir)
-    assert await discover(data_dir) is None
-    assert not await stop_shared(data_dir)
+        assert asyncio.run(stop_shared(data_dir))
+    assert asyncio.run(discover(data_dir)) is None
+    assert not asyncio.run(stop_shared(data_dir))
 
 
-async def test_a_private_server_dies_with_its_parent_however_that_dies(data_dir: Path) -> None:
+def test_a_private_server_dies_with_its_parent_however_that_dies(data_dir: Path) -> None:
     program = (
         "import asyncio, sys; from pathlib import Path\n"
         "from llm_orchestrator.providers.local_server import LocalServer\n"
@@ -114,7 +104,7 @@ async def test_a_private_server_dies_with_its_parent_however_that_dies(data_dir:
     wait_until_gone(pid)
 
 
-async def test_sigterm_ends_a_server_started_by_hand(data_dir: Path) -> None:
+def test_sigterm_ends_a_server_started_by_hand(data_dir: Path) -> None:
     model = local_model.require(data_dir)
     command = [sys.executable, "-m", "llm_orchestrator.providers.local_server", "--model"]
     child = subprocess.Popen(
@@ -143,12 +133,14 @@ async def test_a_state_file_of_a_dead_or_reused_pid_is_not_believed(
     assert read_state(data_dir) is not None
     assert await discover(data_dir) is None
     # The pid belongs to somebody else by now: it must not be asked, and above all not be ended.
-    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    bystander = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "input()", stdin=subprocess.PIPE
+    )
     (data_dir / STATE_FILE).write_text(json.dumps({**state, "pid": bystander.pid}))
     assert await discover(data_dir) is None
     assert not await stop_shared(data_dir)
-    assert bystander.poll() is None
-    bystander.communicate(b"\n")
+    assert bystander.returncode is None
+    await bystander.communicate(b"\n")
     (data_dir / STATE_FILE).write_text("not json")
     assert await discover(data_dir) is None
 
@@ -208,7 +200,7 @@ async def test_a_model_that_is_no_model_is_reported(tmp_path: Path, server: Loca
     target.parent.mkdir()
     with target.open("wb") as file:
         file.truncate(local_model.MODEL_SIZE)
-    with pytest.raises(LocalServerFailed, match="llama.cpp does not start") as caught:
+    with pytest.raises(LocalServerFailed, match=r"llama\.cpp does not start") as caught:
         await server.start(tmp_path)
     assert "llmo local pull" in str(caught.value.hint)
 

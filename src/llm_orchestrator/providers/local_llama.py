@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llm_orchestrator.providers.local_server")
     parser.add_argument("--model", required=True, help="path of a GGUF file")
     parser.add_argument("--port", type=int, default=0, help="0 lets the system choose")
-    parser.add_argument("--ctx", type=int, default=4096, help="tokens kept, shared by all slots")
+    parser.add_argument(
+        "--ctx", type=int, default=4096, help="context in tokens, divided among the slots"
+    )
     parser.add_argument("--slots", type=int, default=2, help="requests served at once")
     parser.add_argument("--state", type=Path, help="file that says where the server is")
     parser.add_argument("--until-stdin-closes", action="store_true", help="die with the parent")
@@ -70,7 +72,8 @@ def _serve(options: argparse.Namespace) -> Any:
     wanted.port = options.port
     wanted.n_ctx = options.ctx
     wanted.n_parallel = options.slots
-    wanted.kv_unified = True  # one long request may use what the other slots do not
+    # Shared by all slots, the cache makes answers depend on what else is being asked.
+    wanted.kv_unified = False
     wanted.cache_ram_mib = _PROMPT_CACHE_MIB  # the default would take 8 GiB
     wanted.warmup = False
     wanted.ui = False
