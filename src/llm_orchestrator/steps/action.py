@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, cast
 
@@ -73,8 +74,12 @@ class Actions:
         from importlib.metadata import entry_points  # noqa: PLC0415 (slow, rarely needed)
 
         for found in entry_points(group=PLUG_INS):
-            self._extra.setdefault(found.name, lambda found=found: found.load()())  # type: ignore[misc]
+            self._extra.setdefault(found.name, partial(_make, found))
         self._has_looked = True
+
+
+def _make(found: Any) -> Handler:
+    return cast("Handler", found.load()())
 
 
 class Action:
@@ -117,7 +122,11 @@ class Outbox:
 
 
 def check_parameters(
-    action: str, parameters: Mapping[str, Json], known: Iterable[str], required: Iterable[str]
+    action: str,
+    parameters: Mapping[str, Json],
+    known: Iterable[str],
+    *,
+    required: Iterable[str] = (),
 ) -> None:
     """Raise AuthorError for a parameter that the action does not know, or lacks."""
     names = list(known)

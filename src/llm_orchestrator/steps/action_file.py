@@ -34,7 +34,7 @@ class FileWrite:
         self, context: StepContext, parameters: Mapping[str, Json], *, effect: Effect
     ) -> Outputs:
         """Write; the result is {path, bytes}. Raises OperatorError when the disk says no."""
-        check_parameters("file_write", parameters, self.known, ["path"])
+        check_parameters("file_write", parameters, self.known, required=["path"])
         content = _encode(parameters)
         path = Path(str(parameters["path"]))
         write = append_to if parameters.get("append") else replace

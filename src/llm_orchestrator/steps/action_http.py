@@ -86,7 +86,7 @@ class Http:
         self, context: StepContext, parameters: Mapping[str, Json], *, effect: Effect
     ) -> Outputs:
         """Send it once; body (parsed when it is JSON), status, headers (lower-case names)."""
-        check_parameters("http", parameters, self.known, ["url"])
+        check_parameters("http", parameters, self.known, required=["url"])
         method = str(parameters.get("method", "GET")).upper()
         if method not in METHODS:
             raise AuthorError(f"action http has no method {method!r}")
@@ -94,7 +94,9 @@ class Http:
         body = _body(parameters, headers)
         if method not in REPEATABLE_METHODS:
             headers.setdefault("idempotency-key", _header_key(context))
-        return await send(context, _request(method, parameters, headers, body, effect))
+        return await send(
+            context, _request(method, parameters, headers=headers, body=body, effect=effect)
+        )
 
 
 class Webhook:
@@ -113,7 +115,7 @@ class Webhook:
         self, context: StepContext, parameters: Mapping[str, Json], *, effect: Effect
     ) -> Outputs:
         """Send it once; the outputs are those of `http`."""
-        check_parameters("webhook", parameters, self.known, ["url"])
+        check_parameters("webhook", parameters, self.known, required=["url"])
         body = to_json(parameters.get("payload", {})).encode("utf-8", "surrogatepass")
         timestamp = str(context.clock.now_us() // MICROSECONDS)
         headers = _headers(parameters.get("headers"))
@@ -123,7 +125,9 @@ class Webhook:
         if secret := parameters.get("secret"):
             signed = f"{headers['webhook-id']}.{timestamp}.".encode() + body
             headers["webhook-signature"] = sign(str(secret), signed)
-        return await send(context, _request("POST", parameters, headers, body, effect))
+        return await send(
+            context, _request("POST", parameters, headers=headers, body=body, effect=effect)
+        )
 
 
 def sign(secret: str, message: bytes) -> str:
@@ -301,7 +305,8 @@ def _shown_headers(response: aiohttp.ClientResponse) -> dict[str, Json]:
 def _request(
     method: str,
     parameters: Mapping[str, Json],
-    headers: dict[str, str],
+    *,
+    headers: Mapping[str, str],
     body: bytes | None,
     effect: Effect,
 ) -> Request:

@@ -16,7 +16,12 @@ class Approval:
     outputs: ClassVar[tuple[str, ...]] = ("approved", "form", "by")
 
     def plan(
-        self, config: Any, names: Names, children: Mapping[str, Outcome], waited: Json | None
+        self,
+        config: Any,
+        names: Names,
+        children: Mapping[str, Outcome],
+        *,
+        waited: Json | None = None,
     ) -> Plan:
         """A signal named by the engine first; then the answer, or what `on_timeout` says."""
         if waited is None:
@@ -37,7 +42,7 @@ class Approval:
             outputs={
                 "approved": answer["approved"],
                 "form": answer.get("form"),
-                "by": waited.get("by"),
+                "by": answer.get("by", waited.get("by")),
             }
         )
 

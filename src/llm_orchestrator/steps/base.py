@@ -154,15 +154,20 @@ class Names(Protocol):
 class Control(Protocol):
     """A step type that only plans. `waited` is the wait's result once it is over, never None then.
 
-    After a timer it is {}; after a signal {payload, by, timed_out} (payload may be null); after a
-    child run {run_id, state, output, error}. An approval's payload is {approved, form}.
+    After a timer it is {}; after a signal {payload, timed_out} (payload may be null); after a
+    child run {run_id, state, output, error}. An approval's payload is {approved, form, by}.
     """
 
     type: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
 
     def plan(
-        self, config: Any, names: Names, children: Mapping[str, Outcome], waited: Json | None
+        self,
+        config: Any,
+        names: Names,
+        children: Mapping[str, Outcome],
+        *,
+        waited: Json | None = None,
     ) -> Plan:
         """Pure. Called at first with no children and `waited` None."""
         ...

@@ -20,7 +20,12 @@ class Branch:
     outputs: ClassVar[tuple[str, ...]] = ("result", "branch")
 
     def plan(
-        self, config: Any, names: Names, children: Mapping[str, Outcome], waited: Json | None
+        self,
+        config: Any,
+        names: Names,
+        children: Mapping[str, Outcome],
+        *,
+        waited: Json | None = None,
     ) -> Plan:
         """One child, or none when nothing matches. The choice is made once and kept by its key.
 

@@ -16,13 +16,19 @@ class ChildWorkflow:
     outputs: ClassVar[tuple[str, ...]] = ("output", "run_id")
 
     def plan(
-        self, config: Any, names: Names, children: Mapping[str, Outcome], waited: Json | None
+        self,
+        config: Any,
+        names: Names,
+        children: Mapping[str, Outcome],
+        *,
+        waited: Json | None = None,
     ) -> Plan:
         """The child first, then its output; an error unless it completed."""
         workflow = config.workflow or config.file
         if waited is None:
             return Plan(wait=ChildRun(workflow, config.version, config.inputs))
         if waited["state"] != RunState.COMPLETED:
-            reason = waited.get("error") or "no error was recorded"
+            error = waited.get("error") or "no error was recorded"
+            reason = error.get("message", error) if isinstance(error, Mapping) else error
             return Plan(error=f"run {waited['run_id']} of {workflow} {waited['state']}: {reason}")
         return Plan(outputs={"output": waited.get("output"), "run_id": waited["run_id"]})

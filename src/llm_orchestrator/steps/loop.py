@@ -26,7 +26,12 @@ class Loop:
     outputs: ClassVar[tuple[str, ...]] = ("result", "iterations")
 
     def plan(
-        self, config: Any, names: Names, children: Mapping[str, Outcome], waited: Json | None
+        self,
+        config: Any,
+        names: Names,
+        children: Mapping[str, Outcome],
+        *,
+        waited: Json | None = None,
     ) -> Plan:
         """One iteration more, or the end. Inside, names are `iteration` and `previous`."""
         if failure := find_failure(children):

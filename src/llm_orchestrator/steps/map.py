@@ -22,7 +22,12 @@ class Map:
     outputs: ClassVar[tuple[str, ...]] = ("results",)
 
     def plan(
-        self, config: Any, names: Names, children: Mapping[str, Outcome], waited: Json | None
+        self,
+        config: Any,
+        names: Names,
+        children: Mapping[str, Outcome],
+        *,
+        waited: Json | None = None,
     ) -> Plan:
         """All items at once. A result is the last step's first output, null when skipped."""
         if failure := find_failure(children):

@@ -17,7 +17,12 @@ class Parallel:
     outputs: ClassVar[tuple[str, ...]] = ("results",)
 
     def plan(
-        self, config: Any, names: Names, children: Mapping[str, Outcome], waited: Json | None
+        self,
+        config: Any,
+        names: Names,
+        children: Mapping[str, Outcome],
+        *,
+        waited: Json | None = None,
     ) -> Plan:
         """All tasks at once. Results are {task id: its outputs}, null for a skipped task."""
         if failure := find_failure(children):

@@ -34,8 +34,7 @@ class Python:
     async def execute(self, context: StepContext, config: Any) -> Outputs:
         """Raises AuthorError for what cannot be called or is no JSON; else what the call raises."""
         function = await asyncio.to_thread(load, config.function)
-        arguments = dict(config.args)
-        _add_context(config.function, function, arguments, context)
+        arguments = _arguments(config, function, context)
         if inspect.iscoroutinefunction(function):
             result = await function(**arguments)
         else:
@@ -62,17 +61,17 @@ def load(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _add_context(
-    name: str, function: Callable[..., Any], arguments: dict[str, Any], context: StepContext
-) -> None:
-    """Hand the context over where the function asks for it; refuse arguments that do not fit."""
+def _arguments(config: Any, function: Callable[..., Any], context: StepContext) -> dict[str, Any]:
+    """`args`, and the context where the function asks for it. Raises AuthorError for a misfit."""
+    arguments = dict(config.args)
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
-        return
+        return arguments
     if "context" in signature.parameters and "context" not in arguments:
         arguments["context"] = context
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise AuthorError(f"{name} cannot be called with these args: {error}") from error
+        raise AuthorError(f"{config.function} cannot take these args: {error}") from error
+    return arguments

@@ -17,7 +17,12 @@ class Wait:
     outputs: ClassVar[tuple[str, ...]] = ("payload",)
 
     def plan(
-        self, config: Any, names: Names, children: Mapping[str, Outcome], waited: Json | None
+        self,
+        config: Any,
+        names: Names,
+        children: Mapping[str, Outcome],
+        *,
+        waited: Json | None = None,
     ) -> Plan:
         """A wait first, then its payload; an error when no signal came in time."""
         if waited is not None:
