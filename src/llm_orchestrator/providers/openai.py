@@ -41,7 +41,6 @@ from llm_orchestrator.providers.prices import PriceBook
 from llm_orchestrator.providers.sse import DONE
 
 OnHandle = Callable[[Mapping[str, Json]], None]
-OFFICIAL_URL = "https://api.openai.com/v1"
 
 
 class Prefill(StrEnum):
