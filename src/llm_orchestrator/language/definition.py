@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from llm_orchestrator.errors import NotFound, Problem
 from llm_orchestrator.language.base import BaseStep, Name, Part, Seconds, Steps
@@ -133,12 +133,10 @@ class Definition(Part):
     queue: str = Field("default", min_length=1, max_length=100)
     priority: int = Field(0, ge=-1000, le=1000)
 
-    _warnings: list[Problem] = PrivateAttr(default_factory=list)
-
-    @property
+    @cached_property
     def warnings(self) -> list[Problem]:
         """What loading found odd but allowed; no part of the digest. Loading fills it."""
-        return self._warnings
+        return []
 
     def canonical(self) -> bytes:
         """Compact JSON, fields in the order of the schema, defaults left out."""

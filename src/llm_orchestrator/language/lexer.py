@@ -23,11 +23,7 @@ _TOKEN = re.compile(
 _RAW_END = re.compile(r"\{%-?\s*endraw\s*-?%\}")
 _CLOSE = {"{{": "}}", "{%": "%}", "{#": "#}"}
 
-_KEYWORDS = """
-and as block call do else elif endblock endcall endfilter endfor endif endmacro endraw endset
-endwith extends false False filter for from if import in include is macro none None not null or raw
-recursive set true True with loop self
-"""
+_KEYWORDS = "and else false False if in is loop none None not null or recursive self true True"
 KEYWORDS = frozenset(_KEYWORDS.split())
 """Words that are never a name of a value."""
 

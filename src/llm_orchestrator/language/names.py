@@ -25,9 +25,9 @@ class NotJson(ValueError):
     """A value that no JSON can hold: a method, infinity, something without an end."""
 
 
-def nearest(name: str, valid: Iterable[object]) -> str:
+def nearest(name: str, valid: Iterable[object], cutoff: float = 0.6) -> str:
     """`; did you mean ...` with the closest valid name, or nothing."""
-    close = difflib.get_close_matches(name, [str(v) for v in valid], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, [str(v) for v in valid], n=1, cutoff=cutoff)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 

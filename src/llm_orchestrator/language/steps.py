@@ -7,7 +7,7 @@ they do not know; `free` returns it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
@@ -143,7 +143,7 @@ class TransformStep(FreeStep):
 
     `inputs` is a mapping of name to value, or a list of values; loading turns the list of bare
     names that the earlier system had into the mapping. `expression` is evaluated per item, with
-    `item`, `index`, `inputs` and all that the step sees (`scope`). Without a function an
+    `item`, `index` and all that the step sees (`scope`). Without a function an
     expression is the result itself: loading turns it into `function: expression` with `value`.
     """
 
@@ -169,6 +169,12 @@ class TransformStep(FreeStep):
     def scope(self) -> dict[str, Json]:
         """A copy of the names that `expression` uses besides item and index; set by rendering."""
         return self._scope
+
+    def with_scope(self, scope: dict[str, Json]) -> Self:
+        """The same step for one execution, with the names that `expression` uses."""
+        copy = self.model_copy()
+        copy._scope = scope  # noqa: SLF001 (its own)
+        return copy
 
 
 class ActionStep(FreeStep):

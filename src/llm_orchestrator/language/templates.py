@@ -55,7 +55,7 @@ class _Compiled(NamedTuple):
     expression: str | None = None
     template: str = ""
     is_checked: bool = False
-    """True: every path must be there; inside a list or a filter of ours nobody else would notice."""
+    """True: every path must be there; inside a list nobody else would notice that it is not."""
 
 
 class Templates:
