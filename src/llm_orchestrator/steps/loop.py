@@ -23,7 +23,7 @@ class Loop:
     """
 
     type: ClassVar[str] = "loop"
-    outputs: ClassVar[tuple[str, ...]] = ("result", "iterations")
+    outputs: ClassVar[tuple[str, ...]] = ("result", "iterations", "is_done")
 
     def plan(
         self,

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from llm_orchestrator.errors import AuthorError
+from llm_orchestrator.errors import AuthorError, TemplateError
 from llm_orchestrator.language.templates import Templates
 from llm_orchestrator.model import Effect, Json
 from llm_orchestrator.steps.base import Outputs, StepContext
@@ -43,7 +43,8 @@ class Transform:
         return {"result": apply(config.function, inputs, parameters)}
 
     def _evaluator(self, config: Any, inputs: Mapping[str, Json]) -> Evaluate:
-        scope = {**config.scope, "inputs": inputs}
+        """`inputs` are the run's, and over them the step's own of the same name."""
+        scope = {**config.scope, "inputs": {**config.scope.get("inputs", {}), **inputs}}
 
         def evaluate(item: Json, place: int) -> Json:
             names = {**scope, "item": item, "index": place}
@@ -64,6 +65,8 @@ def apply(name: str, inputs: Mapping[str, Json], parameters: Mapping[str, Json])
     _check_parameters(name, function, parameters)
     try:
         return function.apply(inputs, parameters)
+    except TemplateError:
+        raise
     except AuthorError as error:
         raise AuthorError(f"transform {name}: {error.message}", hint=error.hint) from error
     except RecursionError as error:

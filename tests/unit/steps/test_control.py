@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -219,8 +220,16 @@ def test_what_a_wait_brings_comes_out_even_when_it_is_null() -> None:
         ("", None),
     ],
 )
-def test_a_moment_is_read_in_utc(text: str, moment: int | None) -> None:
-    assert parse_moment(text) == moment
+def test_a_moment_is_read_in_utc_wherever_the_machine_stands(
+    text: str, moment: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert parse_moment(text) == moment
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_moment_that_is_none_is_an_error() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -122,9 +124,22 @@ async def test_each_question_has_an_idempotency_key_of_its_own() -> None:
 
 
 async def test_a_schema_that_points_elsewhere_is_refused_and_never_fetched() -> None:
-    schema = {"$ref": "http://127.0.0.1:9/schema.json"}
-    with pytest.raises(AuthorError, match="refers to"):
-        await LLM().execute(room(Scripted("one", say("{}"))), ask(response_schema=schema))
+    fetched: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            fetched.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"type": "object"}')
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        schema = {"$ref": f"http://127.0.0.1:{server.server_port}/schema.json"}
+        with pytest.raises(AuthorError, match="refers to"):
+            await LLM().execute(room(Scripted("one", say("{}"))), ask(response_schema=schema))
+        server.shutdown()
+    assert fetched == []
 
 
 async def test_a_schema_that_is_none_is_the_authors_mistake() -> None:

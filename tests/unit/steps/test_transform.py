@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_orchestrator.errors import AuthorError
+from llm_orchestrator.errors import AuthorError, TemplateError
 from llm_orchestrator.model import Json
 from llm_orchestrator.steps.functions import FUNCTIONS
 from llm_orchestrator.steps.transform import Transform, apply
@@ -83,6 +83,15 @@ async def test_filter_of_one_object_gives_it_whole_or_null() -> None:
     merged = {"text1": "a", "text2": "b"}
     assert await run("filter", {"m": merged}, key="text1", value="a") == merged
     assert await run("filter", {"m": merged}, key="text1", value="b") is None
+
+
+async def test_true_is_not_one_and_one_is_one_point_zero() -> None:
+    items = [1, True, 1.0, "1", [1], [True], {"a": 0}, {"a": False}]
+    assert await run("filter", {"x": items}, value=True) == [True]
+    assert await run("filter", {"x": items}, value=[1.0]) == [[1]]
+    assert [type(x) for x in await run("filter", {"x": items}, value=1)] == [int, float]
+    assert await run("filter", {"x": items}, value={"a": False}) == [{"a": False}]
+    assert len(await run("unique", {"x": items})) == 7
 
 
 async def test_filter_can_look_for_null() -> None:
@@ -247,6 +256,29 @@ async def test_template_and_expression_give_what_was_rendered() -> None:
     assert await run("template", {}, template="Hello Ann") == "Hello Ann"
     assert await run("expression", {}, value=[1, 2]) == [1, 2]
     assert await run("expression", {}, value=None) is None
+
+
+async def test_an_expression_says_what_is_taken_of_each_item() -> None:
+    rows = [{"n": 3, "t": "c"}, {"n": 1, "t": "a"}, {"n": 2, "t": "b"}]
+    inputs = {"rows": rows}
+    assert await run("map", inputs, expression="item.n * 10 + index") == [30, 11, 22]
+    expression = "item.n < inputs.max and inputs.rows | length == 3"
+    step = config("transform", function="filter", inputs=inputs, expression=expression)
+    step = step.with_scope({"inputs": {"max": 3}})
+    assert (await Transform().execute(Room(), step))["result"] == rows[1:]
+    assert await run("filter", {"x": ["no", "yes", ""]}, expression="item") == ["yes"]
+    assert await run("sort", inputs, expression="-item.n") == [rows[0], rows[2], rows[1]]
+    assert await run("unique", inputs, expression="item.n % 2") == [rows[0], rows[2]]
+    assert await run("sum", inputs, expression="item.n * item.n") == 14
+    assert await run("join", inputs, expression="item.t | upper", separator="") == "CAB"
+    with pytest.raises(TemplateError, match="nix"):
+        await run("map", inputs, expression="item.nix")
+
+
+async def test_a_value_never_enters_an_expression() -> None:
+    rows = [{"n": "{{ 1 + 1 }}"}]
+    assert await run("map", {"x": rows}, expression="item.n") == ["{{ 1 + 1 }}"]
+    assert await run("format", {"x": "{y}", "y": "no"}, template="{x}") == "{y}"
 
 
 async def test_length_counts() -> None:
