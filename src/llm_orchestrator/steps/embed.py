@@ -45,7 +45,7 @@ class Embed:
         how = Embedding(
             config.provider, config.model, config.dimensions, config.batch_size, config.parameters
         )
-        vectors, model, usage = await embed_texts(context, how, texts)
+        vectors, model, usage, is_priced = await embed_texts(context, how, texts)
         metadata = {
             "provider": config.provider,
             "model": model,
@@ -53,21 +53,22 @@ class Embed:
             "tokens_used": usage.input_tokens + usage.output_tokens,
             "count": len(vectors),
             "usage": usage.to_json(),
+            "is_priced": is_priced,
         }
         return {"vector": vectors[0] if is_single else vectors, "metadata": metadata}
 
 
 async def embed_texts(
     context: StepContext, how: Embedding, texts: Sequence[Json]
-) -> tuple[list[list[float]], str, Usage]:
-    """One vector per text, in order; the model that made them; what it used (booked already)."""
+) -> tuple[list[list[float]], str, Usage, bool]:
+    """One vector per text, in order; who made them; what was used (booked already) and is priced."""
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise AuthorError(f"input {place} to embed is {describe(text)}; it must be text")
     provider = context.providers.embedding(how.provider)
     size = min(how.batch_size or provider.batch_size_max, provider.batch_size_max)
     vectors: list[list[float]] = []
-    model, used = how.model, Usage()
+    model, used, is_priced = how.model, Usage(), True
     for start in range(0, len(texts), size):
         batch = texts[start : start + size]
         answer = await provider.embed(
@@ -81,4 +82,5 @@ async def embed_texts(
             )
         vectors += [[float(number) for number in vector] for vector in answer.vectors]
         model, used = answer.model, used + answer.usage
-    return vectors, model, used
+        is_priced = is_priced and answer.is_priced
+    return vectors, model, used, is_priced

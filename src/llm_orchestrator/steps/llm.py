@@ -172,6 +172,7 @@ class _Conversation:
                 "finish_reason": response.finish_reason,
                 "response_id": response.response_id,
                 "usage": self.usage.to_json(),
+                "is_priced": response.is_priced,
                 "resumed_from_tokens": response.resumed_from_tokens,
             },
             "data": data,

@@ -44,7 +44,9 @@ class Transform:
 
     def _evaluator(self, config: Any, inputs: Mapping[str, Json]) -> Evaluate:
         """`inputs` are the run's, and over them the step's own of the same name."""
-        scope = {**config.scope, "inputs": {**config.scope.get("inputs", {}), **inputs}}
+        outer = config.scope.get("inputs")
+        own = {**outer, **inputs} if isinstance(outer, Mapping) else inputs
+        scope = {**config.scope, "inputs": own}
 
         def evaluate(item: Json, place: int) -> Json:
             names = {**scope, "item": item, "index": place}

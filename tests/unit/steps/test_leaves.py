@@ -68,6 +68,7 @@ async def test_one_text_gives_one_vector() -> None:
         "tokens_used": 2,
         "count": 1,
         "usage": Usage(2).to_json(),
+        "is_priced": True,
     }
     assert here.usage == [Usage(2)]
 

@@ -52,6 +52,7 @@ async def test_outputs_come_in_binding_order_and_usage_is_booked() -> None:
         "finish_reason": "stop",
         "response_id": "r-9",
         "usage": Usage(10, 5, 0, 0.01).to_json(),
+        "is_priced": True,
         "resumed_from_tokens": 0,
     }
     assert here.usage == [Usage(10, 5, 0, 0.01)]
