@@ -61,7 +61,7 @@ class Embed:
 async def embed_texts(
     context: StepContext, how: Embedding, texts: Sequence[Json]
 ) -> tuple[list[list[float]], str, Usage, bool]:
-    """One vector per text, in order; who made them; what was used (booked already) and is priced."""
+    """One vector per text, in order; the model; what was used (booked already), and if priced."""
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise AuthorError(f"input {place} to embed is {describe(text)}; it must be text")
