@@ -20,6 +20,7 @@ import pytest
 
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.errors import ProviderInvalidRequest, ProviderTransient
+from llm_orchestrator.providers import local
 from llm_orchestrator.providers.base import LLMRequest, LLMResponse, Partial, Resume
 from llm_orchestrator.providers.http import HttpClient
 from llm_orchestrator.providers.local import LocalLLM
@@ -140,6 +141,14 @@ async def test_a_stream_says_the_same_as_a_whole_answer(llm: LocalLLM) -> None:
     whole, _ = await ask(llm, replace(STORY, stream=False))
     assert len(reader.chunks) > 40
     assert reader.text == streamed.text == whole.text
+
+
+async def test_an_answer_without_a_limit_ends_all_the_same(
+    llm: LocalLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "ANSWER_TOKENS_MAX", 5)
+    answer, _ = await ask(llm, replace(STORY, max_tokens=None))
+    assert (answer.usage.output_tokens, answer.finish_reason) == (5, "length")
 
 
 async def test_requests_at_the_same_time_do_not_disturb_each_other(llm: LocalLLM) -> None:

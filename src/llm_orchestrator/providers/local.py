@@ -60,8 +60,8 @@ class LocalLLM:
         target = Target(
             provider=self.name,
             base_urls=(await self._url(),),
-            # llama.cpp closes a kept connection after a stream without a word: the next request
-            # on it would fail. A new one costs nothing on this machine.
+            # llama.cpp closes connections without a word, after a stream or 5 s: a request that is
+            # sent on such a one fails. A new connection costs nothing on this machine.
             headers={"Connection": "close"},
             timeout_s=_SILENCE_S_MAX,
         )

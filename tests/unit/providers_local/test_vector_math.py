@@ -74,6 +74,17 @@ def test_both_paths_give_the_order_of_the_reference(
     assert [index for index, _ in plain] == reference(query, vectors, k)
 
 
+@pytest.mark.parametrize("has_numpy", [True, False])
+def test_vectors_of_one_direction_are_a_tie_whatever_their_length(
+    has_numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_numpy:
+        monkeypatch.setitem(sys.modules, "numpy", None)
+    blobs = [pack([1.0 * times, 2.0 * times, 7.0 * times]) for times in range(1, 200)]
+    found = top_k([3.0, 6.0, 21.0], blobs, 199)
+    assert found == [(index, 1.0) for index in range(199)]
+
+
 def test_numpy_is_really_used_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numpy")
 
