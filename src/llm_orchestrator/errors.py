@@ -5,6 +5,7 @@ OrchestratorError                 one base class; ``hint`` is the command or edi
 │   ├── DefinitionError           a workflow file is wrong; carries every problem at once
 │   ├── InputError                a run's inputs do not fit the workflow
 │   ├── TemplateError             a template or a condition cannot be evaluated
+│   ├── TooLarge                  a result is bigger than a journal may hold
 │   └── StepFailed                a step gave up after its last attempt
 ├── OperatorError                 the operator's problem: the hint names the command
 │   ├── ConfigError               a setting is missing or wrong
@@ -96,6 +97,12 @@ class TemplateError(AuthorError):
     """A template or condition does not parse, or names something that is not there."""
 
     kind = "template"
+
+
+class TooLarge(AuthorError):
+    """A result is bigger than a journal may hold. Not retried: the next one would be as big."""
+
+    kind = "too_large"
 
 
 class StepFailed(AuthorError):

@@ -197,15 +197,15 @@ class NewRun:
     workflow: str
     version: str
     digest: str
-    input: Json
     priority: int = 0
     queue: str = "default"
     idempotency_key: str | None = None
     parent_run_id: str | None = None
     wake_at: int = 0
-    labels: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Json] = field(default_factory=dict)
     """Where the run comes from: fork (run, seq), schedule, parent step. Empty for a fresh one."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    input: Json = None
 
 
 @dataclass(frozen=True, slots=True)

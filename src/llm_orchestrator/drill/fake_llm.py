@@ -11,7 +11,8 @@ it must never lose a line that a client could have seen the effect of.
 Steering: markers in the prompt or a header `X-Fake` (see fake_script), or
 POST /control {"script": [{...}, ...], "default": {...}, "reset": true}: each entry of the script is
 used up by one request (with "match": {"api", "model", "contains"} by the first that fits), the
-default stays. GET /control/ledger returns the lines. A key that contains "bad" is refused with 401.
+default stays. GET /control/ledger returns the lines, GET /control/idle answers when no request is
+under way. A key that contains "bad" is refused with 401.
 """
 
 from __future__ import annotations
@@ -84,6 +85,9 @@ class FakeLLM:
         self._clock = clock
         self._start = f"{clock.now_us():x}"
         self._requests = 0
+        self._under_way = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._seen: Counter[str] = Counter()
         self._script: list[dict[str, Json]] = []
         self._default: dict[str, Json] = {}
@@ -105,6 +109,7 @@ class FakeLLM:
         app.router.add_get("/health", self._health)
         app.router.add_post("/control", self._control)
         app.router.add_get("/control/ledger", self._lines)
+        app.router.add_get("/control/idle", self._idle)
         return app
 
     async def close(self) -> None:
@@ -136,6 +141,10 @@ class FakeLLM:
     async def _lines(self, request: web.Request) -> web.Response:
         return web.json_response(await self._ledger.lines())
 
+    async def _idle(self, request: web.Request) -> web.Response:
+        await self._is_idle.wait()
+        return web.json_response({"under_way": self._under_way})
+
     def _rule(self, api: str, model: str, prompt: str) -> dict[str, Json]:
         for place, entry in enumerate(self._script):
             match = entry.get("match", {})
@@ -150,6 +159,8 @@ class FakeLLM:
         rule = self._rule(api, ask.model, ask.prompt)
         act = behaviour(rule, ask.prompt, request.headers.get("X-Fake", ""))
         self._requests += 1
+        self._under_way += 1
+        self._is_idle.clear()
         self._seen[ask.sha] += 1
         ident = f"{self._start}-{self._requests}"
         line = {
@@ -172,7 +183,10 @@ class FakeLLM:
             act = act.calm()
         return ident, act
 
-    def _end(self, ident: str, outcome: str, tokens: int, status: int = 200) -> None:
+    def _end(self, ident: str, outcome: str, tokens: int, *, status: int = 200) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._is_idle.set()
         line = {"event": "ended", "id": ident, "at": self._clock.now_us(), "outcome": outcome}
         self._ledger.put(line | {"tokens": tokens, "status": status})
 
@@ -207,7 +221,7 @@ class FakeLLM:
         if trouble is not None:
             return trouble
         if refusal := wire.refusal(ask, act):
-            self._end(ident, "status", 0, 400)
+            self._end(ident, "status", 0, status=400)
             kind = "invalid_request_error"
             return web.json_response(wire.error(400, refusal, kind), status=400)
         said = answer(act, ask.sha, max_tokens=ask.max_tokens, prefix=ask.prefix, schema=ask.schema)
@@ -237,7 +251,7 @@ class FakeLLM:
             self._end(ident, "aborted", 0)
             raise
         if status:
-            self._end(ident, "status", 0, status)
+            self._end(ident, "status", 0, status=status)
             reason = f"Incorrect API key provided: {key}" if status == 401 else "steered to fail"
             headers = {"Retry-After": act.retry_after, "retry-after-ms": act.retry_after_ms}
             headers = {name: value for name, value in headers.items() if value}

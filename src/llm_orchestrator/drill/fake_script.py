@@ -28,6 +28,8 @@ WORDS = re.findall(
 )
 TOKEN = re.compile(r"\s*\S+|\s+$")
 MARKER = "[[fake:"
+_TOKENS = 20
+_LIMIT_ONLY = 1000  # so much is a client's default limit, not the length that it wants
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +134,17 @@ class Answer:
 
 
 def answer(act: Behaviour, seed: str, *, max_tokens: int, prefix: str, schema: Json) -> Answer:
-    """What the model says after `prefix`; with the prefix it is the uninterrupted answer."""
+    """What the model says after `prefix`; with the prefix it is the uninterrupted answer.
+
+    It has `tokens=` tokens if the prompt says so, else `max_tokens`, else (also when `max_tokens`
+    is 1000 or more) 20.
+    """
     kept = len(split(prefix))
     if act.reply or act.json is not None or schema is not None:
         full = split(act.reply or json.dumps(sample(schema) if act.json is None else act.json))
     else:
-        full = words(seed, act.tokens or (kept + max_tokens if max_tokens else max(20, kept)))
+        is_target = 0 < max_tokens < _LIMIT_ONLY
+        full = words(seed, act.tokens or (kept + max_tokens if is_target else max(_TOKENS, kept)))
     text = "".join(full)
     rest = split(text[len(prefix) :]) if text.startswith(prefix) else words(seed + prefix, 20)
     if max_tokens and len(rest) > max_tokens:

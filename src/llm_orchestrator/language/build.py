@@ -7,16 +7,18 @@ data as it was written (also where a key was renamed on the way).
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from llm_orchestrator.errors import TemplateError
 from llm_orchestrator.language import compat
 from llm_orchestrator.language.base import BaseStep, Steps
 from llm_orchestrator.language.compat import Loc, Names, Rewriter
-from llm_orchestrator.language.definition import Definition, StepTypes, registry
+from llm_orchestrator.language.definition import Definition, InputSpec, StepTypes, registry
 from llm_orchestrator.language.lexer import is_template
 from llm_orchestrator.language.names import nearest
 from llm_orchestrator.language.templates import Templates
@@ -37,6 +39,8 @@ class Broken(BaseStep):
 
     nested: ClassVar[tuple[str, ...]] = ("steps",)
     steps: Steps = ()
+    data: dict[str, Any] = Field(default_factory=dict)
+    """What was written, without the nested steps."""
 
 
 class BrokenLocal(Broken):
@@ -67,8 +71,7 @@ def build(
     raw_steps = data.get("steps")
     if not isinstance(raw_steps, list | tuple) or not raw_steps:
         what = "missing key `steps`" if raw_steps is None else "`steps` should be a list of steps"
-        close = next((key for key in data if str(key).lower() in {"step", "tasks", "stages"}), None)
-        hint = f"; did you mean that by `{close}`?" if close else ""
+        hint = _meant_by("steps", set(map(str, data)) - set(Definition.model_fields))
         return [Issue(("steps",) if "steps" in data else (), what + hint)]
     found = list(_walk_raw(raw_steps, steps_max))
     if len(found) > steps_max:
@@ -145,6 +148,8 @@ class _Builder:
                 kept[key] = getattr(part, key)
             except ValidationError:
                 kept[key] = None
+        if kept.get("inputs") is None and isinstance(top.get("inputs"), Mapping):
+            kept["inputs"] = {str(name): InputSpec() for name in top["inputs"]}
         return Definition.model_construct(name="?", **{"inputs": None, **kept}, steps=steps)
 
     def _steps(self, raw: Any, loc: Loc, names: Names) -> tuple[BaseStep, ...]:
@@ -231,7 +236,7 @@ class _Builder:
         for key in data:
             if key in fields or key in _FREE_NAMES:
                 continue
-            close = nearest(key, fields, cutoff=0.84)
+            close = nearest(key, fields, cutoff=0.8)
             if close:
                 free = " (a parameter of that name goes under `parameters`)"
                 self._issues.append(
@@ -271,6 +276,7 @@ def _broken(data: Mapping[str, Any], steps: tuple[BaseStep, ...], *, is_local: b
         type=str(data.get("type", "")),
         depends_on=tuple(depends_on or ()) if known else (),
         steps=steps,
+        data={k: v for k, v in data.items() if k not in {"tasks", "steps", "branches", "default"}},
     )
 
 
@@ -332,7 +338,7 @@ def explain(error: ValidationError, cls: type[BaseModel], data: Any) -> Iterator
     grouped: dict[Loc, list[str]] = {}
     for item in error.errors(include_url=False, include_context=True):
         place = _clean(item["loc"], data, keep_last=item["type"] in {"missing", "extra_forbidden"})
-        grouped.setdefault(place, []).append(_say(item, cls, data))
+        grouped.setdefault(place, []).append(_say(item, place, cls, data))
     for place, messages in grouped.items():
         yield place, " or ".join(dict.fromkeys(messages))
 
@@ -356,24 +362,32 @@ def _has(data: Any, part: str | int) -> bool:
     return isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
 
 
-def _say(item: Any, cls: type[BaseModel], data: Any) -> str:
+def _say(item: Any, place: Loc, cls: type[BaseModel], data: Any) -> str:
     loc = item["loc"]
-    key = next((part for part in reversed(loc) if isinstance(part, str)), "")
+    key = next((part for part in reversed(place) if isinstance(part, str)), "")
     if item["type"] == "missing":
-        return f"missing key `{key}`"
+        unknown = set(map(str, data)) - set(cls.model_fields) if len(loc) == 1 else set()
+        return f"missing key `{key}`{_meant_by(key, unknown)}"
     if item["type"] == "extra_forbidden":
         return f"unknown key `{key}`{nearest(key, _fields_at(cls, loc[:-1]))}"
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    if not loc:
+    message = message.partition(", unable to")[0]
+    if not place:
         return message
-    subject = next((part for part in loc if isinstance(part, str)), "")
     value = item["input"]
-    shown = f", not {value!r}" if isinstance(value, str | int | float | bool) else ""
+    shown = f", not {value!r}" if isinstance(value, str | int | float) else ""
     if value is None:
         shown = ", not null"
     if item["type"] == "string_pattern_mismatch":
         message = f"should match {item['ctx']['pattern']}"
-    return f"`{subject}` {message}{shown if len(shown) < 60 else ''}"
+    if item["type"] == "literal_error" and isinstance(value, str):
+        shown += nearest(value, re.findall(r"'([^']*)'", item["ctx"]["expected"]))
+    return f"`{key}` {message}{shown if len(shown) < 100 else ''}"
+
+
+def _meant_by(key: str, written: set[str]) -> str:
+    close = difflib.get_close_matches(key, sorted(written), n=1, cutoff=0.6)
+    return f"; did you mean it by `{close[0]}`?" if close else ""
 
 
 def _fields_at(cls: type[BaseModel], loc: Loc) -> list[str]:

@@ -142,9 +142,11 @@ class Definition(Part):
         """Compact JSON, fields in the order of the schema, defaults left out."""
         data = self.model_dump(mode="json", exclude_defaults=True, warnings=False)
         _restore_types(data["steps"], self.steps)
-        return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
-            errors="surrogatepass"
-        )
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        try:
+            return text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which only an escape can carry
+            return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
 
     @cached_property
     def digest(self) -> str:
@@ -154,7 +156,7 @@ class Definition(Part):
     @classmethod
     def from_canonical(cls, data: bytes, step_types: StepTypes | None = None) -> Definition:
         """Read back what `canonical` wrote. Plug-ins' step types must be handed in."""
-        value = json.loads(data.decode(errors="surrogatepass"))
+        value = json.loads(data)
         return cls.model_validate(value, context={"step_types": registry(step_types)})
 
     @cached_property

@@ -36,6 +36,8 @@ class Text:
     names: tuple[str, ...] = ()
     inner: BaseStep | None = None
     """The step whose own inside the text sees (a loop's `until`)."""
+    inputs: tuple[str, ...] = ()
+    """Names under `inputs` besides the run's own (a transform's, in its expression)."""
 
     @staticmethod
     def inside(value: Any, loc: Loc) -> Iterator[Text]:
@@ -70,7 +72,9 @@ def texts_of(step: BaseStep) -> Iterator[Text]:
             continue
         names = {"until": LOOP_NAMES, "expression": ("item", "index")}.get(field, ())
         inner = step if field == "until" else None
-        yield Text((field,), value, is_expression=True, names=names, inner=inner)
+        own = getattr(step, "inputs", None) if field == "expression" else None
+        inputs = tuple(own) if isinstance(own, Mapping) else ()
+        yield Text((field,), value, True, names=names, inner=inner, inputs=inputs)
     for field, value in rendered_fields(step).items():
         yield from Text.inside(value, (field,))
 

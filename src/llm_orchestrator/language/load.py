@@ -60,7 +60,7 @@ def load_text(
     try:
         parsed = read(text, is_json=source.lower().endswith(".json"))
     except SourceError as error:
-        problem = Problem(source, error.line, error.column, error.message)
+        problem = Problem(source, error.line or 1, error.column or 1, error.message)
         raise DefinitionError([problem], hint=_HINT) from error
     built = build(parsed.data, templates=templates, step_types=step_types, steps_max=STEPS_MAX)
     if isinstance(built, list):

@@ -143,7 +143,8 @@ class TransformStep(FreeStep):
 
     `inputs` is a mapping of name to value, or a list of values; loading turns the list of bare
     names that the earlier system had into the mapping. `expression` is evaluated per item, with
-    `item`, `index` and all that the step sees (`scope`). Without a function an
+    `item`, `index` and all that the step sees (`scope`); under `inputs` there are the transform's
+    own inputs besides the run's. Without a function an
     expression is the result itself: loading turns it into `function: expression` with `value`.
     """
 
@@ -245,7 +246,7 @@ class LoopStep(BaseStep):
     (empty in the first). `until` also sees `steps.*` of the iteration that just ended.
     """
 
-    natural_outputs = ("result", "iterations")
+    natural_outputs = ("result", "iterations", "is_done")
     nested = ("steps",)
     is_local = True
     expressions = ("until",)

@@ -112,6 +112,7 @@ class _Validator:
         if step.fallback_id is not None:
             self._fallback(step, scope, step.fallback_id)
         if isinstance(step, Broken):
+            self._broken(step, scope)
             return
         for text in texts_of(step):
             self._text(text, self._place(step.id, *text.loc), step=step, scope=scope)
@@ -119,6 +120,18 @@ class _Validator:
         self._retry(step)
         self._outside_names(step)
         self._particulars(step)
+
+    def _broken(self, step: Broken, scope: Scope) -> None:
+        """What can be said of a step that does not fit its type."""
+        texts = [*Text.inside(step.data, ())]
+        if isinstance(step.data.get("condition"), str):
+            texts.append(Text(("condition",), step.data["condition"], is_expression=True))
+        for text in texts:
+            if text.loc[0] not in {"output", "expression", "condition"} or text.is_expression:
+                self._text(text, self._place(step.id, *text.loc), step=step, scope=scope)
+        provider = step.data.get("provider")
+        if step.type in {"llm", "embed"} and isinstance(provider, str):
+            self._provider(provider, self._place(step.id, "provider"))
 
     def _depends_on(self, step: BaseStep, scope: Scope, *, name: str, number: int) -> None:
         loc = self._place(step.id, "depends_on", number)
@@ -166,6 +179,8 @@ class _Validator:
             return
         local = _local_names(scope) | set(text.names)
         for path in sorted(self._templates.references(text.text, is_expression=text.is_expression)):
+            if path[0] == "inputs" and path[1:2] and path[1] in text.inputs:
+                continue
             problem = self._reference(path, local=local, step=step, scope=scope, inner=text.inner)
             if problem:
                 self._say(loc, problem)

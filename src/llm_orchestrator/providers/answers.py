@@ -28,6 +28,14 @@ def prompt_tokens(request: LLMRequest) -> int:
     return sum(sizes) // _CHARS_PER_TOKEN
 
 
+def kept_tokens(request: LLMRequest) -> int:
+    """About how many tokens of the answer are there already."""
+    partial = request.partial
+    if partial is None:
+        return 0
+    return partial.tokens or estimate_tokens(partial.text)
+
+
 class Collector:
     """The answer so far. `kept` is the prefix that the provider continues."""
 

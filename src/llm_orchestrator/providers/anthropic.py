@@ -22,7 +22,7 @@ from llm_orchestrator.errors import (
     ProviderTransient,
 )
 from llm_orchestrator.model import Json, Usage
-from llm_orchestrator.providers.answers import estimate_tokens
+from llm_orchestrator.providers.answers import kept_tokens
 from llm_orchestrator.providers.base import LLMRequest, LLMResponse, OnChunk, Resume
 from llm_orchestrator.providers.conversation import to_anthropic
 from llm_orchestrator.providers.failures import Failure, stream_error
@@ -151,7 +151,7 @@ class Anthropic:
             tool_calls=answer.tool_calls(self.name),
             response_id=answer.id,
             resumed=way,
-            resumed_from_tokens=_kept_tokens(request) if is_resumed else 0,
+            resumed_from_tokens=kept_tokens(request) if is_resumed else 0,
             is_priced=priced.is_priced,
         )
 
@@ -173,16 +173,11 @@ def model_version(model: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2] or 0)) if match else None
 
 
-def _kept_tokens(request: LLMRequest) -> int:
-    partial = request.partial
-    return 0 if partial is None else partial.tokens or estimate_tokens(partial.text)
-
-
 def _body(request: LLMRequest, way: Resume | None, kept: str) -> dict[str, Json]:
     system, messages = to_anthropic(request.messages, request.system)
     limit = request.max_tokens or _TOKENS_MAX
     if kept:
-        limit = max(limit - _kept_tokens(request), 1)
+        limit = max(limit - kept_tokens(request), 1)
         messages.append({"role": "assistant", "content": kept.rstrip()})
     if way is Resume.CONTINUE_TURN:
         messages.append({"role": "user", "content": CONTINUE})

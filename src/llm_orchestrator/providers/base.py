@@ -40,7 +40,7 @@ class Partial:
 
 @dataclass(frozen=True, slots=True)
 class LLMRequest:
-    """One question. `messages` are OpenAI-shaped dicts (role, content, tool_calls, tool_call_id)."""
+    """One question. `messages` are as OpenAI's: role, content, tool_calls, tool_call_id."""
 
     model: str
     messages: Sequence[Mapping[str, Json]]
@@ -161,7 +161,7 @@ class VectorStore(Protocol):
         *,
         top_k: int,
         namespace: str = "",
-        filter: Mapping[str, Json] | None = None,
+        filter: Mapping[str, Json] | None = None,  # noqa: A002 - the word of every vector store
         include_metadata: bool = True,
         include_vectors: bool = False,
     ) -> Sequence[Match]:
@@ -178,7 +178,7 @@ class SharedState(Protocol):
         """Value and version; (None, 0) when there is none."""
         ...
 
-    async def put(self, kind: str, key: str, value: Json, version: int) -> bool:
+    async def put(self, kind: str, key: str, value: Json, *, version: int) -> bool:
         """Write if the stored version is still `version`; False when somebody was quicker."""
         ...
 

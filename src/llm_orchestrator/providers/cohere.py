@@ -13,7 +13,8 @@ from llm_orchestrator.model import Json, Usage
 from llm_orchestrator.providers.answers import estimate_tokens
 from llm_orchestrator.providers.base import EmbedResponse
 from llm_orchestrator.providers.http import HttpClient, Target
-from llm_orchestrator.providers.openai import require_key, require_vectors
+from llm_orchestrator.providers.openai import require_key
+from llm_orchestrator.providers.openai_embeddings import require_vectors
 from llm_orchestrator.providers.prices import PriceBook
 
 OFFICIAL_URL = "https://api.cohere.com/v2"

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions and embeddings, and every server that speaks the same.
+"""OpenAI's chat completions, and every server that speaks the same.
 
 vLLM, llama.cpp, Ollama, Groq, Mistral, DeepSeek, OpenRouter and Azure differ in what `Dialect` says
 and in nothing else. One call of ours is one request, except where a resume that was refused falls
@@ -15,7 +15,7 @@ restart   OpenAI itself offers nothing for chat completions: everything is paid 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -27,9 +27,8 @@ from llm_orchestrator.errors import (
     ProviderTransient,
 )
 from llm_orchestrator.model import Json, Usage
-from llm_orchestrator.providers.answers import Collector, estimate_tokens, prompt_tokens
+from llm_orchestrator.providers.answers import Collector, kept_tokens, prompt_tokens
 from llm_orchestrator.providers.base import (
-    EmbedResponse,
     LLMRequest,
     LLMResponse,
     OnChunk,
@@ -143,7 +142,7 @@ class OpenAI:
             return None
         self._require_end(collector)
         resumed = replace(self._answer(request, collector), resumed=Resume.ATTACH)
-        return replace(resumed, resumed_from_tokens=_kept_tokens(request))
+        return replace(resumed, resumed_from_tokens=kept_tokens(request))
 
     async def _ask(
         self, request: LLMRequest, on_chunk: OnChunk, *, on_handle: OnHandle, kept: str
@@ -172,9 +171,7 @@ class OpenAI:
         if request.partial is None:
             return answer
         how = Resume.PREFILL if kept else Resume.RESTART
-        return replace(
-            answer, resumed=how, resumed_from_tokens=_kept_tokens(request) if kept else 0
-        )
+        return replace(answer, resumed=how, resumed_from_tokens=kept_tokens(request) if kept else 0)
 
     async def _read(
         self,
@@ -240,7 +237,7 @@ class OpenAI:
         if request.temperature is not None:
             body["temperature"] = request.temperature
         if request.max_tokens is not None:
-            left = request.max_tokens - (_kept_tokens(request) if kept else 0)
+            left = request.max_tokens - (kept_tokens(request) if kept else 0)
             body[self._dialect.limit_field] = max(left, 1)
         if request.response_schema is not None:
             body["response_format"] = _response_format(request.response_schema)
@@ -260,54 +257,6 @@ class OpenAI:
             own = {"idempotency_key": request.idempotency_key[:512]}
             body["metadata"] = {**own, **(body.get("metadata") or {})}
         return body
-
-
-class OpenAIEmbeddings:
-    """Embeddings behind an OpenAI-compatible address."""
-
-    batch_size_max = 2048
-
-    def __init__(
-        self, target: Target, http: HttpClient, *, dialect: Dialect, prices: PriceBook
-    ) -> None:
-        self.name = target.provider
-        self._target = target
-        self._http = http
-        self._dialect = dialect
-        self._prices = prices
-
-    async def embed(
-        self,
-        texts: Sequence[str],
-        *,
-        model: str,
-        dimensions: int | None = None,
-        extra: Mapping[str, Json] | None = None,
-    ) -> EmbedResponse:
-        """One request for all texts."""
-        require_key(self._target, is_required=self._dialect.is_key_required)
-        body: dict[str, Json] = {"model": model, "input": list(texts), **(extra or {})}
-        if dimensions is not None:
-            body["dimensions"] = dimensions
-        path, version = "/embeddings", self._dialect.api_version
-        if version:
-            path = f"{azure_path(self._target, model)}{path}?api-version={quote(version)}"
-        reply = await self._http.post(self._target, path, body)
-        try:
-            rows = sorted(reply["data"], key=lambda row: int(row.get("index", 0)))
-            vectors = [row["embedding"] for row in rows]
-            used = Usage(int((reply.get("usage") or {}).get("prompt_tokens", 0)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ProviderTransient(
-                f"{self.name} answered without embeddings", provider=self.name
-            ) from error
-        require_vectors(self.name, vectors, len(texts))
-        used = used if used.input_tokens else Usage(sum(estimate_tokens(text) for text in texts))
-        priced = self._prices.price(self.name, model, used=used)
-        return EmbedResponse(vectors, model, priced.usage, is_priced=priced.is_priced)
-
-    async def close(self) -> None:
-        """Nothing: whoever made the HTTP client closes it."""
 
 
 class _Replay:
@@ -355,27 +304,11 @@ def require_key(target: Target, *, is_required: bool) -> None:
         )
 
 
-def require_vectors(provider: str, vectors: Sequence[Json], count: int) -> None:
-    """An embedding for each text, or the answer is of no use."""
-    if len(vectors) != count or not all(isinstance(v, list) and v for v in vectors):
-        raise ProviderTransient(
-            f"{provider} answered with {len(vectors)} embeddings for {count} texts",
-            provider=provider,
-        )
-
-
 def azure_path(target: Target, model: str) -> str:
     """Where a deployment lives, unless the address names it already."""
     if any("/deployments/" in url for url in target.base_urls):
         return ""
     return f"/openai/deployments/{quote(model, safe='')}"
-
-
-def _kept_tokens(request: LLMRequest) -> int:
-    partial = request.partial
-    if partial is None:
-        return 0
-    return partial.tokens or estimate_tokens(partial.text)
 
 
 def _tool(tool: Mapping[str, Json]) -> Json:

@@ -175,7 +175,7 @@ class Registry:
         return OpenAI(target, self._http(), dialect=dialect, prices=self._prices)
 
     def _openai_embeddings(self, name: str) -> EmbeddingProvider:
-        from llm_orchestrator.providers.openai import OpenAIEmbeddings  # noqa: PLC0415
+        from llm_orchestrator.providers.openai_embeddings import OpenAIEmbeddings  # noqa: PLC0415
 
         target, dialect = self._compatible(name)
         return OpenAIEmbeddings(target, self._http(), dialect=dialect, prices=self._prices)

@@ -29,7 +29,7 @@ class MemoryState:
         """Value and version; (None, 0) when there is none."""
         return self._values.get((kind, key), (None, 0))
 
-    async def put(self, kind: str, key: str, value: Json, version: int) -> bool:
+    async def put(self, kind: str, key: str, value: Json, *, version: int) -> bool:
         """Write if the version is still `version`."""
         if self._values.get((kind, key), (None, 0))[1] != version:
             return False
@@ -67,7 +67,8 @@ class Cell:
 
     async def _write(self, value: Json) -> bool:
         try:
-            if not await self._shared.put(self._kind, self._key, value, self._version):
+            version = self._version
+            if not await self._shared.put(self._kind, self._key, value, version=version):
                 return False
             self._version += 1
         except StoreError:

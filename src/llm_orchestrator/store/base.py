@@ -12,14 +12,13 @@ with the same digest counts as landed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from llm_orchestrator.model import (
     Entry,
-    Flaw,
     Journal,
     Json,
     Message,
@@ -85,13 +84,15 @@ class Register:
 class PutRecord:
     """Write `records(kind, key)` if its version is still `version` (0: it must not exist).
 
-    `value` None deletes. Another version refuses the whole batch part (Outcome.CONFLICT).
+    `value` None deletes. Another version refuses the append of `run_id` with it (Outcome.CONFLICT),
+    or only itself when it belongs to no run.
     """
 
     kind: str
     key: str
     value: Json
     version: int
+    run_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ class Mend:
 
     run_id: str
     digests: tuple[tuple[int, bytes], ...] = ()
+    payloads: tuple[tuple[int, bytes], ...] = ()
     accept: NewRun | None = None
 
 
@@ -211,22 +213,28 @@ class RunFilter:
     limit: int = 100
 
 
-class Store(Protocol):
-    """A database that keeps journals. Every method may raise StoreError's subclasses."""
-
-    node_id: str
-
-    async def commit(self, batch: Batch) -> Receipt:
-        """Make `batch` durable. Returns once it is; raises if nothing of it can be."""
-        ...
+class Look(Protocol):
+    """Reading runs and journals. Nothing here changes anything; all may raise StoreError."""
 
     async def load(self, run_ids: Sequence[str]) -> dict[str, Journal]:
         """Journals with their chains checked; unknown runs are absent. Blobs are filled in."""
         ...
 
+    async def stored(self, run_id: str) -> list[Entry]:
+        """The rows as they are, damaged ones included, as far as they can be read."""
+        ...
+
+    async def acceptance(self, run_id: str) -> NewRun | None:
+        """What the row of `runs` says of acceptance; None when it is gone or unreadable."""
+        ...
+
     async def run(self, run_id: str) -> Run | None: ...
 
     async def runs(self, wanted: RunFilter) -> list[Run]: ...
+
+    async def run_ids(self) -> list[str]:
+        """Every run of which there is a row or an entry."""
+        ...
 
     async def result(self, run_id: str) -> tuple[Json, Json]:
         """Output and error as the row of `runs` says (for lists; decisions use the journal)."""
@@ -241,7 +249,7 @@ class Store(Protocol):
         ...
 
     async def next_wake(self) -> int | None:
-        """The earliest wake_at of a parked run; None when there is none."""
+        """The earliest wake_at of a run that nobody drives; None when there is none."""
         ...
 
     async def inbox(self, run_id: str) -> list[Message]: ...
@@ -250,8 +258,22 @@ class Store(Protocol):
         """The pieces of the newest attempt, joined."""
         ...
 
-    async def workflow(self, name: str, version: str | None = None) -> Workflow | None:
-        """A definition; the newest registered one when no version is given."""
+    async def expirable(self, *, finished_before: int, keep: int, limit: int) -> list[str]:
+        """The oldest finished runs, beyond an age or beyond the newest `keep`."""
+        ...
+
+    async def structure(self) -> list[str]:
+        """What the database's own check of its pages finds; empty when they are whole."""
+        ...
+
+
+class Shelf(Protocol):
+    """Reading what is not a run: definitions, records, vectors."""
+
+    async def workflow(
+        self, name: str, version: str | None = None, digest: str | None = None
+    ) -> Workflow | None:
+        """A definition, its digest checked; the newest where version and digest leave a choice."""
         ...
 
     async def workflows(self) -> list[Workflow]: ...
@@ -262,10 +284,30 @@ class Store(Protocol):
 
     async def records(self, kind: str) -> dict[str, Json]: ...
 
-    async def vectors(self, index: str, namespace: str) -> list[tuple[str, bytes, bytes]]: ...
+    async def vectors(self, index: str, namespace: str) -> list[tuple[str, bytes, bytes]]:
+        """(id, float32 bytes, metadata JSON bytes) of a whole namespace."""
+        ...
 
-    async def verify(self) -> list[Flaw]:
-        """Check every run, definition and blob; and the database's own structure."""
+
+class Store(Protocol):
+    """A database that keeps journals: one way in, two ways to look."""
+
+    node_id: str
+    generation: int
+    """Grows at each restore; the upper part of every epoch."""
+
+    @property
+    def look(self) -> Look: ...
+
+    @property
+    def shelf(self) -> Shelf: ...
+
+    async def commit(self, batch: Batch) -> Receipt:
+        """Make `batch` durable. Returns once it is; raises if nothing of it can be."""
+        ...
+
+    def on_commit(self, listener: Callable[[Batch], None]) -> None:
+        """Call `listener` after each commit that this process made: the wake-up within it."""
         ...
 
     async def close(self) -> None: ...

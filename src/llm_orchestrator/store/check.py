@@ -45,6 +45,13 @@ def check_journal(
     return Journal(run_id, whole, tuple(sorted(flaws, key=lambda flaw: flaw.seq)))
 
 
+def missing_tail(run_id: str, entries: Sequence[Entry], anchor: int) -> list[Flaw]:
+    """Rows that the run's row (`head_seq` at its last state change) says there were."""
+    last = entries[-1].seq if entries else 0
+    what = "row missing at the end: the run's row knows of it"
+    return [Flaw(run_id, seq, what, False) for seq in range(last + 1, min(anchor, last + 100) + 1)]
+
+
 def given_up(entries: Sequence[Entry]) -> dict[int, bytes]:
     """Rows that repairs have given up: seq to stored digest (empty for a row that was gone)."""
     lost: dict[int, bytes] = {}

@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 
-from llm_orchestrator.errors import StoreDamaged
+from llm_orchestrator.errors import StoreDamaged, TooLarge
 from llm_orchestrator.model import Entry, Flaw, Json
 
 GENESIS = bytes(32)
@@ -42,10 +42,6 @@ PAYLOAD_BYTES_MAX = 64 << 20
 _ZLIB, _ESCAPED, _BLOB = b"\x01", b"\x02", b"\x03"
 _HEADER = struct.Struct(">IIQQII")
 _DEPTH_MAX = 200
-
-
-class TooLarge(ValueError):
-    """A payload over PAYLOAD_BYTES_MAX."""
 
 
 def _default(value: object) -> object:
@@ -89,7 +85,10 @@ def encode(data: Mapping[str, Json]) -> bytes:
     if len(payload) < COMPRESS_BYTES_MIN:
         return payload
     if len(payload) > PAYLOAD_BYTES_MAX:
-        raise TooLarge(f"{len(payload)} bytes; the most a step may record is {PAYLOAD_BYTES_MAX}")
+        raise TooLarge(
+            f"a result of {len(payload)} bytes; a step may record {PAYLOAD_BYTES_MAX} at most",
+            hint="write it elsewhere and return its address",
+        )
     packed = _ZLIB + zlib.compress(payload, 1)
     return packed if len(packed) < len(payload) else payload
 
@@ -110,10 +109,10 @@ def decode(payload: bytes) -> dict[str, Json]:
     return value
 
 
-def round_trip(value: Json) -> tuple[bytes, Json]:
-    """`value` as a replay will see it, with its payload: what is live equals what is recorded."""
-    payload = encode({"result": value})
-    return payload, decode(payload)["result"]
+def round_trip(data: Mapping[str, Json]) -> tuple[bytes, dict[str, Json]]:
+    """A payload and what a replay will read from it: what is live equals what is recorded."""
+    payload = encode(data)
+    return payload, decode(payload)
 
 
 def blob_reference(payload: bytes) -> bytes:
@@ -193,7 +192,7 @@ def _chain_or_none(previous: bytes, entry: Entry) -> bytes | None:
     """Damage may put any type into any column; such a row fits nothing."""
     try:
         return chain(previous, entry)
-    except (struct.error, AttributeError, TypeError):
+    except (struct.error, AttributeError, TypeError, ValueError):
         return None
 
 

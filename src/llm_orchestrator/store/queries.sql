@@ -14,13 +14,15 @@ WHERE :prev_seq = 0
 SELECT digest FROM journal WHERE run_id = :run_id AND seq = :seq;
 
 -- name: incarnation
-SELECT incarnation FROM store;
+SELECT incarnation, generation FROM store;
 
 -- name: accept
 INSERT INTO runs (run_id, workflow, version, digest, state, reason, owner, epoch, priority, queue,
-                  idempotency_key, parent_run_id, wake_at, inbox_seq, labels, input, created_at)
+                  idempotency_key, parent_run_id, wake_at, wake_first, inbox_seq, labels, origin, input,
+                  created_at)
 VALUES (:run_id, :workflow, :version, :digest, 'pending', '', NULL, 0, :priority, :queue,
-        :idempotency_key, :parent_run_id, :wake_at, 0, :labels, :input, :created_at);
+        :idempotency_key, :parent_run_id, :wake_at, :wake_at, 0, :labels, :origin, :input,
+        :created_at);
 
 -- name: change_state
 -- A park keeps wake_at = 0 if the inbox moved beyond what the driver had seen (no lost wake-up).
@@ -152,9 +154,13 @@ SELECT run_id FROM runs UNION SELECT run_id FROM journal ORDER BY run_id;
 -- name: result
 SELECT output, error FROM runs WHERE run_id = :run_id;
 
--- name: anchors
-SELECT state, epoch, head_seq, head_digest, workflow, version, digest, input FROM runs
-WHERE run_id = :run_id;
+-- name: anchor
+SELECT head_seq FROM runs WHERE run_id = :run_id;
+
+-- name: acceptance
+SELECT workflow, version, digest, priority, queue, idempotency_key, parent_run_id, wake_first,
+       origin, labels, input
+FROM runs WHERE run_id = :run_id;
 
 -- name: claimable
 SELECT run_id, workflow, version, digest, state, reason, owner, epoch, priority, queue,
@@ -195,6 +201,9 @@ DELETE FROM runs WHERE run_id = :run_id;
 
 -- name: mend_digest
 UPDATE journal SET digest = :digest WHERE run_id = :run_id AND seq = :seq;
+
+-- name: mend_payload
+UPDATE journal SET payload = :payload WHERE run_id = :run_id AND seq = :seq;
 
 -- name: forget_run_row
 DELETE FROM runs WHERE run_id = :run_id;

@@ -190,6 +190,7 @@ class BatchWriter:
                 parent_run_id=run.parent_run_id,
                 wake_at=run.wake_at,
                 labels=canonical(dict(run.labels)).decode(),
+                origin=canonical(dict(run.origin)).decode(),
                 input=canonical(run.input) if _is_json(run.input) else b"null",
                 created_at=now_us,
             )
@@ -307,6 +308,8 @@ class BatchWriter:
     def _mend(self, change: Mend, now_us: int) -> None:
         for seq, digest in change.digests:
             self._execute("mend_digest", run_id=change.run_id, seq=seq, digest=digest)
+        for seq, payload in change.payloads:
+            self._execute("mend_payload", run_id=change.run_id, seq=seq, payload=payload)
         if change.accept is not None:
             self._execute("forget_run_row", run_id=change.run_id)
             empty = Append(change.run_id, 0, b"", (), accept=change.accept)

@@ -1,0 +1,147 @@
+"""The one configuration, frozen, and where each value came from.
+
+Order: flag, environment, `llm-orchestrator.toml`, default. This module and security/secrets.py are the
+only ones that read the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from llm_orchestrator.errors import ConfigError
+
+FILE_NAME = "llm-orchestrator.toml"
+_PREFIX = "LLM_ORCHESTRATOR_"
+
+
+def default_data_dir() -> Path:
+    """Where data lives by the platform's convention (XDG on Linux)."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "llm-orchestrator"
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "llm-orchestrator"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting's value and its origin: flag, environment, file or default."""
+
+    name: str
+    value: object
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every setting. Secrets are references to the environment, resolved when they are used."""
+
+    data_dir: Path = field(default_factory=default_data_dir)
+    store: str = ""
+    region: str = "local"
+    node_name: str = ""
+    runs_max: int = 1_000
+    steps_max: int = 1_000
+    retention_days: float = 0.0
+    """Finished runs older than this are removed; 0 keeps them."""
+    retention_runs: int = 0
+    """At most this many finished runs are kept; 0 keeps all."""
+    queues: Mapping[str, int] = field(default_factory=dict)
+    """Runs in flight per queue."""
+    providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Named OpenAI-compatible servers and limits: {name: {base_url, api_key_env, rpm, tpm}}."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Provider keys and addresses found in the environment, by variable name."""
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def store_url(self) -> str:
+        """The store's address; by default a file in the data folder."""
+        return self.store or f"sqlite:///{self.data_dir / 'runs.db'}"
+
+    def settings(self) -> list[Setting]:
+        """All settings with their origins, secrets left out."""
+        shown = [item.name for item in fields(self) if item.name not in ("secrets", "origins")]
+        return [
+            Setting(name, getattr(self, name), self.origins.get(name, "default")) for name in shown
+        ]
+
+
+_ENVIRONMENT = {
+    "store": "URL",
+    "data_dir": "DATA",
+    "region": "REGION",
+    "node_name": "NODE_NAME",
+}
+_SECRETS = (
+    "OPENAI_API_KEY",
+    "OPENAI_BASE_URL",
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_BASE_URL",
+    "COHERE_API_KEY",
+    "COHERE_BASE_URL",
+    "PINECONE_API_KEY",
+    "PINECONE_HOST",
+    "QDRANT_URL",
+)
+
+
+def load_config(
+    flags: Mapping[str, object] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Config:
+    """Put the configuration together. Raises ConfigError naming the file or variable at fault."""
+    environment = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    chosen = file or _file(environment)
+    if chosen is not None:
+        for name, value in _read(chosen).items():
+            values[name], origins[name] = value, str(chosen)
+    for name, suffix in _ENVIRONMENT.items():
+        if environment.get(_PREFIX + suffix):
+            values[name], origins[name] = environment[_PREFIX + suffix], _PREFIX + suffix
+    for name, value in (flags or {}).items():
+        if value is not None:
+            values[name], origins[name] = value, "flag"
+    if "data_dir" in values:
+        values["data_dir"] = Path(values["data_dir"]).expanduser()
+    wanted = set(_SECRETS)
+    for provider in values.get("providers", {}).values():
+        wanted |= {str(provider[key]) for key in provider if key.endswith("_env")}
+    secrets = {name: environment[name] for name in sorted(wanted) if environment.get(name)}
+    try:
+        return Config(**values, secrets=secrets, origins=origins)
+    except TypeError as error:
+        raise ConfigError(f"configuration: {error}", hint="llmo config show --origin") from error
+
+
+def _file(environment: Mapping[str, str]) -> Path | None:
+    named = environment.get(_PREFIX + "CONFIG")
+    if named:
+        return Path(named)
+    here = Path(FILE_NAME)
+    return here if here.exists() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}", hint="llmo config show --origin") from error
+    known = {item.name for item in fields(Config)} - {"secrets", "origins"}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ConfigError(
+            f"{path}: unknown setting {unknown[0]!r}; there is: {', '.join(sorted(known))}"
+        )
+    return data

@@ -1,0 +1,280 @@
+"""What operators and other programs ask of a run: one place, for the command line, the API and code.
+
+Who may write what (DESIGN: the journal decides): a run that somebody drives is asked through its
+inbox; one that nobody drives is changed directly, by an entry that the writing statement fences. Both
+may happen at once; then the entry that lands first wins and the other request is looked at again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from llm_orchestrator.clock import Clock, new_run_id
+from llm_orchestrator.engine.acceptance import accepted_draft, from_accepted
+from llm_orchestrator.engine.machine import TRANSITIONS, Event, Happening, decide
+from llm_orchestrator.engine.replay import Fold, checkpoints, fold
+from llm_orchestrator.errors import NotFound, Refused, StoreDamaged
+from llm_orchestrator.model import Draft, Entry, Journal, Json, Kind, NewRun, RunState
+from llm_orchestrator.store.base import (
+    Append,
+    Batch,
+    Outcome,
+    Post,
+    RunFilter,
+    StateChange,
+    Store,
+)
+from llm_orchestrator.store.journal import GENESIS, decode, encode, link
+
+_TRIES = 5
+_REQUESTS = {Event.CANCEL: "cancel", Event.PAUSE: "pause", Event.REWIND: "rewind"}
+Choice = Literal["retry", "finished", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a request. `is_done` False: it was handed to whoever drives the run."""
+
+    run_id: str
+    state: RunState
+    is_done: bool
+    message: str
+
+
+class Operator:
+    """Requests, each fenced by the journal."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def cancel(self, run_id: str, *, by: str = "operator") -> Answer:
+        """End it for good; its children too."""
+        answer = await self._ask(run_id, Happening(Event.CANCEL, "requested", data={"by": by}))
+        if answer.is_done:
+            wanted = RunFilter(parent_run_id=run_id, limit=100_000)
+            for child in await self._store.look.runs(wanted):
+                if not child.state.is_final:
+                    await self.cancel(child.run_id, by=f"parent {run_id}")
+        return answer
+
+    async def pause(self, run_id: str, *, by: str = "operator") -> Answer:
+        """Let steps in flight end, then hold it until `resume`."""
+        return await self._ask(run_id, Happening(Event.PAUSE, "operator", data={"by": by}))
+
+    async def resume(self, run_id: str, *, by: str = "operator") -> Answer:
+        """Let a paused run go on."""
+        state = await self._fold(run_id)
+        if state.state is RunState.PAUSED and state.reason == "unknown_outcome":
+            open_steps = ", ".join(state.intents)
+            raise Refused(
+                f"run {run_id} is paused because the outcome of {open_steps} is unknown",
+                hint=f"llmo runs resume {run_id} --step STEP --as retry|finished|failed",
+            )
+        return await self._ask(run_id, Happening(Event.RESUME, data={"by": by}))
+
+    async def decide(
+        self, run_id: str, step: str, choose: Choice, *, result: Json = None, by: str = "operator"
+    ) -> Answer:
+        """Say what became of a step whose outcome is unknown, and let the run go on."""
+        state = await self._fold(run_id)
+        if state.state is not RunState.PAUSED:
+            raise Refused(f"run {run_id} is {state.state}, not paused")
+        if step not in state.intents:
+            raise NotFound(
+                f"run {run_id} has no step {step!r} with an unknown outcome; "
+                f"there is: {', '.join(state.intents) or 'none'}"
+            )
+        data: dict[str, Json] = {"choose": choose, "result": result, "by": by}
+        drafts = (Draft(Kind.DECISION, step, 0, encode(data)),)
+        return await self._append(state, Happening(Event.RESUME, data={"by": by}), drafts)
+
+    async def retry(self, run_id: str, *, by: str = "operator") -> Answer:
+        """Run a failed run again from the steps that failed; finished steps stand."""
+        return await self._ask(run_id, Happening(Event.RETRY, data={"by": by}))
+
+    async def rewind(self, run_id: str, to_seq: int, *, by: str = "operator") -> Answer:
+        """Go back to a checkpoint; what came after is hidden, never deleted."""
+        journal = await self._journal(run_id)
+        points = {entry.seq for entry in checkpoints(journal.entries)} | {1}
+        if to_seq not in points:
+            known = ", ".join(f"{run_id}:{seq}" for seq in sorted(points)[-5:])
+            raise NotFound(f"{run_id}:{to_seq} is no checkpoint; the last ones are {known}")
+        data: dict[str, Json] = {"to_seq": to_seq, "by": by}
+        return await self._ask(run_id, Happening(Event.REWIND, "operator", data=data))
+
+    async def signal(
+        self, run_id: str, name: str, payload: Json = None, *, sender_key: str | None = None
+    ) -> Answer:
+        """Hand a message to a run. The same `sender_key` again changes nothing."""
+        state = await self._fold(run_id)
+        if state.state.is_final:
+            raise Refused(f"run {run_id} is {state.state} and takes no signals")
+        post = Post(run_id, "signal", name, payload, sender_key)
+        await self._store.commit(Batch(changes=(post,)))
+        return Answer(run_id, state.state, True, f"signal {name} is in the inbox of {run_id}")
+
+    async def approve(
+        self, run_id: str, step: str | None, *, approved: bool, form: Json = None, by: str
+    ) -> Answer:
+        """Answer an approval step; `step` may be left out when the run waits for one only."""
+        state = await self._fold(run_id)
+        waiting = [
+            key
+            for key, wait in state.waits.items()
+            if str(wait.get("name", "")).startswith("approval:") and key not in state.signals
+        ]
+        if step is None and len(waiting) == 1:
+            step = waiting[0]
+        if step not in waiting:
+            raise NotFound(
+                f"run {run_id} does not wait for approval of {step or 'one step'}; "
+                f"it waits for: {', '.join(waiting) or 'none'}"
+            )
+        payload = {"approved": approved, "form": form, "by": by}
+        return await self.signal(run_id, f"approval:{step}", payload)
+
+    async def fork(
+        self, run_id: str, step: str | None, *, inputs: Mapping[str, Json] | None = None
+    ) -> str:
+        """A new run that shares the results before `step` and may have other inputs; its id."""
+        journal = await self._journal(run_id)
+        state = fold(run_id, journal.entries)
+        origin = from_accepted(run_id, state.accepted)
+        kept = _before(journal.entries, state, step)
+        value = origin.input
+        if inputs:
+            if not isinstance(value, dict):
+                raise Refused(f"the input of {run_id} is no object; it cannot be edited by name")
+            value = {**value, **inputs}
+        new = replace(
+            origin,
+            run_id=new_run_id(self._clock),
+            input=value,
+            idempotency_key=None,
+            parent_run_id=None,
+            wake_at=0,
+            origin={"fork": run_id, "step": step},
+        )
+        drafts = [accepted_draft(new)]
+        drafts += [
+            Draft(entry.kind, entry.step, entry.attempt, _free(entry.payload)) for entry in kept
+        ]
+        append = _chain(new.run_id, self._store.generation << 40, drafts, self._clock, accept=new)
+        await self._commit(append)
+        return new.run_id
+
+    # -- how ----------------------------------------------------------------------------------
+
+    async def _journal(self, run_id: str) -> Journal:
+        journal = (await self._store.look.load([run_id])).get(run_id)
+        if journal is None:
+            raise NotFound(f"there is no run {run_id}", hint="llmo runs list")
+        if journal.flaws:
+            flaw = journal.flaws[0]
+            raise StoreDamaged(
+                f"run {run_id} is damaged at entry {flaw.seq}: {flaw.what}",
+                run_id=run_id,
+                hint=f"llmo journal repair {run_id} --dry-run",
+            )
+        return journal
+
+    async def _fold(self, run_id: str) -> Fold:
+        return fold(run_id, (await self._journal(run_id)).entries)
+
+    async def _ask(self, run_id: str, happening: Happening) -> Answer:
+        for _ in range(_TRIES):
+            state = await self._fold(run_id)
+            if happening.event not in TRANSITIONS[state.state]:
+                raise Refused(
+                    f"run {run_id} is {state.state}; it takes no {happening.event}",
+                    hint=f"llmo runs explain {run_id}",
+                )
+            if state.state is RunState.RUNNING:
+                return await self._post(state, happening)
+            try:
+                return await self._append(state, happening, ())
+            except Refused:
+                continue  # somebody claimed or changed it meanwhile: look again
+        raise Refused(f"run {run_id} keeps changing hands; try again")
+
+    async def _post(self, state: Fold, happening: Happening) -> Answer:
+        kind = _REQUESTS[happening.event]
+        post = Post(state.run_id, kind, payload=dict(happening.data))
+        await self._store.commit(Batch(changes=(post,)))
+        return Answer(
+            state.run_id, state.state, False, f"{kind} requested; the engine that runs it will obey"
+        )
+
+    async def _append(
+        self, state: Fold, happening: Happening, drafts: tuple[Draft, ...]
+    ) -> Answer:
+        decision = decide(state.state, state.epoch, happening)
+        append = _chain(
+            state.run_id,
+            decision.epoch,
+            [*drafts, decision.draft],
+            self._clock,
+            head=(state.seq, state.digest),
+            change=decision.change,
+        )
+        await self._commit(append)
+        return Answer(state.run_id, decision.state, True, f"run is {decision.state}")
+
+    async def _commit(self, append: Append) -> None:
+        receipt = await self._store.commit(Batch(appends=(append,)))
+        outcome = receipt.refused.get(append.run_id, Outcome.LANDED)
+        if outcome is not Outcome.LANDED:
+            raise Refused(f"run {append.run_id} changed meanwhile ({outcome})")
+
+
+def _before(entries: tuple[Entry, ...] | list[Entry], state: Fold, step: str | None) -> list[Entry]:
+    """The finished steps that a fork keeps: those recorded before `step` first was."""
+    kept = {done.seq for done in state.finished.values()}
+    kept |= {entry.seq for entry in entries if entry.kind == Kind.STEP_SKIPPED}
+    if step is None:
+        cut = 1 << 62
+    else:
+        touched = [entry.seq for entry in entries if entry.step == step]
+        touched += [entry.seq for entry in entries if entry.step.startswith(f"{step}/")]
+        if not touched:
+            raise NotFound(
+                f"run {state.run_id} has no step {step!r}", hint=f"llmo runs show {state.run_id}"
+            )
+        cut = min(touched)
+    return [
+        entry
+        for entry in entries
+        if entry.seq in kept
+        and entry.seq < cut
+        and not (step and (entry.step == step or entry.step.startswith(f"{step}/")))
+    ]
+
+
+def _free(payload: bytes) -> bytes:
+    """A copied result costs nothing a second time."""
+    data = decode(payload)
+    data.pop("usage", None)
+    data["is_copy"] = True
+    return encode(data)
+
+
+def _chain(
+    run_id: str,
+    epoch: int,
+    drafts: list[Draft],
+    clock: Clock,
+    *,
+    head: tuple[int, bytes] = (0, GENESIS),
+    accept: NewRun | None = None,
+    change: StateChange | None = None,
+) -> Append:
+    seq, digest = head
+    entries, now = [], clock.now_us()
+    for kind, step, attempt, payload in drafts:
+        seq += 1
+        digest = link(digest, run_id, (seq, epoch, kind, step, attempt, payload))
+        entries.append(Entry(run_id, seq, epoch, kind, step, attempt, payload, digest, now))
+    return Append(run_id, head[0], head[1], tuple(entries), accept, change)

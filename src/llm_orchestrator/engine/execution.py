@@ -1,0 +1,406 @@
+"""One run while this process drives it: the durable primitives that all workflow code stands on.
+
+Everything a run does is one of these, each remembered by the key of its step:
+
+- `perform`: do work until it succeeds or gives up, record the result, give back the recorded one;
+- `sleep_until`: wait for a moment; `wait_message`: wait for somebody; both survive the process;
+- `child`: start another run and wait for its end;
+- `remember`: a value that must be the same at each replay.
+
+A replayed key gives what the journal says and touches nothing. A step whose effect must not be doubled
+(`once`) or that costs money records its attempt first; after a crash an open attempt is an unknown
+outcome, and the step's policy says what happens (P9): never silently repeated, never silently dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llm_orchestrator.clock import Clock, derived_run_id
+from llm_orchestrator.engine.failure import describe, is_retryable
+from llm_orchestrator.engine.gate import NEVER, Gate
+from llm_orchestrator.engine.machine import Event, Happening
+from llm_orchestrator.engine.mailbox import Inbox, Mailbox
+from llm_orchestrator.engine.replay import Fold
+from llm_orchestrator.errors import (
+    ProviderUnavailable,
+    ProviderUnknownOutcome,
+    StepFailed,
+    StepTimeout,
+    Suspended,
+)
+from llm_orchestrator.language.code import CodeWorkflow
+from llm_orchestrator.model import (
+    MICROSECONDS,
+    Draft,
+    Effect,
+    Json,
+    Kind,
+    Message,
+    OnUnknown,
+    Policy,
+)
+from llm_orchestrator.store.base import Change, Consume
+from llm_orchestrator.store.journal import encode, round_trip
+from llm_orchestrator.store.writer import GroupWriter, Head
+
+Work = Callable[[int], Awaitable[Json]]
+"""Called with the attempt's number; returns JSON."""
+Publish = Callable[[str, str, str, int, "dict[str, Json]"], None]
+"""(run_id, what, step, attempt, data): told after the fact, for progress displays."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A run that another run starts. `workflow` is a name, or a Python workflow of this process."""
+
+    run_id: str
+    parent_run_id: str
+    step: str
+    workflow: CodeWorkflow[Any] | str
+    version: str | None
+    inputs: Json
+
+
+class Starter(Protocol):
+    """Accepts a child run; the same id again changes nothing."""
+
+    async def start_child(self, child: ChildSpec) -> None: ...
+
+
+@dataclass(slots=True)
+class Services:
+    """What a node lends to the runs that it drives."""
+
+    writer: GroupWriter
+    inbox: Inbox
+    clock: Clock
+    slots: asyncio.Semaphore
+    starter: Starter
+    publish: Publish | None = None
+
+
+class Extras:
+    """What a step's entries carry beside its result. Subclasses override what they need."""
+
+    def data(self) -> dict[str, Json]:
+        """Usage and notes of the attempt that just ended."""
+        return {}
+
+    def changes(self) -> Sequence[Change]:
+        """Changes of other tables that land with the result."""
+        return ()
+
+    async def probe(self) -> dict[str, Json] | None:
+        """Was it done? {"result": ...} if so, None if surely not."""
+        return None
+
+    def before(self) -> None:
+        """May refuse a paid attempt (budget spent) before its intent is recorded."""
+
+
+class _TryAgain(Exception):
+    """An attempt ended without a result; the next one may start at `at_us`."""
+
+    def __init__(self, attempt: int, at_us: int) -> None:
+        super().__init__()
+        self.attempt = attempt
+        self.at_us = at_us
+
+
+class Execution:
+    """See the module's docstring. Made by the node at claim, dropped when the run leaves."""
+
+    def __init__(self, fold: Fold, head: Head, services: Services) -> None:
+        self.run_id = fold.run_id
+        self.fold = fold
+        self.head = head
+        self.services = services
+        self.gate = Gate(fold.run_id, services.clock)
+        self.mailbox = Mailbox(fold.run_id, services.inbox, fold.redeliver)
+        self.requests: list[int] = []
+        """Numbers of the requests that made the run stop; consumed by its closing entry."""
+
+    # -- work ----------------------------------------------------------------------------------
+
+    async def perform(
+        self, key: str, work: Work, policy: Policy, *, extras: Extras | None = None, at: int = -1
+    ) -> Json:
+        """The recorded result of step `key`; does the work if there is none.
+
+        `at` is the call's place in its scope (Python workflows), recorded to notice divergence.
+        Raises StepFailed once the attempts are spent.
+        """
+        done = self.fold.finished.get(key)
+        if done is not None:
+            return done.result
+        attempt, ready_at = self._resume_failure(key)
+        gate = self.gate
+        while True:
+            if ready_at:
+                await gate.wait(key, ready_at)
+            gate.enter()
+            try:
+                return await self._attempt(key, work, policy, attempt, extras, at)
+            except _TryAgain as again:
+                attempt, ready_at = again.attempt, again.at_us
+            finally:
+                gate.leave()
+
+    def _resume_failure(self, key: str) -> tuple[int, int]:
+        """Which attempt is next, and when it may start, as the journal says."""
+        failure = self.fold.failures.get(key)
+        if failure is None:
+            return self.fold.intents.get(key, 1), 0
+        if failure.is_final:
+            raise _step_failed(key, failure.error)
+        is_due = failure.next_at <= self.services.clock.now_us()
+        return failure.attempt + 1, 0 if is_due else failure.next_at
+
+    async def _attempt(
+        self,
+        key: str,
+        work: Work,
+        policy: Policy,
+        attempt: int,
+        extras: Extras | None,
+        at: int,
+    ) -> Json:
+        is_once = policy.effect is Effect.ONCE
+        if is_once or policy.is_paid:
+            if is_once and key in self.fold.intents:
+                found = await self._decide_unknown(key, policy, attempt, extras)
+                if found is not None:
+                    return await self._finish(key, attempt, found["result"], extras, at)
+            if extras is not None:
+                extras.before()
+            await self.record(Kind.INTENT, key, attempt, {"key": self.idempotency_key(key)})
+        try:
+            async with self.services.slots:
+                if policy.timeout_s is None:
+                    result = await work(attempt)
+                else:
+                    result = await _within(policy.timeout_s, key, work(attempt))
+            return await self._finish(key, attempt, result, extras, at)
+        except Exception as error:
+            if is_once and isinstance(error, ProviderUnknownOutcome | StepTimeout):
+                found = await self._decide_unknown(key, policy, attempt, extras)
+                if found is not None:
+                    return await self._finish(key, attempt, found["result"], extras, at)
+            await self._fail(key, policy, attempt, extras, error)
+            raise AssertionError("unreachable") from error
+
+    async def _finish(
+        self, key: str, attempt: int, result: Json, extras: Extras | None, at: int
+    ) -> Json:
+        data: dict[str, Json] = {"result": result}
+        if at >= 0:
+            data["at"] = at
+        if extras is not None:
+            data.update(extras.data())
+        payload, recorded = round_trip(data)
+        await self.services.writer.append(
+            self.head,
+            (Draft(Kind.STEP_FINISHED, key, attempt, payload),),
+            changes=extras.changes() if extras is not None else (),
+        )
+        if self.services.publish is not None:
+            self.publish("finished", key, attempt, recorded)
+        return recorded["result"]
+
+    async def _fail(
+        self, key: str, policy: Policy, attempt: int, extras: Extras | None, error: Exception
+    ) -> None:
+        """Record a failed attempt; always raises: _TryAgain or StepFailed."""
+        clock = self.services.clock
+        if isinstance(error, ProviderUnavailable):  # nothing was sent: no attempt is burnt
+            self.publish("unavailable", key, attempt, describe(error))
+            pause_s = error.retry_after_s or 1.0
+            raise _TryAgain(attempt, clock.now_us() + int(pause_s * MICROSECONDS)) from error
+        facts = describe(error)
+        is_final = attempt >= policy.retry.max_attempts or not is_retryable(error, policy.retry)
+        data: dict[str, Json] = {"error": facts, "final": is_final}
+        if extras is not None:
+            data.update(extras.data())
+        after_us = int((getattr(error, "retry_after_s", None) or 0.0) * MICROSECONDS)
+        delay_us = int(policy.retry.delay_ms(attempt, clock.chance()) * 1000)
+        if not is_final:
+            data["next_at"] = clock.now_us() + max(delay_us, after_us)
+        await self.record(Kind.ATTEMPT_FAILED, key, attempt, data)
+        self.publish("failed", key, attempt, data)
+        if is_final:
+            raise _step_failed(key, facts) from error
+        raise _TryAgain(attempt + 1, int(data["next_at"])) from error
+
+    async def _decide_unknown(
+        self, key: str, policy: Policy, attempt: int, extras: Extras | None
+    ) -> dict[str, Json] | None:
+        """{"result": ...} when the effect is known to be done, None when it may be issued (again)."""
+        decision = self.fold.decisions.pop(key, None)
+        choice = str(decision["choose"]) if decision else policy.on_unknown.value
+        if choice == "finished" and decision:
+            return {"result": decision.get("result")}
+        if choice == OnUnknown.PROBE and extras is not None:
+            return await extras.probe()
+        if choice == OnUnknown.RETRY:
+            return None
+        if choice == OnUnknown.ASK:
+            data: dict[str, Json] = {"step": key}
+            self.gate.request_stop(Happening(Event.PAUSE, reason="unknown_outcome", data=data))
+            raise Suspended(f"step {key} waits for a decision")
+        facts: dict[str, Json] = {
+            "kind": "unknown_outcome",
+            "message": "it may or may not have been done; its policy says to fail",
+        }
+        await self.record(Kind.ATTEMPT_FAILED, key, attempt, {"error": facts, "final": True})
+        raise _step_failed(key, facts)
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    async def sleep_until(self, key: str, until_us: int, *, at: int = -1) -> None:
+        """Wait for a moment on the store's clock, across restarts."""
+        planned = self.fold.waits.get(key)
+        if planned is None:
+            self.gate.check()
+            data: dict[str, Json] = {"for": "timer", "until": until_us}
+            self.note(Kind.WAITING, key, data, at=at)
+            self.publish("waiting", key, 0, data)
+        else:
+            until_us = int(planned["until"])
+        if until_us > self.services.clock.now_us():
+            await self.gate.wait(key, until_us)
+
+    async def wait_message(
+        self,
+        key: str,
+        name: str,
+        *,
+        timeout_s: float | None = None,
+        complain: Callable[[Json], str | None] | None = None,
+        at: int = -1,
+    ) -> dict[str, Json]:
+        """The message by `name` that belongs to `key`: {payload, by, timed_out}.
+
+        `complain` may say what is wrong with a payload; such a message is recorded and dropped.
+        """
+        taken = self.fold.signals.get(key)
+        if taken is not None:
+            return taken
+        until = self._plan_wait(key, name, timeout_s, at)
+        while True:
+            message = self.mailbox.take(name)
+            if message is not None:
+                complaint = complain(message.payload) if complain is not None else None
+                if complaint is None:
+                    return await self._take(key, message)
+                data: dict[str, Json] = {"refused": complaint, "payload": message.payload}
+                await self._consume(Kind.PROGRESS, key, message, data)
+                self.publish("refused", key, 0, data)
+            elif until <= self.services.clock.now_us():
+                nothing = {"name": name, "payload": None, "by": None, "timed_out": True}
+                await self.record(Kind.SIGNAL, key, 0, nothing)
+                return nothing
+            else:
+                await self.gate.wait(key, until, self.mailbox.arrival())
+
+    def _plan_wait(self, key: str, name: str, timeout_s: float | None, at: int) -> int:
+        planned = self.fold.waits.get(key)
+        if planned is not None:
+            return int(planned["until"])
+        self.gate.check()
+        until = NEVER
+        if timeout_s is not None:
+            until = self.services.clock.now_us() + int(timeout_s * MICROSECONDS)
+        data: dict[str, Json] = {"for": "signal", "name": name, "until": until}
+        self.note(Kind.WAITING, key, data, at=at)
+        self.publish("waiting", key, 0, data)
+        return until
+
+    async def _take(self, key: str, message: Message) -> dict[str, Json]:
+        data: dict[str, Json] = {
+            "name": message.name,
+            "number": message.number,
+            "payload": message.payload,
+            "by": message.sender_key,
+            "timed_out": False,
+        }
+        await self._consume(Kind.SIGNAL, key, message, data)
+        self.publish("signal", key, 0, data)
+        return data
+
+    async def _consume(
+        self, kind: Kind, key: str, message: Message, data: dict[str, Json]
+    ) -> None:
+        draft = Draft(kind, key, 0, encode(data))
+        consume = Consume(self.run_id, (message.number,))
+        await self.services.writer.append(self.head, (draft,), changes=(consume,))
+
+    async def child(
+        self,
+        key: str,
+        workflow: CodeWorkflow[Any] | str,
+        inputs: Json,
+        *,
+        version: str | None = None,
+        at: int = -1,
+    ) -> dict[str, Json]:
+        """Start a run of its own and wait for its end: {run_id, state, output, error}."""
+        run_id = derived_run_id(self.run_id, key)
+        if key not in self.fold.signals and key not in self.fold.waits:
+            self.gate.enter()
+            try:
+                spec = ChildSpec(run_id, self.run_id, key, workflow, version, inputs)
+                await self.services.starter.start_child(spec)
+            finally:
+                self.gate.leave()
+        taken = await self.wait_message(key, f"child:{run_id}", at=at)
+        return {"run_id": run_id, **taken["payload"]}
+
+    # -- entries -------------------------------------------------------------------------------
+
+    def remember(self, key: str, value: Json, *, at: int = -1) -> Json:
+        """`value`, or what was recorded under `key`. Durable before anything later of this run is."""
+        done = self.fold.finished.get(key)
+        if done is not None:
+            return done.result
+        self.gate.check()
+        self.note(Kind.STEP_FINISHED, key, {"result": value}, at=at)
+        return value
+
+    def note(self, kind: Kind, key: str, data: dict[str, Json], *, at: int = -1) -> None:
+        """Append without waiting. Entries of a run land in the order in which they are queued."""
+        placed = {**data, "at": at} if at >= 0 else data
+        self.services.writer.append(self.head, (Draft(kind, key, 0, encode(placed)),))
+
+    async def record(self, kind: Kind, key: str, attempt: int, data: dict[str, Json]) -> None:
+        """Append and wait until it is durable."""
+        await self.services.writer.append(self.head, (Draft(kind, key, attempt, encode(data)),))
+
+    def idempotency_key(self, key: str) -> str:
+        """Stable per run and step over attempts, takeovers and restores."""
+        return f"{self.run_id}/{key}"
+
+    def publish(self, what: str, key: str, attempt: int, data: dict[str, Json]) -> None:
+        """Tell whoever watches. Never needed for correctness."""
+        if self.services.publish is not None:
+            self.services.publish(self.run_id, what, key, attempt, data)
+
+
+def _step_failed(key: str, facts: dict[str, Json]) -> StepFailed:
+    return StepFailed(
+        f"step {key}: {facts['message']}",
+        step=key,
+        error_kind=str(facts["kind"]),
+        hint=facts.get("hint"),
+    )
+
+
+async def _within(timeout_s: float, key: str, work: Awaitable[Json]) -> Json:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await work
+    except TimeoutError as error:
+        raise StepTimeout(f"step {key} took longer than its {timeout_s:g} s") from error

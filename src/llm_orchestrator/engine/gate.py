@@ -1,0 +1,105 @@
+"""Who may start, who still works, and when a run leaves the process.
+
+Once a run is asked to stop, nothing new starts; what is in flight may end (its result is paid for);
+then the run's task is cancelled and leaves. When nothing executes and everything that is left waits for
+longer than PARK_S, the run asks itself to stop: it parks and costs no memory until its wake-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.machine import Event, Happening
+from llm_orchestrator.errors import Suspended
+from llm_orchestrator.model import MICROSECONDS
+
+PARK_S = 1.0
+"""Waits shorter than this stay in memory."""
+PARK_GRACE_S = 0.01
+"""How long nothing may move before a waiting run parks."""
+NEVER = 1 << 62
+"""A wake-up that only a message brings."""
+
+
+class Gate:
+    """One run's gate. `task` is set by the node before the run's code starts."""
+
+    __slots__ = ("_activity", "_clock", "_executing", "_run_id", "_waits", "inbox_seen", "stop", "task")
+
+    def __init__(self, run_id: str, clock: Clock) -> None:
+        self._run_id = run_id
+        self._clock = clock
+        self._executing = 0
+        self._activity = 0
+        self._waits: dict[str, int] = {}
+        self.task: asyncio.Task[None] | None = None
+        self.stop: Happening | None = None
+        self.inbox_seen = 0
+
+    def request_stop(self, happening: Happening, *, at_once: bool = False) -> None:
+        """Ask the run to leave. Work in flight may end first unless `at_once`."""
+        if self.stop is None or at_once:
+            self.stop = happening
+        if (at_once or self._executing == 0) and self.task is not None:
+            self.task.cancel()
+
+    def check(self) -> None:
+        """Raise Suspended when the run is leaving."""
+        if self.stop is not None:
+            raise Suspended(f"run {self._run_id} is leaving")
+
+    def enter(self) -> None:
+        """Work begins. Pair with `leave`."""
+        if self.stop is not None:
+            raise Suspended(f"run {self._run_id} is leaving")
+        self._executing += 1
+        self._activity += 1
+
+    def leave(self) -> None:
+        """Work ended."""
+        self._executing -= 1
+        self._activity += 1
+        if self._executing == 0:
+            if self.stop is not None:
+                asyncio.get_running_loop().call_soon(self._leave_for_good)
+            elif self._waits:
+                self._arm()
+
+    async def wait(self, key: str, until_us: int, event: asyncio.Future[None] | None = None) -> None:
+        """Until the moment or the event, whichever comes first."""
+        self.check()
+        self._waits[key] = until_us
+        self._activity += 1
+        self._arm()
+        try:
+            remaining = max(0.0, (until_us - self._clock.now_us()) / MICROSECONDS)
+            if event is None:
+                await self._clock.sleep(remaining)
+            else:
+                await asyncio.wait({event}, timeout=None if until_us >= NEVER else remaining)
+        finally:
+            self._waits.pop(key, None)
+            self._activity += 1
+            if self._waits:
+                self._arm()
+
+    def _leave_for_good(self) -> None:
+        if self._executing == 0 and self.task is not None and not self.task.done():
+            self.task.cancel()
+
+    def _arm(self) -> None:
+        if self._executing == 0:
+            loop = asyncio.get_running_loop()
+            loop.call_later(PARK_GRACE_S, self._park_if_idle, self._activity)
+
+    def _park_if_idle(self, activity: int) -> None:
+        if self._executing or not self._waits or activity != self._activity or self.stop:
+            return
+        wake_at = min(self._waits.values())
+        if wake_at - self._clock.now_us() < PARK_S * MICROSECONDS:
+            return
+        reason = "timer" if wake_at < NEVER else "signal"
+        self.request_stop(
+            Happening(Event.WAIT, reason=reason, wake_at=wake_at, inbox_seen=self.inbox_seen)
+        )

@@ -1,0 +1,78 @@
+"""One read-only connection on a thread of its own, and the small tools that readers share."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llm_orchestrator.errors import StoreDamaged
+from llm_orchestrator.model import Json
+from llm_orchestrator.store.queries import load_queries
+from llm_orchestrator.store.sqlite_file import connect, translate
+from llm_orchestrator.store.sqlite_thread import DatabaseThread
+
+T = TypeVar("T")
+
+
+class SQLiteReader:
+    """Runs functions on the connection. It opens at first use: a new store's file comes later."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread: DatabaseThread | None = None
+        self._database: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        """Connect now, to hear of an absent or foreign file at once."""
+        await self.read(lambda database: None)
+
+    async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """`function(connection)` on the reading thread."""
+        if self._thread is None:
+            self._thread = DatabaseThread("store-reader")
+
+        def work() -> T:
+            if self._database is None:
+                self._database = connect(self._path, is_read_only=True)
+                self._database.text_factory = _text
+            return function(self._database)
+
+        try:
+            result: T = await self._thread.submit(work)
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
+        return result
+
+    async def rows(self, name: str, **values: object) -> list[Any]:
+        """All rows of a named statement."""
+        query = load_queries()[name]
+        return await self.read(lambda db: db.execute(query.sql, query.bind(**values)).fetchall())
+
+    def close(self) -> None:
+        """End the thread and the connection."""
+        if self._thread is not None:
+            self._thread.stop()
+            self._thread = None
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+
+def _text(value: bytes) -> str:
+    """A flipped bit may leave no UTF-8; such text is read all the same and fits no digest."""
+    return value.decode(errors="surrogateescape")
+
+
+def parse(value: object) -> Json:
+    """A JSON column. Raises StoreDamaged when it is none."""
+    if value is None:
+        return None
+    if not isinstance(value, bytes | str):
+        raise StoreDamaged("a stored value is neither text nor bytes")
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise StoreDamaged(f"a stored value is no JSON: {error}") from error

@@ -1,0 +1,229 @@
+"""The composition root: the only place that names concrete parts and fits them together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from llm_orchestrator.clock import Clock, RealClock, new_run_id
+from llm_orchestrator.config import Config
+from llm_orchestrator.engine.acceptance import KEY_RECORD, input_digest, key_of
+from llm_orchestrator.engine.control import Operator
+from llm_orchestrator.engine.execution import Publish
+from llm_orchestrator.engine.flows import Flow, Flows
+from llm_orchestrator.engine.node import End, Node, NodeOptions, registration
+from llm_orchestrator.errors import ConfigError, NotFound, Refused, RunFailed, RunPaused
+from llm_orchestrator.language.code import CodeWorkflow
+from llm_orchestrator.model import MICROSECONDS, Json, NewRun, RunState, Workflow
+from llm_orchestrator.store.sqlite import SQLiteStore
+
+T = TypeVar("T")
+
+
+def store_path(url: str) -> Path:
+    """The file of a `sqlite:///relative.db` or `sqlite:////absolute.db` URL."""
+    parts = urlsplit(url)
+    if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2:
+        raise ConfigError(
+            f"{url!r} is no store URL this version can open",
+            hint="llmo --store sqlite:///runs.db (relative) or sqlite:////var/lib/llmo/runs.db",
+        )
+    return Path(unquote(parts.path[1:]))
+
+
+def make_store(url: str, clock: Clock, *, name: str = "") -> SQLiteStore:
+    """A store, not opened yet. Each process life is a node of its own."""
+    node_id = f"{name or 'node'}-{clock.random_bytes(6).hex()}"
+    return SQLiteStore(store_path(url), node_id=node_id, clock=clock)
+
+
+class Orchestrator:
+    """An engine in this process: opens the store, drives its runs, closes it.
+
+        async with Orchestrator("sqlite:///runs.db") as orchestrator:
+            result = await orchestrator.run(my_workflow, {"topic": "whales"})
+
+    Opening raises StoreError's subclasses (StoreLocked when another engine serves the store).
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        config: Config | None = None,
+        options: NodeOptions | None = None,
+        publish: Publish | None = None,
+        clock: Clock | None = None,
+        store: SQLiteStore | None = None,
+    ) -> None:
+        self.config = config or Config()
+        self.clock = clock or RealClock()
+        address = url or self.config.store_url
+        self.store = store or make_store(address, self.clock, name=self.config.node_name)
+        self.operator = Operator(self.store, self.clock)
+        self._options = options
+        self._publish = publish
+        self._tools: Any = None
+        self._node: Node | None = None
+
+    @property
+    def node(self) -> Node:
+        """The running node. Raises ConfigError before the engine is open."""
+        if self._node is None:
+            raise ConfigError("the engine is not open", hint="async with Orchestrator(url) as o:")
+        return self._node
+
+    async def __aenter__(self) -> Self:
+        await self.store.open_as_engine()
+        flows = Flows(self.store.shelf, self._make_tools)
+        self._node = Node(
+            self.store, self.clock, flows, options=self._options, publish=self._publish
+        )
+        await self._node.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close(grace_s=0.0 if kind else 5.0)
+
+    async def close(self, *, grace_s: float = 5.0) -> None:
+        """Release what runs (steps in flight get `grace_s`), commit, free the store."""
+        if self._node is not None:
+            await self._node.stop(grace_s=grace_s)
+            self._node = None
+        if self._tools is not None:
+            await self._tools.close()
+        await self.store.close()
+
+    async def run(
+        self, workflow: CodeWorkflow[Any] | str | Path, inputs: Json = None, **options: Any
+    ) -> Json:
+        """Start a run and wait for its result. Options as in `start`.
+
+        Raises RunFailed when it ends failed or cancelled, RunPaused when it waits for a person.
+        """
+        run_id = await self.start(workflow, inputs, **options)
+        return await self.result(run_id)
+
+    async def start(
+        self,
+        workflow: CodeWorkflow[Any] | str | Path,
+        inputs: Json = None,
+        *,
+        idempotency_key: str | None = None,
+        priority: int | None = None,
+        queue: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        delay_s: float = 0.0,
+    ) -> str:
+        """Accept a run durably and return its id.
+
+        `workflow` is a Python workflow, a file (a Path, or text that ends in .yaml, .yml or .json)
+        or the name of a registered one. The same `idempotency_key` gives the same run.
+        """
+        flow, register, checked = await self._resolve(workflow, inputs)
+        new = NewRun(
+            new_run_id(self.clock),
+            flow.name,
+            flow.version,
+            flow.digest,
+            priority=flow.priority if priority is None else priority,
+            queue=queue or flow.queue,
+            idempotency_key=idempotency_key,
+            wake_at=self.clock.now_us() + int(delay_s * MICROSECONDS) if delay_s else 0,
+            labels={**(flow.labels or {}), **(labels or {})},
+            input=checked,
+        )
+        try:
+            return await self.node.accept(new, register=register)
+        except Refused:
+            if idempotency_key is None:
+                raise
+            return await self._earlier(new)
+
+    async def result(self, run_id: str) -> Json:
+        """Wait for a run of this engine to end, and give its output."""
+        waiting = self.node.wait_end(run_id)
+        end = await self._ended(run_id)
+        if end is None:
+            end = await waiting
+        return output_of(end)
+
+    def run_sync(
+        self, workflow: CodeWorkflow[Any] | str | Path, inputs: Json = None, **options: Any
+    ) -> Json:
+        """Open, run one workflow, close: for scripts that have no event loop."""
+
+        async def main() -> Json:
+            async with self:
+                return await self.run(workflow, inputs, **options)
+
+        return asyncio.run(main())
+
+    # -- how ----------------------------------------------------------------------------------
+
+    async def _resolve(
+        self, workflow: CodeWorkflow[Any] | str | Path, inputs: Json
+    ) -> tuple[Flow, Workflow | None, Json]:
+        if isinstance(workflow, CodeWorkflow):
+            flow = self.node.flows.add_code(workflow)
+            return flow, registration(workflow), {} if inputs is None else inputs
+        from llm_orchestrator.wire_language import resolve
+
+        return await resolve(workflow, inputs, self.node.flows, self.store.shelf)
+
+    async def _earlier(self, new: NewRun) -> str:
+        found, _ = await self.store.shelf.record(KEY_RECORD, key_of(new))
+        if found is None:
+            raise NotFound(f"idempotency key {new.idempotency_key!r} is not recorded")
+        if found["input"] != input_digest(new):
+            raise Refused(
+                f"idempotency key {new.idempotency_key!r} was used with another input",
+                hint=f"llmo runs show {found['run_id']}",
+            )
+        return str(found["run_id"])
+
+    async def _ended(self, run_id: str) -> End | None:
+        """How a run ended before anybody waited; None while it may still move."""
+        if run_id in self.node.driven:
+            return None
+        row = await self.store.look.run(run_id)
+        if row is None:
+            raise NotFound(f"there is no run {run_id}", hint="llmo runs list")
+        if not row.state.is_final and row.state is not RunState.PAUSED:
+            return None
+        output, error = await self.store.look.result(run_id)
+        return End(run_id, row.state, row.reason, output, error)
+
+    def _make_tools(self) -> Any:
+        from llm_orchestrator.wire_language import make_tools
+
+        self._tools = make_tools(self.config, self.store, self.clock)
+        return self._tools
+
+
+def output_of(end: End) -> Json:
+    """A completed run's output; the others as the exceptions that say what to do."""
+    if end.state is RunState.COMPLETED:
+        return end.output
+    message = end.error.get("message") if isinstance(end.error, dict) else end.reason
+    if end.state is RunState.PAUSED:
+        raise RunPaused(
+            f"run {end.run_id} is paused ({end.reason}): {message}",
+            reason=end.reason,
+            hint=f"llmo runs explain {end.run_id}",
+        )
+    raise RunFailed(
+        f"run {end.run_id} ended {end.state}: {message}",
+        state=end.state,
+        error=end.error,
+        hint=f"llmo runs explain {end.run_id}",
+    )
