@@ -29,6 +29,10 @@ class FakeServer:
         )
         urllib.request.urlopen(request).close()
 
+    def wait_idle(self) -> None:
+        """Block until no request is under way."""
+        urllib.request.urlopen(f"{self.url}/control/idle").close()
+
     def lines(self, contains: str = "") -> list[dict[str, Any]]:
         """Ledger lines of requests whose prompt contains a text, both events of each."""
         with urllib.request.urlopen(f"{self.url}/control/ledger") as response:

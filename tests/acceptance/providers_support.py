@@ -8,7 +8,8 @@ from typing import Any
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.providers.base import LLMRequest, Partial
 from llm_orchestrator.providers.http import HttpClient, Target
-from llm_orchestrator.providers.openai import Dialect, OpenAI, OpenAIEmbeddings
+from llm_orchestrator.providers.openai import Dialect, OpenAI
+from llm_orchestrator.providers.openai_embeddings import OpenAIEmbeddings
 from llm_orchestrator.providers.prices import PriceBook
 
 
@@ -44,7 +45,7 @@ def ask(
     return LLMRequest(model=model, messages=messages, stream=stream, partial=partial, **more)
 
 
-def target(url: str, **more: Any) -> Target:
+def target(url: str | tuple[str, ...], **more: Any) -> Target:
     provider, key = more.pop("provider", "openai"), more.pop("key", "sk-good-key-123456")
     urls = (url,) if isinstance(url, str) else tuple(url)
     headers = more.pop("headers", {"Authorization": f"Bearer {key}"})

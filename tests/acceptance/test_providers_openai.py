@@ -129,8 +129,7 @@ async def test_a_silent_server_is_a_timeout_and_the_ledger_saw_the_disconnect(
     llm = openai(client, target(fake.url + "/v1", timeout_s=0.2))
     with pytest.raises(errors.ProviderTimeout):
         await llm.complete(ask("silence [[fake: hang]]"), Seen().chunk, Seen().handle)
-    while not fake.ended("silence"):
-        await asyncio.sleep(0.01)
+    await asyncio.to_thread(fake.wait_idle)
     assert fake.ended("silence")[0]["outcome"] == "aborted"
 
 
@@ -142,7 +141,7 @@ async def test_nobody_listening_is_transient_and_the_next_address_is_tried(
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
         with pytest.raises(errors.ProviderTransient, match="cannot be reached"):
             await openai(client, target(dead)).complete(ask("x"), Seen().chunk, Seen().handle)
-        both = target((dead, fake.url + "/v1"))  # type: ignore[arg-type]
+        both = target((dead, fake.url + "/v1"))
         answer = await openai(client, both).complete(ask("second"), Seen().chunk, Seen().handle)
         assert answer.text
 
@@ -336,8 +335,7 @@ async def test_a_cancelled_call_ends_at_the_provider_too(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    while not fake.ended("leave"):
-        await asyncio.sleep(0.01)
+    await asyncio.to_thread(fake.wait_idle)
     (line,) = fake.ended("leave")
     assert line["outcome"] == "aborted"
     assert 1 <= line["tokens"] < 100000

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from llm_orchestrator import errors
+from llm_orchestrator.model import Json, Usage
+from llm_orchestrator.providers.base import LLMRequest, LLMResponse, OnChunk
+from llm_orchestrator.providers.breaker import BreakerPolicy
+from llm_orchestrator.providers.guard import Guarded, Guards
+from llm_orchestrator.providers.limits import Limit
+from llm_orchestrator.providers.shared import MemoryState
+
+ASK = LLMRequest(model="m", messages=[{"role": "user", "content": "hi"}], max_tokens=10)
+
+
+class StillClock:
+    """Time that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def now_us(self) -> int:
+        return int(self.now * 1_000_000)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def chance(self) -> float:
+        return 0.5
+
+    def random_bytes(self, count: int) -> bytes:
+        return bytes(count)
+
+
+class Model:
+    """A provider that does what the test says next."""
+
+    name = "p"
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.calls = 0
+        self.gate: asyncio.Event | None = None
+        self.began = asyncio.Event()
+
+    async def complete(
+        self,
+        request: LLMRequest,
+        on_chunk: OnChunk,
+        on_handle: Callable[[Mapping[str, Json]], None],
+    ) -> LLMResponse:
+        self.calls += 1
+        self.began.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return LLMResponse("ok", "m", Usage(5, 5))
+
+    async def close(self) -> None: ...
+
+
+class CountingState(MemoryState):
+    """Shared state that counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gets = self.puts = 0
+        self.is_down = False
+
+    async def get(self, kind: str, key: str) -> tuple[Json, int]:
+        self.gets += 1
+        if self.is_down:
+            raise errors.StoreError("gone")
+        return await super().get(kind, key)
+
+    async def put(self, kind: str, key: str, value: Json, *, version: int) -> bool:
+        self.puts += 1
+        if self.is_down:
+            raise errors.StoreError("gone")
+        return await super().put(kind, key, value, version=version)
+
+
+class Bench:
+    """A model behind its guards, on a still clock."""
+
+    def __init__(self, **more: Any) -> None:
+        self.clock: StillClock = more.get("clock") or StillClock()
+        self.shared: CountingState = more.get("shared") or CountingState()
+        self.model = Model()
+        policy = BreakerPolicy(failures_max=3, open_s=2, wave_max=4)
+        guards = Guards(
+            clock=self.clock, shared=self.shared, limits=more.get("limits", {}), policy=policy
+        )
+        self.llm = Guarded(self.model, guards)
+
+    async def ask(self) -> LLMResponse:
+        async def ignore(text: str) -> None:
+            pass
+
+        return await self.llm.complete(ASK, ignore, lambda handle: None)
+
+    async def fail(self, error: BaseException | None = None) -> None:
+        self.model.error = error or errors.ProviderTransient("down")
+        with pytest.raises(type(self.model.error)):
+            await self.ask()
+        self.model.error = None
+
+
+async def test_after_failures_in_a_row_nothing_is_sent_and_the_wait_is_told() -> None:
+    bench = Bench()
+    for _ in range(3):
+        await bench.fail()
+    with pytest.raises(errors.ProviderUnavailable) as caught:
+        await bench.ask()
+    assert bench.model.calls == 3
+    assert caught.value.retry_after_s is not None
+    assert 0 < caught.value.retry_after_s <= 2.1
+
+
+async def test_another_node_and_a_restarted_one_know_the_verdict() -> None:
+    bench = Bench()
+    for _ in range(3):
+        await bench.fail()
+    other = Bench(shared=bench.shared, clock=bench.clock)
+    with pytest.raises(errors.ProviderUnavailable):
+        await other.ask()
+    assert other.model.calls == 0
+
+
+async def test_a_retry_after_stops_every_node_at_once() -> None:
+    bench = Bench()
+    await bench.fail(errors.ProviderRateLimited("slow", retry_after_s=30))
+    other = Bench(shared=bench.shared, clock=bench.clock)
+    with pytest.raises(errors.ProviderUnavailable) as caught:
+        await other.ask()
+    assert caught.value.retry_after_s == pytest.approx(30, abs=0.5)
+
+
+async def test_those_who_are_refused_together_come_back_one_after_the_other() -> None:
+    bench = Bench()
+    await bench.fail(errors.ProviderRateLimited("slow", retry_after_s=30))
+    waits = []
+    for _ in range(100):
+        with pytest.raises(errors.ProviderUnavailable) as caught:
+            await bench.ask()
+        waits.append(caught.value.retry_after_s or 0)
+    assert waits == sorted(waits)
+    assert len(set(waits)) == 100
+
+
+async def test_it_comes_back_in_waves_and_closes() -> None:
+    bench = Bench()
+    for _ in range(3):
+        await bench.fail()
+    bench.clock.now += 10
+    passed = []
+    for _ in range(3):
+        bench.model.gate = asyncio.Event()
+        before = bench.model.calls
+        tasks = [asyncio.create_task(bench.ask()) for _ in range(20)]
+        for _ in range(200):
+            await asyncio.sleep(0)
+        passed.append(bench.model.calls - before)
+        bench.model.gate.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert passed == [1, 2, 4]
+    bench.model.gate = None
+    before = bench.model.calls
+    await asyncio.gather(*(bench.ask() for _ in range(20)))
+    assert bench.model.calls - before == 20
+
+
+async def test_a_cancelled_probe_does_not_keep_the_others_out() -> None:
+    bench = Bench()
+    for _ in range(3):
+        await bench.fail()
+    bench.clock.now += 10
+    bench.model.gate = asyncio.Event()
+    bench.model.began.clear()
+    task = asyncio.create_task(bench.ask())
+    await bench.model.began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    bench.model.gate = None
+    assert (await bench.ask()).text == "ok"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ProviderInvalidRequest("bad"),
+        errors.ProviderAuthentication("key"),
+        errors.ProviderContentFiltered("no"),
+        ValueError("a defect of ours"),
+    ],
+)
+async def test_what_is_not_the_providers_trouble_does_not_open_it(error: Exception) -> None:
+    bench = Bench()
+    for _ in range(10):
+        await bench.fail(error)
+    assert (await bench.ask()).text == "ok"
+
+
+async def test_the_hot_path_does_not_touch_the_store() -> None:
+    bench = Bench(limits={"p": Limit(100_000, 10_000_000)})
+    await bench.ask()
+    gets, puts = bench.shared.gets, bench.shared.puts
+    for _ in range(500):
+        await bench.ask()
+    assert (bench.shared.gets, bench.shared.puts) == (gets, puts)
+
+
+async def test_a_store_that_is_gone_stops_nobody_and_the_breaker_still_works() -> None:
+    bench = Bench(limits={"p": Limit(1000)})
+    bench.shared.is_down = True
+    assert (await bench.ask()).text == "ok"
+    for _ in range(3):
+        await bench.fail()
+    with pytest.raises(errors.ProviderUnavailable):
+        await bench.ask()
+
+
+async def test_a_spent_limit_sends_nothing_and_tells_when_to_come() -> None:
+    bench = Bench(limits={"p/m": Limit(requests_per_minute=2)})
+    await bench.ask()
+    await bench.ask()
+    with pytest.raises(errors.ProviderUnavailable) as caught:
+        await bench.ask()
+    assert bench.model.calls == 2
+    assert caught.value.retry_after_s == pytest.approx(30)
+    bench.clock.now += 30
+    assert (await bench.ask()).text == "ok"
+
+
+async def test_two_nodes_share_one_limit() -> None:
+    limits = {"p": Limit(requests_per_minute=10)}
+    one = Bench(limits=limits)
+    two = Bench(limits=limits, shared=one.shared, clock=one.clock)
+    passed = 0
+    for bench in (one, two) * 20:
+        try:
+            await bench.ask()
+            passed += 1
+        except errors.ProviderUnavailable:
+            pass
+    assert passed == 10
+
+
+async def test_many_at_once_on_one_node_never_exceed_the_limit() -> None:
+    bench = Bench(limits={"p": Limit(requests_per_minute=50)})
+    answers = await asyncio.gather(*(bench.ask() for _ in range(200)), return_exceptions=True)
+    assert sum(isinstance(answer, LLMResponse) for answer in answers) == 50
+    assert bench.model.calls == 50
