@@ -7,18 +7,17 @@ data as it was written (also where a key was renamed on the way).
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from llm_orchestrator.errors import TemplateError
 from llm_orchestrator.language import compat
 from llm_orchestrator.language.base import BaseStep, Steps
 from llm_orchestrator.language.compat import Loc, Names, Rewriter
 from llm_orchestrator.language.definition import Definition, InputSpec, StepTypes, registry
+from llm_orchestrator.language.explain import explain, meant_by
 from llm_orchestrator.language.lexer import is_template
 from llm_orchestrator.language.names import nearest
 from llm_orchestrator.language.templates import Templates
@@ -54,8 +53,8 @@ class Built(NamedTuple):
 
     definition: Definition
     issues: list[Issue]
-    places: dict[str, Loc]
-    """Where each step stands in the data."""
+    places: dict[int, Loc]
+    """Where each step stands in the data, by the identity of the step."""
 
 
 def build(
@@ -71,7 +70,7 @@ def build(
     raw_steps = data.get("steps")
     if not isinstance(raw_steps, list | tuple) or not raw_steps:
         what = "missing key `steps`" if raw_steps is None else "`steps` should be a list of steps"
-        hint = _meant_by("steps", set(map(str, data)) - set(Definition.model_fields))
+        hint = meant_by("steps", set(map(str, data)) - set(Definition.model_fields))
         return [Issue(("steps",) if "steps" in data else (), what + hint)]
     found = list(_walk_raw(raw_steps, steps_max))
     if len(found) > steps_max:
@@ -119,7 +118,7 @@ class _Builder:
         self._types = registry(step_types)
         self._rewriter = Rewriter(templates)
         self._issues: list[Issue] = []
-        self._places: dict[str, Loc] = {}
+        self._places: dict[int, Loc] = {}
         inputs = data.get("inputs")
         self._names = Names(
             {str(step.get("id")): _bound_names(step) for step in found},
@@ -153,7 +152,12 @@ class _Builder:
         return Definition.model_construct(name="?", **{"inputs": None, **kept}, steps=steps)
 
     def _steps(self, raw: Any, loc: Loc, names: Names) -> tuple[BaseStep, ...]:
-        return tuple(self._step(step, (*loc, number), names) for number, step in enumerate(raw))
+        steps = []
+        for number, data in enumerate(raw):
+            step = self._step(data, (*loc, number), names)
+            self._places[id(step)] = (*loc, number)
+            steps.append(step)
+        return tuple(steps)
 
     def _step(self, raw: Any, loc: Loc, names: Names) -> BaseStep:
         if not isinstance(raw, Mapping):
@@ -163,8 +167,6 @@ class _Builder:
         kind = data.get("type")
         local = _local_names(data)
         nested: dict[Loc, tuple[BaseStep, ...]] = {}
-        if isinstance(data.get("id"), str):
-            self._places.setdefault(data["id"], loc)
         for place, steps in _nested_raw(data):
             nested[place] = self._steps(steps, (*loc, *place), names.within(*local))
             _put(data, place, nested[place])
@@ -331,82 +333,3 @@ def _as_written(place: Loc, written: Mapping[str, str]) -> Loc:
     if len(place) > 1:
         return (head, written.get(f"{place[0]}.{place[1]}", place[1]), *place[2:])
     return (head,)
-
-
-def explain(error: ValidationError, cls: type[BaseModel], data: Any) -> Iterator[tuple[Loc, str]]:
-    """Each problem of a pydantic error once, in plain words, at its place in the data."""
-    grouped: dict[Loc, list[str]] = {}
-    for item in error.errors(include_url=False, include_context=True):
-        place = _clean(item["loc"], data, keep_last=item["type"] in {"missing", "extra_forbidden"})
-        grouped.setdefault(place, []).append(_say(item, place, cls, data))
-    for place, messages in grouped.items():
-        yield place, " or ".join(dict.fromkeys(messages))
-
-
-def _clean(loc: Loc, data: Any, *, keep_last: bool) -> Loc:
-    """Pydantic names union members and validators in a place; keep what is in the data."""
-    place: list[str | int] = []
-    for number, part in enumerate(loc):
-        is_last = number == len(loc) - 1
-        if _has(data, part):
-            data = data[part]
-        elif not (keep_last and is_last):
-            continue
-        place.append(part)
-    return tuple(place)
-
-
-def _has(data: Any, part: str | int) -> bool:
-    if isinstance(data, Mapping):
-        return part in data
-    return isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
-
-
-def _say(item: Any, place: Loc, cls: type[BaseModel], data: Any) -> str:
-    loc = item["loc"]
-    key = next((part for part in reversed(place) if isinstance(part, str)), "")
-    if item["type"] == "missing":
-        unknown = set(map(str, data)) - set(cls.model_fields) if len(loc) == 1 else set()
-        return f"missing key `{key}`{_meant_by(key, unknown)}"
-    if item["type"] == "extra_forbidden":
-        return f"unknown key `{key}`{nearest(key, _fields_at(cls, loc[:-1]))}"
-    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    message = message.partition(", unable to")[0]
-    if not place:
-        return message
-    value = item["input"]
-    shown = f", not {value!r}" if isinstance(value, str | int | float) else ""
-    if value is None:
-        shown = ", not null"
-    if item["type"] == "string_pattern_mismatch":
-        message = f"should match {item['ctx']['pattern']}"
-    if item["type"] == "literal_error" and isinstance(value, str):
-        shown += nearest(value, re.findall(r"'([^']*)'", item["ctx"]["expected"]))
-    return f"`{key}` {message}{shown if len(shown) < 100 else ''}"
-
-
-def _meant_by(key: str, written: set[str]) -> str:
-    close = difflib.get_close_matches(key, sorted(written), n=1, cutoff=0.6)
-    return f"; did you mean it by `{close[0]}`?" if close else ""
-
-
-def _fields_at(cls: type[BaseModel], loc: Loc) -> list[str]:
-    """The keys that are known where an unknown one was found."""
-    fields = dict(cls.model_fields)
-    for part in loc:
-        if isinstance(part, str) and part in fields:
-            inner = _model_in(fields[part].annotation)
-            fields = dict(inner.model_fields) if inner else {}
-    if fields == dict(cls.model_fields) and issubclass(cls, BaseStep):
-        return [*fields, *compat.STEP_ALIASES]
-    return list(fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _model_in(inner)
-        if found is not None:
-            return found
-    return None

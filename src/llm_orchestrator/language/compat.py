@@ -200,8 +200,8 @@ def rename(
     written: dict[str, str] = {}
     for key, value in data.items():
         name = aliases.get(key, key)
-        if name != key and name in data:
-            name = key  # both were written; validation names the second as unknown
+        if name != key and name in data and aliases.get(name, name) == name:
+            name = key  # both were written; the schema refuses the alias
         elif name != key:
             written[name] = key
         out[name] = value

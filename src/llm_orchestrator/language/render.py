@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from llm_orchestrator.errors import TemplateError
 from llm_orchestrator.language.base import BaseStep
-from llm_orchestrator.language.build import explain
+from llm_orchestrator.language.explain import explain
 from llm_orchestrator.language.graph import Text, rendered_fields
 from llm_orchestrator.language.steps import TransformStep
 from llm_orchestrator.language.templates import Templates

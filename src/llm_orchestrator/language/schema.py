@@ -85,6 +85,7 @@ def _open_parts(defs: dict[str, Any]) -> None:
     retry["jitter"] = {"anyOf": [{"type": "boolean"}, retry["jitter"]]}
     top = defs["Definition"]["properties"]
     top["version"] = {"anyOf": [top["version"], {"type": "number"}]}
+    top["labels"]["additionalProperties"] = {"type": ["string", "number"]}
     top["schedule"] = {"anyOf": [{"type": "string"}, top["schedule"]]}
     for schema in (top["inputs"], top["outputs"]):
         _allow_short(schema, {} if schema is top["outputs"] else {"type": ["string", "null"]})

@@ -30,7 +30,7 @@ from ruamel.yaml.events import (
 
 BYTES_MAX = 1024 * 1024
 DEPTH_MAX = 60
-VALUES_MAX = 200_000
+VALUES_MAX = 100_000
 
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")

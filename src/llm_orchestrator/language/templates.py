@@ -62,7 +62,9 @@ class Templates:
     """Renders and evaluates. Keeps compiled texts, nothing of any run; use one per process."""
 
     def __init__(self) -> None:
-        env = minijinja.Environment(undefined_behavior="strict", fuel=FUEL, finalizer=_show)
+        env = minijinja.Environment(
+            undefined_behavior="strict", fuel=FUEL, finalizer=_show, keep_trailing_newline=True
+        )
         for name in ("debug", "cycler", "joiner"):
             env.remove_global(name)
         for name in REMOVED_FILTERS:

@@ -70,41 +70,25 @@ class _Validator:
         self._top(definition)
         for chain in cycles(definition.steps, self._templates):
             way = " -> ".join((*chain, chain[0]))
-            self._say(self._place(chain[0]), f"these steps wait for each other: {way}")
+            self._say(self._place(self._steps[chain[0]]), f"these steps wait for each other: {way}")
         return self._issues
 
     def _say(self, loc: Loc, message: str, *, is_warning: bool = False) -> None:
         self._issues.append(Issue(loc, message, is_warning))
 
-    def _place(self, step_id: str, *parts: str | int) -> Loc:
-        return (*self._places.get(step_id, ()), *parts)
+    def _place(self, step: BaseStep, *parts: str | int) -> Loc:
+        return (*self._places.get(id(step), ()), *parts)
 
     def _collect(self) -> None:
         for _, step, scope in walk(self._definition.steps):
             if not step.id:
                 continue
             if step.id in self._steps:
-                loc = self._occurrence(step, scope)
+                loc = self._place(step, "id")
                 self._say(loc, f"duplicate step id `{step.id}`; ids are unique over the whole file")
                 continue
             self._steps[step.id] = step
             self._scopes[step.id] = scope
-
-    def _occurrence(self, step: BaseStep, scope: Scope) -> Loc:
-        """Where a second step of the same id stands."""
-        number = next(n for n, sibling in enumerate(scope.siblings) if sibling is step)
-        if not scope.containers:
-            return ("steps", number, "id")
-        parent = scope.containers[-1]
-        for field in parent.nested:
-            value = getattr(parent, field)
-            if value is scope.siblings:
-                return self._place(parent.id, field, number, "id")
-            if isinstance(value, Mapping):
-                for key, steps in value.items():
-                    if steps is scope.siblings:
-                        return self._place(parent.id, field, key, number, "id")
-        return self._place(parent.id)
 
     def _step(self, step: BaseStep, scope: Scope) -> None:
         for number, name in enumerate(step.depends_on):
@@ -115,7 +99,7 @@ class _Validator:
             self._broken(step, scope)
             return
         for text in texts_of(step):
-            self._text(text, self._place(step.id, *text.loc), step=step, scope=scope)
+            self._text(text, self._place(step, *text.loc), step=step, scope=scope)
         self._output(step)
         self._retry(step)
         self._outside_names(step)
@@ -128,13 +112,13 @@ class _Validator:
             texts.append(Text(("condition",), step.data["condition"], is_expression=True))
         for text in texts:
             if text.loc[0] not in {"output", "expression", "condition"} or text.is_expression:
-                self._text(text, self._place(step.id, *text.loc), step=step, scope=scope)
+                self._text(text, self._place(step, *text.loc), step=step, scope=scope)
         provider = step.data.get("provider")
         if step.type in {"llm", "embed"} and isinstance(provider, str):
-            self._provider(provider, self._place(step.id, "provider"))
+            self._provider(provider, self._place(step, "provider"))
 
     def _depends_on(self, step: BaseStep, scope: Scope, *, name: str, number: int) -> None:
-        loc = self._place(step.id, "depends_on", number)
+        loc = self._place(step, "depends_on", number)
         if name == step.id:
             self._say(loc, f"step `{name}` waits for itself")
         elif name not in self._steps:
@@ -145,7 +129,7 @@ class _Validator:
                 self._say(loc, why)
 
     def _fallback(self, step: BaseStep, scope: Scope, name: str) -> None:
-        loc = self._place(step.id, "on_error")
+        loc = self._place(step, "on_error")
         siblings = [sibling.id for sibling in scope.siblings]
         if name == step.id:
             self._say(loc, f"step `{name}` cannot be its own fallback")
@@ -244,13 +228,13 @@ class _Validator:
             if len(step.output) > len(natural):
                 known = ", ".join(natural)
                 self._say(
-                    self._place(step.id, "output", len(natural)),
+                    self._place(step, "output", len(natural)),
                     f"`output` names {len(step.output)} outputs, but {step.type} has"
                     f" {len(natural)}: {known}",
                 )
             return
         for name, source in step.output.items():
-            loc = self._place(step.id, "output", name)
+            loc = self._place(step, "output", name)
             if not is_template(source):
                 if source not in natural:
                     hint = nearest(source, natural) or f"; it has {', '.join(natural)}"
@@ -271,23 +255,23 @@ class _Validator:
             close = nearest(name, kinds)
             if name not in kinds and close:
                 self._say(
-                    self._place(step.id, "retry", "retry_on"), f"unknown error kind `{name}`{close}"
+                    self._place(step, "retry", "retry_on"), f"unknown error kind `{name}`{close}"
                 )
         if step.retry.initial_delay_ms > step.retry.max_delay_ms:
-            loc = self._place(step.id, "retry")
+            loc = self._place(step, "retry")
             self._say(loc, "the initial delay is longer than the greatest one", is_warning=True)
 
     def _outside_names(self, step: BaseStep) -> None:
         if isinstance(step, LLMStep | EmbedStep):
-            self._provider(step.provider, self._place(step.id, "provider"))
+            self._provider(step.provider, self._place(step, "provider"))
         if isinstance(step, LLMStep):
             for number, other in enumerate(step.fallback):
-                self._provider(other.provider, self._place(step.id, "fallback", number, "provider"))
+                self._provider(other.provider, self._place(step, "fallback", number, "provider"))
         if isinstance(step, VectorSearchStep | VectorUpsertStep) and not is_template(step.database):
             databases = self._known.databases
             if step.database not in databases:
                 hint = nearest(step.database, databases) or f"; known are {_list(databases)}"
-                loc = self._place(step.id, "database")
+                loc = self._place(step, "database")
                 self._say(loc, f"unknown vector database `{step.database}`{hint}")
 
     def _provider(self, name: str, loc: Loc) -> None:
@@ -303,20 +287,20 @@ class _Validator:
             message = (
                 f"nobody here performs the action `{step.action}`: it goes to the outbox{hint}"
             )
-            self._say(self._place(step.id, "action"), message, is_warning=True)
+            self._say(self._place(step, "action"), message, is_warning=True)
         if isinstance(step, ActionStep) and step.action == "publish" and "topic" not in step.free:
             message = "`publish` without `topic`: it goes to the outbox"
-            self._say(self._place(step.id, "action"), message, is_warning=True)
+            self._say(self._place(step, "action"), message, is_warning=True)
         if isinstance(step, TransformStep):
             self._transform(step)
         if isinstance(step, MapStep) and step.item in ROOTS | KEYWORDS | {"index"}:
-            self._say(self._place(step.id, "item"), f"`{step.item}` has a meaning already")
+            self._say(self._place(step, "item"), f"`{step.item}` has a meaning already")
         if isinstance(step, WaitStep) and step.until and not is_template(step.until):
             problem = check_moment(step.until)
             if problem:
-                self._say(self._place(step.id, "until"), problem)
+                self._say(self._place(step, "until"), problem)
         if step.on_unknown == "probe" and step.probe is None:
-            self._say(self._place(step.id, "on_unknown"), "`on_unknown: probe` needs `probe`")
+            self._say(self._place(step, "on_unknown"), "`on_unknown: probe` needs `probe`")
 
     def _transform(self, step: TransformStep) -> None:
         needs = {
@@ -327,7 +311,7 @@ class _Validator:
         wanted = needs.get(step.function, ())
         if wanted and all(getattr(step, name) is None for name in wanted):
             choice = " or ".join(f"`{name}`" for name in wanted)
-            self._say(self._place(step.id), f"transform {step.function} needs {choice}")
+            self._say(self._place(step), f"transform {step.function} needs {choice}")
 
     def _top(self, definition: Definition) -> None:
         scope = Scope(definition.steps)
