@@ -55,6 +55,8 @@ class Config:
     """Runs in flight per queue."""
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Named OpenAI-compatible servers and limits: {name: {base_url, api_key_env, rpm, tpm}}."""
+    local_url: str = ""
+    """A llama.cpp server that is already there; empty: one is found or started when needed."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Provider keys and addresses found in the environment, by variable name."""
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -145,3 +147,19 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: unknown setting {unknown[0]!r}; there is: {', '.join(sorted(known))}"
         )
     return data
+
+
+def resolve_secret(reference: str) -> str:
+    """The secret behind `env:NAME` or `file:PATH`. Raises ConfigError; never says the value."""
+    kind, _, place = reference.partition(":")
+    if kind == "env":
+        value = os.environ.get(place)
+        if value is None:
+            raise ConfigError(f"secret {reference} is not set", hint=f"export {place}=...")
+        return value
+    if kind == "file":
+        try:
+            return Path(place).read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"secret {reference} cannot be read: {error.strerror}") from error
+    raise ConfigError(f"{reference!r} is no secret reference", hint="write env:NAME or file:PATH")

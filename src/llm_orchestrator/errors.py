@@ -110,7 +110,9 @@ class StepFailed(AuthorError):
 
     kind = "step_failed"
 
-    def __init__(self, message: str, *, step: str, error_kind: str, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, step: str, error_kind: str, hint: str | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.step = step
         self.error_kind = error_kind

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
 from llm_orchestrator.clock import Clock, RealClock, new_run_id
-from llm_orchestrator.config import Config
+from llm_orchestrator.config import Config, resolve_secret
 from llm_orchestrator.engine.acceptance import KEY_RECORD, input_digest, key_of
 from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.execution import Publish
-from llm_orchestrator.engine.flows import Flow, Flows
+from llm_orchestrator.engine.flows import Flow, Flows, is_code
 from llm_orchestrator.engine.node import End, Node, NodeOptions, registration
-from llm_orchestrator.errors import ConfigError, NotFound, Refused, RunFailed, RunPaused
+from llm_orchestrator.errors import (
+    ConfigError,
+    InputError,
+    NotFound,
+    Refused,
+    RunFailed,
+    RunPaused,
+)
 from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import MICROSECONDS, Json, NewRun, RunState, Workflow
+from llm_orchestrator.store.base import Store
 from llm_orchestrator.store.sqlite import SQLiteStore
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from llm_orchestrator.engine.interpreter import Tools
+    from llm_orchestrator.providers.settings import ProviderSettings
+
+logger = logging.getLogger(__name__)
 
 
 def store_path(url: str) -> Path:
@@ -100,7 +114,7 @@ class Orchestrator:
             await self._node.stop(grace_s=grace_s)
             self._node = None
         if self._tools is not None:
-            await self._tools.close()
+            await self._tools.providers.close()
         await self.store.close()
 
     async def run(
@@ -176,9 +190,31 @@ class Orchestrator:
         if isinstance(workflow, CodeWorkflow):
             flow = self.node.flows.add_code(workflow)
             return flow, registration(workflow), {} if inputs is None else inputs
-        from llm_orchestrator.wire_language import resolve
+        if isinstance(workflow, Path) or workflow.endswith((".yaml", ".yml", ".json")):
+            return await self._resolve_file(Path(workflow), inputs)
+        found = await self.node.flows.find(workflow, None)
+        stored = await self.store.shelf.workflow(workflow)
+        if found is None or stored is None:
+            raise NotFound(f"the code of workflow {workflow} is not in this process")
+        if is_code(stored):
+            return found, None, {} if inputs is None else inputs
+        from llm_orchestrator.language.definition import Definition  # pydantic: only for files
 
-        return await resolve(workflow, inputs, self.node.flows, self.store.shelf)
+        definition = Definition.from_canonical(stored.definition)
+        return found, None, _checked(definition, inputs)
+
+    async def _resolve_file(self, file: Path, inputs: Json) -> tuple[Flow, Workflow, Json]:
+        from llm_orchestrator.language.load import load_file  # pydantic: only for files
+
+        definition = await asyncio.to_thread(
+            load_file, file, known_providers=known_providers(self.config)
+        )
+        for warning in definition.warnings:
+            logger.warning("%s", warning)
+        stored = Workflow(
+            definition.name, definition.version, definition.digest, definition.canonical()
+        )
+        return self.node.flows.add_definition(stored), stored, _checked(definition, inputs)
 
     async def _earlier(self, new: NewRun) -> str:
         found, _ = await self.store.shelf.record(KEY_RECORD, key_of(new))
@@ -204,10 +240,75 @@ class Orchestrator:
         return End(run_id, row.state, row.reason, output, error)
 
     def _make_tools(self) -> Any:
-        from llm_orchestrator.wire_language import make_tools
-
         self._tools = make_tools(self.config, self.store, self.clock)
         return self._tools
+
+
+def known_providers(config: Config) -> list[str]:
+    """Every provider name that a workflow may use with this configuration."""
+    from llm_orchestrator.providers.registry import Registry
+
+    registry = Registry(provider_settings(config), clock=RealClock())
+    return sorted({*registry.names("llm"), *registry.names("embedding")})
+
+
+def make_tools(config: Config, store: Store, clock: Clock) -> Tools:
+    """What running definitions takes: step types, templates, providers."""
+    from llm_orchestrator.engine.interpreter import Tools
+    from llm_orchestrator.language.templates import Templates
+    from llm_orchestrator.providers.registry import Registry
+    from llm_orchestrator.store.shared import StoreState
+    from llm_orchestrator.store.sql_vectors import SqlVectors
+    from llm_orchestrator.steps.registry import StepTypes
+
+    settings = replace(provider_settings(config), vectors={"sql": SqlVectors(store)})
+    registry = Registry(settings, clock=clock, shared=StoreState(store))
+    return Tools(StepTypes(), Templates(), registry, resolve_secret)
+
+
+def provider_settings(config: Config) -> ProviderSettings:
+    """Keys, addresses and limits from the configuration."""
+    from llm_orchestrator.providers.limits import Limit
+    from llm_orchestrator.providers.settings import Address, ProviderSettings
+
+    secrets = config.secrets
+    named: dict[str, Address] = {}
+    limits: dict[str, Limit] = {}
+    for name, entry in config.providers.items():
+        limit = Limit(
+            requests_per_minute=int(entry.get("requests_per_minute", 0)),
+            tokens_per_minute=int(entry.get("tokens_per_minute", 0)),
+        )
+        limits[name] = limit
+        if "base_url" in entry:
+            variable = str(entry.get("api_key_env", ""))
+            key = secrets.get(variable, "")
+            named[name] = Address(str(entry["base_url"]), key, variable)
+
+    def address(name: str) -> Address:
+        variable = f"{name}_API_KEY"
+        return Address(secrets.get(f"{name}_BASE_URL", ""), secrets.get(variable, ""), variable)
+
+    return ProviderSettings(
+        openai=address("OPENAI"),
+        anthropic=address("ANTHROPIC"),
+        cohere=address("COHERE"),
+        compatible=named,
+        local_url=config.local_url,
+        data_dir=config.data_dir,
+        qdrant_url=secrets.get("QDRANT_URL", ""),
+        pinecone_host=secrets.get("PINECONE_HOST", ""),
+        pinecone_api_key=secrets.get("PINECONE_API_KEY", ""),
+        limits=limits,
+    )
+
+
+def _checked(definition: Any, inputs: Json) -> Json:
+    from llm_orchestrator.language.inputs import check_inputs
+
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise InputError(f"inputs must be an object, not {type(inputs).__name__}")
+    return check_inputs(definition, inputs or {})
 
 
 def output_of(end: End) -> Json:

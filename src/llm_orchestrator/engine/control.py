@@ -7,7 +7,7 @@ may happen at once; then the entry that lands first wins and the other request i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -208,9 +208,7 @@ class Operator:
             state.run_id, state.state, False, f"{kind} requested; the engine that runs it will obey"
         )
 
-    async def _append(
-        self, state: Fold, happening: Happening, drafts: tuple[Draft, ...]
-    ) -> Answer:
+    async def _append(self, state: Fold, happening: Happening, drafts: tuple[Draft, ...]) -> Answer:
         decision = decide(state.state, state.epoch, happening)
         append = _chain(
             state.run_id,
@@ -230,7 +228,7 @@ class Operator:
             raise Refused(f"run {append.run_id} changed meanwhile ({outcome})")
 
 
-def _before(entries: tuple[Entry, ...] | list[Entry], state: Fold, step: str | None) -> list[Entry]:
+def _before(entries: Sequence[Entry], state: Fold, step: str | None) -> list[Entry]:
     """The finished steps that a fork keeps: those recorded before `step` first was."""
     kept = {done.seq for done in state.finished.values()}
     kept |= {entry.seq for entry in entries if entry.kind == Kind.STEP_SKIPPED}

@@ -23,7 +23,7 @@ from llm_orchestrator.clock import Clock, derived_run_id
 from llm_orchestrator.engine.failure import describe, is_retryable
 from llm_orchestrator.engine.gate import NEVER, Gate
 from llm_orchestrator.engine.machine import Event, Happening
-from llm_orchestrator.engine.mailbox import Inbox, Mailbox
+from llm_orchestrator.engine.mailbox import Mailbox
 from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.errors import (
     ProviderUnavailable,
@@ -43,7 +43,7 @@ from llm_orchestrator.model import (
     OnUnknown,
     Policy,
 )
-from llm_orchestrator.store.base import Change, Consume
+from llm_orchestrator.store.base import Batch, Change, Consume, Look, Receipt
 from llm_orchestrator.store.journal import encode, round_trip
 from llm_orchestrator.store.writer import GroupWriter, Head
 
@@ -76,7 +76,8 @@ class Services:
     """What a node lends to the runs that it drives."""
 
     writer: GroupWriter
-    inbox: Inbox
+    look: Look
+    commit: Callable[[Batch], Awaitable[Receipt]]
     clock: Clock
     slots: asyncio.Semaphore
     starter: Starter
@@ -120,7 +121,7 @@ class Execution:
         self.head = head
         self.services = services
         self.gate = Gate(fold.run_id, services.clock)
-        self.mailbox = Mailbox(fold.run_id, services.inbox, fold.redeliver)
+        self.mailbox = Mailbox(fold.run_id, services.look, fold.redeliver)
         self.requests: list[int] = []
         """Numbers of the requests that made the run stop; consumed by its closing entry."""
 
@@ -170,15 +171,15 @@ class Execution:
         at: int,
     ) -> Json:
         is_once = policy.effect is Effect.ONCE
-        if is_once or policy.is_paid:
-            if is_once and key in self.fold.intents:
-                found = await self._decide_unknown(key, policy, attempt, extras)
-                if found is not None:
-                    return await self._finish(key, attempt, found["result"], extras, at)
-            if extras is not None:
-                extras.before()
-            await self.record(Kind.INTENT, key, attempt, {"key": self.idempotency_key(key)})
+        if is_once and key in self.fold.intents:
+            found = await self._decide_unknown(key, policy, attempt, extras)
+            if found is not None:
+                return await self._finish(key, attempt, found["result"], extras, at)
         try:
+            if is_once or policy.is_paid:
+                if extras is not None:
+                    extras.before()
+                await self.record(Kind.INTENT, key, attempt, {"key": self.idempotency_key(key)})
             async with self.services.slots:
                 if policy.timeout_s is None:
                     result = await work(attempt)
@@ -331,9 +332,7 @@ class Execution:
         self.publish("signal", key, 0, data)
         return data
 
-    async def _consume(
-        self, kind: Kind, key: str, message: Message, data: dict[str, Json]
-    ) -> None:
+    async def _consume(self, kind: Kind, key: str, message: Message, data: dict[str, Json]) -> None:
         draft = Draft(kind, key, 0, encode(data))
         consume = Consume(self.run_id, (message.number,))
         await self.services.writer.append(self.head, (draft,), changes=(consume,))

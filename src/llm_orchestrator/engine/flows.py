@@ -60,6 +60,12 @@ class Flows:
             found = self._flows[workflow.digest] = _code_flow(workflow)
         return found
 
+    def add_definition(self, stored: Workflow) -> Flow:
+        """Make a definition runnable before it is stored."""
+        if stored.digest not in self._flows:
+            self._flows[stored.digest] = self._definition_flow(stored)
+        return self._flows[stored.digest]
+
     async def find(self, name: str, version: str | None, digest: str | None = None) -> Flow | None:
         """The flow of a run, or None when its code is not in this process.
 
@@ -73,9 +79,9 @@ class Flows:
                 f"no workflow {name} {version or ''} is registered".replace("  ", " "),
                 hint="llmo workflows list",
             )
-        if stored.digest not in self._flows and not is_code(stored):
-            self._flows[stored.digest] = self._definition_flow(stored)
-        return self._flows.get(stored.digest)
+        if is_code(stored):
+            return self._flows.get(stored.digest)
+        return self.add_definition(stored)
 
     def _definition_flow(self, stored: Workflow) -> Flow:
         from llm_orchestrator.engine.interpreter import definition_flow

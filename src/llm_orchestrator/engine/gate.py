@@ -25,7 +25,16 @@ NEVER = 1 << 62
 class Gate:
     """One run's gate. `task` is set by the node before the run's code starts."""
 
-    __slots__ = ("_activity", "_clock", "_executing", "_run_id", "_waits", "inbox_seen", "stop", "task")
+    __slots__ = (
+        "_activity",
+        "_clock",
+        "_executing",
+        "_run_id",
+        "_waits",
+        "inbox_seen",
+        "stop",
+        "task",
+    )
 
     def __init__(self, run_id: str, clock: Clock) -> None:
         self._run_id = run_id
@@ -66,7 +75,9 @@ class Gate:
             elif self._waits:
                 self._arm()
 
-    async def wait(self, key: str, until_us: int, event: asyncio.Future[None] | None = None) -> None:
+    async def wait(
+        self, key: str, until_us: int, event: asyncio.Future[None] | None = None
+    ) -> None:
         """Until the moment or the event, whichever comes first."""
         self.check()
         self._waits[key] = until_us

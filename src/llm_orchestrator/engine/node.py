@@ -84,7 +84,9 @@ class Node:
         self._options = options or NodeOptions()
         self.writer = GroupWriter(store, clock)
         slots = asyncio.Semaphore(self._options.steps_max)
-        self._services = Services(self.writer, store.look, clock, slots, self, publish)
+        self._services = Services(
+            self.writer, store.look, store.commit, clock, slots, self, publish
+        )
         self._mender = Mender(store, self.writer)
         self._driven: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -185,9 +187,10 @@ class Node:
             labels=flow.labels or {},
             origin={"step": child.step},
         )
-        register = child.workflow if isinstance(child.workflow, CodeWorkflow) else None
+        is_code = isinstance(child.workflow, CodeWorkflow)
+        register = registration(child.workflow) if is_code else None
         with contextlib.suppress(Refused):
-            await self.accept(new, register=register and registration(register))
+            await self.accept(new, register=register)
 
     async def _flow_of(self, workflow: CodeWorkflow[Any] | str, version: str | None) -> Flow:
         if isinstance(workflow, CodeWorkflow):
@@ -331,8 +334,13 @@ class Node:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a defect in the engine", exc_info=task.exception())
 
     async def _deliver(self, execution: Execution) -> None:
         try:

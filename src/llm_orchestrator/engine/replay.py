@@ -81,7 +81,7 @@ def fold(run_id: str, entries: Sequence[Entry]) -> Fold:
             if entry.seq in hidden:
                 _apply_hidden(state, entry, data)
             else:
-                _APPLY[entry.kind](state, entry, data)
+                _APPLY[Kind(entry.kind)](state, entry, data)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreDamaged(
                 f"entry {run_id}:{entry.seq} ({entry.kind}) makes no sense: {error!r}",
@@ -146,9 +146,7 @@ def _attempt_failed(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
     state.intents.pop(entry.step, None)
     _count_usage(state, data)
     is_final, next_at = bool(data.get("final")), int(data.get("next_at", 0))
-    state.failures[entry.step] = Failure(
-        entry.attempt, data["error"], is_final, next_at, entry.seq
-    )
+    state.failures[entry.step] = Failure(entry.attempt, data["error"], is_final, next_at, entry.seq)
     _place(state, entry, data)
 
 

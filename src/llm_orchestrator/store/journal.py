@@ -139,12 +139,8 @@ def link(previous: bytes, run_id: str, columns: tuple[int, int, str, str, int, b
     """Like `chain`, for `(seq, epoch, kind, step, attempt, payload)` that are no Entry yet."""
     seq, epoch, kind, step, attempt, payload = columns
     run, word, path = run_id.encode(), kind.encode(), step.encode("utf-8", "surrogatepass")
-    header = _HEADER.pack(
-        len(run) << 16 | len(word), len(path), seq, epoch, attempt, len(payload)
-    )
-    return blake2b(
-        b"".join((header, previous, run, word, path, payload)), digest_size=32
-    ).digest()
+    header = _HEADER.pack(len(run) << 16 | len(word), len(path), seq, epoch, attempt, len(payload))
+    return blake2b(b"".join((header, previous, run, word, path, payload)), digest_size=32).digest()
 
 
 def verify(
@@ -180,10 +176,14 @@ def verify(
             continue
         follower = entries[position + 1] if position + 1 < len(entries) else None
         if digest and follower and _chain_or_none(digest, follower) == follower.digest:
-            flaws.append(Flaw(run_id, entry.seq, "stored digest flipped; the entry itself is whole"))
+            flaws.append(
+                Flaw(run_id, entry.seq, "stored digest flipped; the entry itself is whole")
+            )
             previous = digest
         else:
-            flaws.append(Flaw(run_id, entry.seq, "entry does not fit its digest", is_mendable=False))
+            flaws.append(
+                Flaw(run_id, entry.seq, "entry does not fit its digest", is_mendable=False)
+            )
             previous = entry.digest
     return flaws
 

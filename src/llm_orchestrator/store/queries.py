@@ -18,7 +18,7 @@ class Query:
     sql: str
     parameters: tuple[str, ...]
 
-    def bind(self, **values: object) -> tuple[object, ...]:
+    def bind(self, /, **values: object) -> tuple[object, ...]:
         """The values in the statement's order. A missing or unknown name raises KeyError."""
         if len(values) != len(self.parameters):
             raise KeyError(f"{self.name} takes {self.parameters}, not {tuple(values)}")

@@ -111,9 +111,7 @@ def translate(error: sqlite3.Error, path: Path) -> StoreError:
             hint=f"df -h '{path.parent}'",
         )
     if "NOTADB" in name or "not a database" in text:
-        return StoreForeign(
-            f"{path} is not a database", hint="llmo --store sqlite:////NEW/PATH.db"
-        )
+        return StoreForeign(f"{path} is not a database", hint="llmo --store sqlite:////NEW/PATH.db")
     if "READONLY" in name or "CANTOPEN" in name or "readonly" in text:
         return StoreReadOnly(
             f"{path} cannot be opened for writing: {text}", hint=f"ls -ld '{path.parent}' '{path}'"

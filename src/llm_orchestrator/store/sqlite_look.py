@@ -48,9 +48,7 @@ class SQLiteLook:
             journals[run_id] = check_journal(run_id, entries, flaws, read_blob)
         return journals
 
-    def _entries(
-        self, database: sqlite3.Connection, run_id: str
-    ) -> tuple[list[Entry], list[Flaw]]:
+    def _entries(self, database: sqlite3.Connection, run_id: str) -> tuple[list[Entry], list[Flaw]]:
         query = self._queries["journal"]
         try:
             rows = database.execute(query.sql, query.bind(run_id=run_id)).fetchall()
@@ -67,15 +65,11 @@ class SQLiteLook:
             if not rows:
                 return None
             *columns, origin, labels, value = rows[0]
-            return NewRun(
-                run_id, *columns, origin=parse(origin), labels=parse(labels), input=parse(value)
-            )
+            return NewRun(run_id, *columns, parse(origin), parse(labels), parse(value))
         except StoreDamaged:
             return None
 
-    def _salvage(
-        self, database: sqlite3.Connection, run_id: str
-    ) -> tuple[list[Entry], list[Flaw]]:
+    def _salvage(self, database: sqlite3.Connection, run_id: str) -> tuple[list[Entry], list[Flaw]]:
         """Row by row, past pages that cannot be read; stops after a gap of a thousand."""
         query = self._queries["journal_row"]
         rows: list[Entry] = []

@@ -46,7 +46,7 @@ class SQLiteReader:
             raise translate(error, self._path) from error
         return result
 
-    async def rows(self, name: str, **values: object) -> list[Any]:
+    async def rows(self, name: str, /, **values: object) -> list[Any]:
         """All rows of a named statement."""
         query = load_queries()[name]
         return await self.read(lambda db: db.execute(query.sql, query.bind(**values)).fetchall())

@@ -95,7 +95,8 @@ class ShareServer:
         self._path.parent.mkdir(mode=0o700, exist_ok=True)
         if self._path.parent.stat().st_uid != os.getuid():
             raise StoreError(
-                f"{self._path.parent} belongs to another user", hint="export TMPDIR=/a/private/folder"
+                f"{self._path.parent} belongs to another user",
+                hint="export TMPDIR=/a/private/folder",
             )
         self._path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, str(self._path))

@@ -36,7 +36,9 @@ class SQLiteShelf:
         return (parse(rows[0][0]), int(str(rows[0][1]))) if rows else (None, 0)
 
     async def records(self, kind: str) -> dict[str, Json]:
-        return {str(key): parse(value) for key, value in await self._reader.rows("records", kind=kind)}
+        return {
+            str(key): parse(value) for key, value in await self._reader.rows("records", kind=kind)
+        }
 
     async def vectors(self, index: str, namespace: str) -> list[tuple[str, bytes, bytes]]:
         return await self._reader.rows("vectors", index_name=index, namespace=namespace)

@@ -39,23 +39,22 @@ class DatabaseThread:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             function, loop, future = job
+            result: Any = None
+            failure: BaseException | None = None
             try:
                 result = function()
             except BaseException as error:  # carried to the caller, whatever it is
-                settle, value = _fail, error
-            else:
-                settle, value = _finish, result
+                failure = error
             try:
-                loop.call_soon_threadsafe(settle, future, value)
+                loop.call_soon_threadsafe(_settle, future, result, failure)
             except RuntimeError:
                 return  # the loop is closed: nobody waits any more
 
 
-def _finish(future: asyncio.Future[Any], result: object) -> None:
-    if not future.done():
+def _settle(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+    if future.done():
+        return
+    if failure is None:
         future.set_result(result)
-
-
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+    else:
+        future.set_exception(failure)

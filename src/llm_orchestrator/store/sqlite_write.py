@@ -171,7 +171,7 @@ class BatchWriter:
             digest=total,
         )
 
-    def _execute(self, name: str, **values: object) -> sqlite3.Cursor:
+    def _execute(self, name: str, /, **values: object) -> sqlite3.Cursor:
         query = self._queries[name]
         return self._database.execute(query.sql, query.bind(**values))
 

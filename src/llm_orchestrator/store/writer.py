@@ -110,7 +110,9 @@ class WriterCore:
             if head in closing or owners.setdefault(head.run_id, head) is not head:
                 break
             entries = rows.setdefault(head, [])
-            seq, digest = (entries[-1].seq, entries[-1].digest) if entries else (head.seq, head.digest)
+            seq, digest = (
+                (entries[-1].seq, entries[-1].digest) if entries else (head.seq, head.digest)
+            )
             for kind, step, attempt, payload in ticket.drafts:
                 size += len(payload)
                 if len(payload) > journal.BLOB_BYTES_MIN:
@@ -240,12 +242,12 @@ class GroupWriter:
             batch, tickets = self._core.next_batch(self._clock.now_us())
             try:
                 receipt = await self._land(batch)
-            except StoreError as error:
-                for ticket in tickets:
-                    ticket.head.is_fenced = True
-                    if not ticket.future.done():
-                        ticket.future.set_exception(error)
-                        ticket.future.exception()
+            except BaseException as error:  # nobody may wait for ever, whatever it is
+                _fail(tickets, error)
+                if not isinstance(error, Exception):
+                    raise
+                if not isinstance(error, StoreError):
+                    logger.exception("a defect in the store")
                 continue
             self.batches += 1
             self.entries += sum(len(append.entries) for append in batch.appends)
@@ -266,6 +268,16 @@ class GroupWriter:
                 log("%s; results are kept in memory and written when there is room", error.message)
                 await self._clock.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
                 tries += 1
+
+
+def _fail(tickets: Sequence[Ticket], error: BaseException) -> None:
+    """Their outcome is not known to be good: the heads may not be used again."""
+    known = error if isinstance(error, StoreError) else StoreError(f"the store failed: {error!r}")
+    for ticket in tickets:
+        ticket.head.is_fenced = True
+        if not ticket.future.done():
+            ticket.future.set_exception(known)
+            ticket.future.exception()
 
 
 def _refusal(head: Head, outcome: Outcome) -> BaseException:

@@ -1,0 +1,202 @@
+"""What a leaf step sees of the engine, and what of its work goes into the journal.
+
+A streamed answer is kept while it comes: every CHECKPOINT_S the new text goes to the `progress` table
+(outside the chain: losing it costs money, never truth). An attempt that follows an interrupted one
+gets what was kept as `partial`; readers are told from where the answer goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.execution import Execution, Extras
+from llm_orchestrator.model import Json, Usage
+from llm_orchestrator.providers.base import Partial, Providers
+from llm_orchestrator.store.base import Batch, Change, DropProgress, PutProgress, PutRecord
+
+CHECKPOINT_S = 1.0
+OUTBOX = "outbox"
+
+
+class Attempt(Extras):
+    """One step's StepContext over all attempts that this process makes of it."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        step: str,
+        providers: Providers,
+        *,
+        check_budget: Callable[[], None] | None = None,
+        spend: Callable[[Usage], None] | None = None,
+        ask: Callable[[], Awaitable[dict[str, Json] | None]] | None = None,
+    ) -> None:
+        self.run_id = execution.run_id
+        self.step = step
+        self.attempt = 0
+        self.idempotency_key = execution.idempotency_key(step)
+        self.clock: Clock = execution.services.clock
+        self.providers = providers
+        self.partial: Partial | None = None
+        self._execution = execution
+        self._check_budget = check_budget
+        self._spend = spend
+        self._ask = ask
+        self._usage = Usage()
+        self._notes: dict[str, Json] = {}
+        self._started = 0.0
+        self._stream = _Stream()
+        self._is_fresh = True
+
+    async def begin(self, attempt: int) -> None:
+        """Before each attempt: forget the last one's facts, keep its half answer."""
+        self.attempt = attempt
+        self._usage, self._notes = Usage(), {}
+        self._started = self.clock.monotonic()
+        if self._is_fresh:
+            self._is_fresh = False
+            await self._recover()
+        self.partial = self._stream.partial()
+        if self.partial is not None:
+            self._execution.publish("reset", self.step, attempt, {"offset": len(self.partial.text)})
+
+    async def _recover(self) -> None:
+        fold = self._execution.fold
+        if self.step not in fold.intents and self.step not in fold.failures:
+            return
+        kept = await self._execution.services.look.progress(self.run_id, self.step)
+        if kept is not None:
+            facts = kept.handle if isinstance(kept.handle, dict) else {}
+            self._stream = _Stream(kept.text, facts.get("handle") or {}, facts.get("tokens", 0))
+            self._stream.parts = 1  # something is there to drop
+
+    # -- StepContext ---------------------------------------------------------------------------
+
+    async def emit(self, text: str) -> None:
+        """Show a piece to readers; keep it with the next checkpoint."""
+        stream = self._stream
+        offset = stream.add(text)
+        self._execution.publish("chunk", self.step, self.attempt, {"text": text, "offset": offset})
+        now = self.clock.monotonic()
+        if now - stream.checkpoint_at >= CHECKPOINT_S:
+            stream.checkpoint_at = now
+            self._checkpoint()
+
+    async def reset_stream(self) -> None:
+        """Void what was shown and kept."""
+        had_parts = self._stream.parts
+        self._stream = _Stream(generation=self._stream.generation + 1)
+        self.partial = None
+        if had_parts:
+            self._append((DropProgress(self.run_id, self.step),))
+        self._execution.publish("reset", self.step, self.attempt, {"offset": 0})
+
+    def keep_handle(self, handle: Mapping[str, Json]) -> None:
+        """Kept at once: without it a crash before the first checkpoint could not attach."""
+        self._stream.handle = dict(handle)
+        self._checkpoint()
+
+    def add_usage(self, usage: Usage) -> None:
+        self._usage = self._usage + usage
+        if self._spend is not None:
+            self._spend(usage)
+
+    def note(self, key: str, value: Json) -> None:
+        self._notes[key] = value
+
+    async def post_outbox(self, name: str, payload: Json) -> None:
+        """Once per step and name: an entry that is there already stays as it is."""
+        record = PutRecord(OUTBOX, f"{self.idempotency_key}/{name}", payload, 0)
+        await self._execution.services.commit(Batch(changes=(record,)))
+
+    # -- Extras --------------------------------------------------------------------------------
+
+    def data(self) -> dict[str, Json]:
+        facts: dict[str, Json] = {"ms": round((self.clock.monotonic() - self._started) * 1000)}
+        if self._usage != Usage():
+            facts["usage"] = self._usage.to_json()
+        if self._notes:
+            facts["notes"] = dict(self._notes)
+        return facts
+
+    def changes(self) -> Sequence[Change]:
+        return (DropProgress(self.run_id, self.step),) if self._stream.parts else ()
+
+    async def probe(self) -> dict[str, Json] | None:
+        return await self._ask() if self._ask is not None else None
+
+    def before(self) -> None:
+        if self._check_budget is not None:
+            self._check_budget()
+
+    # -- how -----------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        stream = self._stream
+        facts = {"tokens": stream.tokens, "handle": stream.handle}
+        part = PutProgress(
+            self.run_id,
+            self.step,
+            self.attempt * 1000 + stream.generation,
+            stream.parts,
+            stream.take_new(),
+            facts,
+        )
+        stream.parts += 1
+        self._append((part,))
+
+    def _append(self, changes: Sequence[Change]) -> None:
+        execution = self._execution
+        execution.services.writer.append(execution.head, (), changes=changes)
+
+
+class _Stream:
+    """One answer as far as it has come."""
+
+    __slots__ = (
+        "checkpoint_at",
+        "generation",
+        "handle",
+        "parts",
+        "pieces",
+        "saved",
+        "text",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        text: str = "",
+        handle: Mapping[str, Any] | None = None,
+        tokens: int = 0,
+        *,
+        generation: int = 0,
+    ) -> None:
+        self.text = text
+        self.pieces: list[str] = []
+        self.handle: Mapping[str, Any] = handle or {}
+        self.tokens = tokens
+        self.parts = 0
+        self.generation = generation
+        self.saved = 0
+        self.checkpoint_at = 0.0
+
+    def add(self, piece: str) -> int:
+        offset = len(self.text)
+        self.text += piece
+        self.tokens += 1
+        return offset
+
+    def take_new(self) -> str:
+        """The text since the last checkpoint; all of it at the first one of an attempt."""
+        new, self.saved = self.text[self.saved :], len(self.text)
+        return new
+
+    def partial(self) -> Partial | None:
+        """For the next attempt, whose own rows begin with all that is kept."""
+        self.saved = 0
+        if not self.text and not self.handle:
+            return None
+        return Partial(self.text, self.tokens, dict(self.handle))

@@ -1,0 +1,466 @@
+"""Runs a definition: the ready queue of each scope, leaves through `perform`, control steps by plan.
+
+Nothing is remembered here. A step's result is in the journal or it is not; whatever a control step
+says (its plan, its outputs) follows from its children, so a replay walks the same way and finds each
+finished leaf recorded. Keys are paths: `summaries/3/summarise` is step `summarise` of item 3.
+
+When a step fails for good, `fail_fast` starts nothing new, but what is in flight may end: its result
+is paid for. `continue` goes on with whatever does not depend on the failure. Either way the run fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections import ChainMap
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm_orchestrator.engine.attempt import Attempt
+from llm_orchestrator.engine.execution import Execution
+from llm_orchestrator.engine.flows import Flow
+from llm_orchestrator.engine.graph import Graph
+from llm_orchestrator.engine.probe import ask
+from llm_orchestrator.errors import AuthorError, StepFailed, TemplateError
+from llm_orchestrator.language.base import BaseStep
+from llm_orchestrator.language.definition import Definition, StepTypes as Schemas
+from llm_orchestrator.language.graph import dependency_table
+from llm_orchestrator.language.render import render_step
+from llm_orchestrator.language.templates import Templates
+from llm_orchestrator.model import MICROSECONDS, Json, Kind, Policy, StepState, Usage, Workflow
+from llm_orchestrator.providers.base import Providers
+from llm_orchestrator.steps.base import (
+    Child,
+    ChildRun,
+    Outcome,
+    Outputs,
+    Plan,
+    Signal,
+    Timer,
+)
+from llm_orchestrator.steps.registry import StepTypes
+from llm_orchestrator.steps.schema import find_problems
+
+
+@dataclass(slots=True)
+class Tools:
+    """What running definitions takes, shared by all runs of a process."""
+
+    step_types: StepTypes
+    templates: Templates
+    providers: Providers
+    resolve_secret: Callable[[str], str]
+    schemas: Schemas = field(default_factory=dict)
+
+
+class BudgetSpent(AuthorError):
+    """The run's budget allows no further paid call."""
+
+    kind = "budget"
+
+
+@dataclass(slots=True)
+class Alarm:
+    """Rings when a step of its scope, or of one around it, has failed for good."""
+
+    around: Alarm | None = None
+    has_rung: bool = False
+
+    def rings(self) -> bool:
+        """True when nothing new should start here."""
+        return self.has_rung or (self.around is not None and self.around.rings())
+
+
+@dataclass(slots=True)
+class Names:
+    """What templates see in one scope. Nested scopes see out; local ones are not seen into."""
+
+    fixed: Mapping[str, Json]
+    steps: Any
+    outputs: Any
+    alarm: Alarm = field(default_factory=Alarm)
+
+    def inside(self, child: Child) -> Names:
+        """The names of a child scope: shared ones write into the same table."""
+        fixed = {**self.fixed, **child.names} if child.names else self.fixed
+        alarm = Alarm(self.alarm)
+        if child.is_shared:
+            return Names(fixed, self.steps, self.outputs, alarm)
+        return Names(fixed, ChainMap({}, self.steps), ChainMap({}, self.outputs), alarm)
+
+    def all(self) -> dict[str, Json]:
+        """As one mapping, for the templates. Not a copy: templates copy what they use."""
+        return {**self.fixed, "steps": self.steps, "outputs": self.outputs}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """`steps.base.Names`: expressions of a control step."""
+
+    templates: Templates
+    names: Names
+
+    def evaluate(self, expression: str, extra: Mapping[str, Json] | None = None) -> Json:
+        """`steps` in `extra` lies over the steps around, it does not replace them."""
+        names = self.names.all()
+        if extra:
+            names.update(extra)
+            if "steps" in extra:
+                names["steps"] = ChainMap(dict(extra["steps"]), self.names.steps)
+        return self.templates.evaluate(expression, names)
+
+
+def definition_flow(stored: Workflow, tools: Tools) -> Flow:
+    """A stored definition as something that a node can run."""
+    definition = Definition.from_canonical(stored.definition, tools.schemas or None)
+
+    async def body(execution: Execution) -> Json:
+        return await Interpreter(execution, definition, tools).run()
+
+    return Flow(
+        definition.name,
+        definition.version,
+        stored.digest,
+        body,
+        timeout_s=definition.timeout_seconds,
+        queue=definition.queue,
+        priority=definition.priority,
+        labels=definition.labels,
+    )
+
+
+class Interpreter:
+    """One run of one definition in this process."""
+
+    def __init__(self, execution: Execution, definition: Definition, tools: Tools) -> None:
+        self._execution = execution
+        self._definition = definition
+        self._tools = tools
+        limit = definition.concurrency
+        self._limit = asyncio.Semaphore(limit) if limit else None
+        self._spent = execution.fold.usage
+        self._substitutes: dict[str, asyncio.Task[Outputs]] = {}
+
+    async def run(self) -> Json:
+        """The run's outputs. Raises StepFailed of the first step that failed."""
+        accepted = self._execution.fold.accepted
+        created = self._execution.fold.created_at / MICROSECONDS
+        fixed = {
+            "inputs": accepted["input"],
+            "input": accepted["input"],
+            "secrets": _Secrets(self._definition.secrets, self._tools.resolve_secret),
+            "run": {
+                "id": self._execution.run_id,
+                "workflow": accepted["workflow"],
+                "version": accepted["version"],
+                "created_at": datetime.datetime.fromtimestamp(created, tz=datetime.UTC).isoformat(),
+                "labels": accepted["labels"],
+            },
+        }
+        names = Names(fixed, {}, {})
+        failure = await self._scope(self._definition.steps, "", names)
+        if failure is not None:
+            raise failure
+        return self._outputs(names)
+
+    def _outputs(self, names: Names) -> Json:
+        """What the `outputs` section says; without one, the outputs of steps nobody waits for."""
+        if self._definition.outputs is None:
+            table = dependency_table(self._definition.steps, self._tools.templates)
+            needed = {need for needs in table.values() for need in needs}
+            return {key: value for key, value in names.steps.items() if key not in needed}
+        seen = names.all()
+        result: dict[str, Json] = {}
+        for name, output in self._definition.outputs.items():
+            try:
+                result[name] = self._tools.templates.render(output.value, seen)
+            except TemplateError:
+                if not output.has_fallback:
+                    raise
+                result[name] = self._tools.templates.render(output.fallback, seen)
+        return result
+
+    # -- scopes --------------------------------------------------------------------------------
+
+    async def _scope(
+        self, steps: Sequence[BaseStep], prefix: str, names: Names
+    ) -> StepFailed | None:
+        """Run one list of steps; the first failure, if there was one."""
+        graph = Graph(
+            dependency_table(steps, self._tools.templates),
+            run_if_skipped=[step.id for step in steps if step.on_skipped == "run"],
+        )
+        is_fail_fast = self._definition.on_failure == "fail_fast"
+        by_id = {step.id: step for step in steps}
+        substitutes = {step.fallback_id for step in steps if step.fallback_id}
+        ended: asyncio.Queue[asyncio.Task[StepState]] = asyncio.Queue()
+        running: dict[asyncio.Task[StepState], str] = {}
+        failures: list[StepFailed] = []
+        try:
+            while True:
+                for step_id, reason in graph.take_ready():
+                    if step_id in substitutes:
+                        reason = reason if step_id not in names.steps else "done as a fallback"
+                        reason = reason or "no step needed it"
+                    if is_fail_fast and names.alarm.rings():
+                        continue
+                    work = self._step(by_id[step_id], prefix, names, reason, failures)
+                    task = asyncio.create_task(work)
+                    task.add_done_callback(ended.put_nowait)
+                    running[task] = step_id
+                if not running:
+                    if failures:
+                        return failures[0]
+                    return None if graph.is_done else _stopped(prefix)
+                task = await ended.get()
+                graph.end(running.pop(task), task.result())
+        except BaseException:
+            await _abandon(running)
+            raise
+
+    async def _step(
+        self,
+        step: BaseStep,
+        prefix: str,
+        names: Names,
+        reason: str,
+        failures: list[StepFailed],
+    ) -> StepState:
+        key = prefix + step.id
+        fold = self._execution.fold
+        try:
+            if not reason and key in fold.skipped:
+                reason = fold.skipped[key]
+            if not reason and step.condition is not None and not self._is_wanted(step, names):
+                reason = "its condition is false"
+            if reason:
+                self._skip(key, reason)
+                return StepState.SKIPPED if step.id not in names.steps else StepState.COMPLETED
+            bound = await self._bound(step, key, names)
+        except (StepFailed, TemplateError) as error:
+            failure = _as_failure(key, error)
+            if step.fallback_id:
+                bound = await self._substitute(step, prefix, names)
+            elif step.on_error == "continue":
+                bound = {name: None for name in step.bound_names() or step.natural_names()}
+                bound["error"] = failure.message
+            else:
+                failures.append(failure)
+                names.alarm.has_rung = True
+                return StepState.FAILED
+        names.steps[step.id] = bound
+        names.outputs[step.id] = step.first_output(bound)
+        return StepState.COMPLETED
+
+    def _is_wanted(self, step: BaseStep, names: Names) -> bool:
+        return self._tools.templates.is_true(step.condition or "", names.all())
+
+    def _skip(self, key: str, reason: str) -> None:
+        if key not in self._execution.fold.skipped:
+            self._execution.gate.check()
+            self._execution.note(Kind.STEP_SKIPPED, key, {"reason": reason})
+            self._execution.publish("skipped", key, 0, {"reason": reason})
+
+    async def _substitute(self, step: BaseStep, prefix: str, names: Names) -> Outputs:
+        """The outputs of the fallback step, run once however many steps fall back on it."""
+        other = self._definition.step(prefix + str(step.fallback_id))
+        key = prefix + other.id
+        if key not in self._substitutes:
+            self._substitutes[key] = asyncio.create_task(self._bound(other, key, names))
+        bound = await self._substitutes[key]
+        names.steps[other.id] = bound
+        names.outputs[other.id] = other.first_output(bound)
+        natural = {name: bound.get(name) for name in other.natural_names() or tuple(bound)}
+        return step.bind(natural, self._tools.templates)
+
+    async def _bound(self, step: BaseStep, key: str, names: Names) -> Outputs:
+        if self._tools.step_types.is_control(step.type):
+            natural = await self._control(step, key, names)
+        else:
+            natural = await self._leaf(step, key, names)
+        return step.bind(natural, self._tools.templates)
+
+    # -- leaves --------------------------------------------------------------------------------
+
+    async def _leaf(self, step: BaseStep, key: str, names: Names) -> Outputs:
+        done = self._execution.fold.finished.get(key)
+        if done is not None:
+            return dict(done.result)
+        leaf = self._tools.step_types.leaf(step.type)
+        try:
+            config = render_step(step, self._tools.templates, names.all())
+        except TemplateError as error:
+            config, problem = None, error
+        attempt = Attempt(
+            self._execution,
+            key,
+            self._tools.providers,
+            check_budget=self._check_budget,
+            spend=self._spend,
+            ask=self._probe(step, key),
+        )
+
+        async def work(number: int) -> Json:
+            if config is None:
+                raise problem
+            await attempt.begin(number)
+            if self._limit is None:
+                return await leaf.execute(attempt, config)
+            async with self._limit:
+                return await leaf.execute(attempt, config)
+
+        policy = Policy()
+        if config is not None:
+            policy = config.policy(leaf.effect(config), leaf.is_paid)
+        return dict(await self._execution.perform(key, work, policy, extras=attempt))
+
+    def _probe(
+        self, step: BaseStep, key: str
+    ) -> Callable[[], Awaitable[dict[str, Json] | None]] | None:
+        probe = step.probe
+        if probe is None:
+            return None
+        attempt = Attempt(self._execution, f"{key}/probe", self._tools.providers)
+        return lambda: ask(probe, attempt, self._tools.step_types)
+
+    def _spend(self, usage: Usage) -> None:
+        self._spent = self._spent + usage
+
+    def _check_budget(self) -> None:
+        """Refuses a paid attempt once the budget is spent; calls in flight may overshoot it."""
+        budget, spent = self._definition.budget, self._spent
+        if budget is None:
+            return
+        tokens = spent.input_tokens + spent.output_tokens
+        if budget.max_usd is not None and spent.cost_usd >= budget.max_usd:
+            raise BudgetSpent(f"the budget of ${budget.max_usd:g} is spent (${spent.cost_usd:.4f})")
+        if budget.max_tokens is not None and tokens >= budget.max_tokens:
+            raise BudgetSpent(f"the budget of {budget.max_tokens} tokens is spent ({tokens})")
+
+    # -- control steps -------------------------------------------------------------------------
+
+    async def _control(self, step: BaseStep, key: str, names: Names) -> Outputs:
+        control = self._tools.step_types.control(step.type)
+        config = render_step(step, self._tools.templates, names.all())
+        evaluator = Evaluator(self._tools.templates, _frozen(names))
+        children: dict[str, Outcome] = {}
+        waited: Json | None = None
+        while True:
+            plan = control.plan(config, evaluator, children, waited=waited)
+            if plan.error is not None:
+                raise StepFailed(f"step {key}: {plan.error}", step=key, error_kind="control")
+            if plan.outputs is not None:
+                return plan.outputs
+            if plan.wait is not None:
+                waited = await self._wait(key, plan.wait)
+            else:
+                await self._children(key, plan, children, names)
+
+    async def _wait(self, key: str, wait: Timer | Signal | ChildRun) -> dict[str, Json]:
+        execution = self._execution
+        if isinstance(wait, Timer):
+            until = wait.until_us
+            if until is None:
+                until = execution.services.clock.now_us() + int((wait.seconds or 0) * MICROSECONDS)
+            await execution.sleep_until(key, until)
+            return {}
+        if isinstance(wait, ChildRun):
+            return await execution.child(key, wait.workflow, wait.inputs, version=wait.version)
+        schema = wait.payload_schema
+        return await execution.wait_message(
+            key,
+            f"approval:{key}" if wait.is_approval else wait.name,
+            timeout_s=wait.timeout_s,
+            complain=None if schema is None else lambda payload: _complaint(payload, schema),
+        )
+
+    async def _children(
+        self, key: str, plan: Plan, children: dict[str, Outcome], names: Names
+    ) -> None:
+        """Run the plan's children that have not ended yet; stops early when one fails."""
+        missing = (child for child in plan.children if child.key not in children)
+        count = len(plan.children) - len(children)
+        width = min(plan.max_concurrency or count, count)
+        workers = [
+            asyncio.create_task(self._work_off(missing, key, children, names)) for _ in range(width)
+        ]
+        try:
+            for worker in workers:
+                await worker
+        except BaseException:
+            await _abandon(workers)
+            raise
+
+    async def _work_off(
+        self, missing: Iterator[Child], key: str, children: dict[str, Outcome], names: Names
+    ) -> None:
+        for child in missing:
+            inside = names.inside(child)
+            failure = await self._scope(child.steps, f"{key}/{child.key}/", inside)
+            if failure is not None:
+                children[child.key] = Outcome(StepState.FAILED, {}, failure.message)
+                return
+            ids = {step.id for step in child.steps}
+            outputs = {name: value for name, value in _own(inside).items() if name in ids}
+            children[child.key] = Outcome(StepState.COMPLETED, outputs)
+            if any(outcome.state is StepState.FAILED for outcome in children.values()):
+                return
+
+
+class _Secrets(Mapping[str, Json]):
+    """`secrets.NAME`, looked up when a template asks for it, never kept."""
+
+    def __init__(self, references: Mapping[str, str], resolve: Callable[[str], str]) -> None:
+        self._references = references
+        self._resolve = resolve
+
+    def __getitem__(self, name: str) -> Json:
+        return self._resolve(self._references[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._references)
+
+    def __len__(self) -> int:
+        return len(self._references)
+
+
+def _own(names: Names) -> Mapping[str, Outputs]:
+    """The steps of a local scope alone, or all of a shared one."""
+    own: Mapping[str, Outputs] = (
+        names.steps.maps[0] if isinstance(names.steps, ChainMap) else names.steps
+    )
+    return own
+
+
+def _frozen(names: Names) -> Names:
+    """What a control step saw when it began: its plan must not change with its siblings."""
+    return Names(names.fixed, dict(names.steps), dict(names.outputs))
+
+
+def _as_failure(key: str, error: StepFailed | TemplateError) -> StepFailed:
+    if isinstance(error, StepFailed):
+        return error
+    return StepFailed(
+        f"step {key}: {error.message}", step=key, error_kind=error.kind, hint=error.hint
+    )
+
+
+def _complaint(payload: Json, schema: Mapping[str, Json]) -> str | None:
+    problems = find_problems(payload, schema)
+    return "; ".join(problems) if problems else None
+
+
+def _stopped(prefix: str) -> StepFailed:
+    """A scope that another scope's failure kept from going on."""
+    return StepFailed(
+        f"{prefix or 'the run'} did not go on: another step failed",
+        step=prefix.rstrip("/"),
+        error_kind="stopped",
+    )
+
+
+async def _abandon(tasks: Any) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
