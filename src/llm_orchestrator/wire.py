@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -61,13 +61,15 @@ class Orchestrator:
         async with Orchestrator("sqlite:///runs.db") as orchestrator:
             result = await orchestrator.run(my_workflow, {"topic": "whales"})
 
-    Opening raises StoreError's subclasses (StoreLocked when another engine serves the store).
+    `workflows` are Python workflows whose unfinished runs go on as soon as the engine opens; others
+    do when they are first used. Opening raises StoreError's subclasses (StoreLocked when another engine serves the store).
     """
 
     def __init__(
         self,
         url: str | None = None,
         *,
+        workflows: Sequence[CodeWorkflow[Any]] = (),
         config: Config | None = None,
         options: NodeOptions | None = None,
         publish: Publish | None = None,
@@ -79,6 +81,7 @@ class Orchestrator:
         address = url or self.config.store_url
         self.store = store or make_store(address, self.clock, name=self.config.node_name)
         self.operator = Operator(self.store, self.clock)
+        self._workflows = workflows
         self._options = options
         self._publish = publish
         self._tools: Any = None
@@ -94,6 +97,8 @@ class Orchestrator:
     async def __aenter__(self) -> Self:
         await self.store.open_as_engine()
         flows = Flows(self.store.shelf, self._make_tools)
+        for workflow in self._workflows:
+            flows.add_code(workflow)
         self._node = Node(
             self.store, self.clock, flows, options=self._options, publish=self._publish
         )
@@ -188,7 +193,7 @@ class Orchestrator:
         self, workflow: CodeWorkflow[Any] | str | Path, inputs: Json
     ) -> tuple[Flow, Workflow | None, Json]:
         if isinstance(workflow, CodeWorkflow):
-            flow = self.node.flows.add_code(workflow)
+            flow = self.node.add_code(workflow)
             return flow, registration(workflow), {} if inputs is None else inputs
         if isinstance(workflow, Path) or workflow.endswith((".yaml", ".yml", ".json")):
             return await self._resolve_file(Path(workflow), inputs)

@@ -93,6 +93,8 @@ class Node:
         self._queues: Counter[str] = Counter()
         self._ends: dict[str, list[asyncio.Future[End]]] = {}
         self._strange: set[str] = set()
+        """Digests of workflows whose code is not here."""
+        self._has_orphans = False
         self._registered: set[str] = set()
         self._wake = asyncio.Event()
         self._is_stopping = False
@@ -104,9 +106,7 @@ class Node:
         """Take over what dead nodes left, then claim whatever is due, until `stop`."""
         self.writer.start()
         self._store.on_commit(self._notice)
-        orphans = await self._store.look.owned([self.node_id])
-        for start in range(0, len(orphans), CLAIM_MAX):
-            await self._claim(orphans[start : start + CLAIM_MAX])
+        await self._take_over()
         self._claimer = asyncio.create_task(self._claim_forever(), name="claimer")
 
     async def stop(self, *, grace_s: float = 0.0) -> None:
@@ -125,6 +125,15 @@ class Node:
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.writer.close()
+
+    def add_code(self, workflow: CodeWorkflow[Any]) -> Flow:
+        """Make a Python workflow runnable here; runs that waited for its code may start now."""
+        flow = self.flows.add_code(workflow)
+        if flow.digest in self._strange:
+            self._strange.discard(flow.digest)
+            self._has_orphans = True
+            self._wake.set()
+        return flow
 
     @property
     def driven(self) -> Iterable[str]:
@@ -187,14 +196,14 @@ class Node:
             labels=flow.labels or {},
             origin={"step": child.step},
         )
-        is_code = isinstance(child.workflow, CodeWorkflow)
-        register = registration(child.workflow) if is_code else None
+        workflow = child.workflow
+        register = registration(workflow) if isinstance(workflow, CodeWorkflow) else None
         with contextlib.suppress(Refused):
             await self.accept(new, register=register)
 
     async def _flow_of(self, workflow: CodeWorkflow[Any] | str, version: str | None) -> Flow:
         if isinstance(workflow, CodeWorkflow):
-            return self.flows.add_code(workflow)
+            return self.add_code(workflow)
         flow = await self.flows.find(workflow, version)
         if flow is None:
             raise NotFound(f"the code of workflow {workflow} is not in this process")
@@ -237,8 +246,17 @@ class Node:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), pause_s)
 
+    async def _take_over(self) -> None:
+        """Go on with what dead nodes left. Runs whose code is not here wait for `add_code`."""
+        self._has_orphans = False
+        orphans = await self._store.look.owned([self.node_id])
+        for start in range(0, len(orphans), CLAIM_MAX):
+            await self._claim(orphans[start : start + CLAIM_MAX])
+
     async def _claim_due(self) -> float:
         """Claim what is due and fits; returns how long nothing more will be due."""
+        if self._has_orphans:
+            await self._take_over()
         room = self._options.runs_max - len(self._driven)
         if room <= 0:
             return POLL_S

@@ -109,10 +109,12 @@ def dependencies(
 def dependency_table(
     steps: Sequence[BaseStep], templates: Templates | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """For each step of one list, the ids of the others that it waits for, in their order."""
+    """For each step of one list, the ids of the others that it waits for, in their order.
+
+    Whether a step may be seen from where it is named is validation's matter.
+    """
     templates = templates or Templates()
-    seen_through = {step.id: _seen_through(step) for step in steps}
-    holder = {inner: outer for outer, inside in seen_through.items() for inner in inside}
+    holder = {inner.id: step.id for step in steps for _, inner, _ in walk((step,))}
     order = {step.id: number for number, step in enumerate(steps)}
     waits: dict[str, set[str]] = {}
     for step in steps:
@@ -134,16 +136,6 @@ def all_dependencies(
         for _, nested in step.children():
             table.update(dependency_table(nested, templates))
     return table
-
-
-def _seen_through(step: BaseStep) -> set[str]:
-    """The step's id and those of all steps inside it that can be seen from outside."""
-    seen = {step.id}
-    if not step.is_local:
-        for _, nested in step.children():
-            for inner in nested:
-                seen |= _seen_through(inner)
-    return seen
 
 
 def cycles(steps: Sequence[BaseStep], templates: Templates) -> Iterator[tuple[str, ...]]:

@@ -186,6 +186,7 @@ def test_any_author_text_renders_or_is_refused(text: str) -> None:
         "{{ '%1000000000d' | format(1) }}",
         "{{ inputs.list | batch(1000000000) }}",
         "{{ debug() }}",
+        "{{ debug() if 1 else 0 }}",
         "{{ ''.__class__.__mro__ }}",
         "{{ inputs | attr('__class__') }}",
         "{% include 'x' %}",
