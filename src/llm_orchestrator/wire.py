@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import unquote, urlsplit
 
 from llm_orchestrator.clock import Clock, RealClock, new_run_id
@@ -33,6 +33,7 @@ from llm_orchestrator.store.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.interpreter import Tools
+    from llm_orchestrator.providers.base import VectorStore
     from llm_orchestrator.providers.settings import ProviderSettings
 
 logger = logging.getLogger(__name__)
@@ -266,7 +267,9 @@ def make_tools(config: Config, store: Store, clock: Clock) -> Tools:
     from llm_orchestrator.store.sql_vectors import SqlVectors
     from llm_orchestrator.steps.registry import StepTypes
 
-    settings = replace(provider_settings(config), vectors={"sql": SqlVectors(store)})
+    settings = replace(
+        provider_settings(config), vectors={"sql": cast("VectorStore", SqlVectors(store))}
+    )
     registry = Registry(settings, clock=clock, shared=StoreState(store))
     return Tools(StepTypes(), Templates(), registry, resolve_secret)
 

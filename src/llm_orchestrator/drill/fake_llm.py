@@ -286,7 +286,7 @@ class FakeLLM:
                 await response.write(wire.stream_error(call.act.error))
             elif call.act.cut_after >= 0:
                 outcome = "cut"
-                return _cut(request, response)
+                return response if call.act.polite else _cut(request, response)
             else:
                 outcome = "complete"
                 await response.write(wire.tail(call))

@@ -53,6 +53,8 @@ class Behaviour:
     garbage: bool = False
     refuse_prefill: bool = False
     no_echo: bool = False
+    polite: bool = False
+    """A cut ends the answer as if it were whole, instead of dropping the connection."""
     no_usage: bool = False
     error: str = ""
     cached: int = 0

@@ -25,6 +25,7 @@ from llm_orchestrator.engine.gate import NEVER, Gate
 from llm_orchestrator.engine.machine import Event, Happening
 from llm_orchestrator.engine.mailbox import Mailbox
 from llm_orchestrator.engine.replay import Fold
+from llm_orchestrator.engine.slots import Slots
 from llm_orchestrator.errors import (
     ProviderUnavailable,
     ProviderUnknownOutcome,
@@ -79,7 +80,7 @@ class Services:
     look: Look
     commit: Callable[[Batch], Awaitable[Receipt]]
     clock: Clock
-    slots: asyncio.Semaphore
+    slots: Slots
     starter: Starter
     publish: Publish | None = None
 
@@ -180,11 +181,7 @@ class Execution:
                 if extras is not None:
                     extras.before()
                 await self.record(Kind.INTENT, key, attempt, {"key": self.idempotency_key(key)})
-            async with self.services.slots:
-                if policy.timeout_s is None:
-                    result = await work(attempt)
-                else:
-                    result = await _within(policy.timeout_s, key, work(attempt))
+            result = await self._work(key, work, policy, attempt)
             return await self._finish(key, attempt, result, extras, at)
         except Exception as error:
             if is_once and isinstance(error, ProviderUnknownOutcome | StepTimeout):
@@ -193,6 +190,17 @@ class Execution:
                     return await self._finish(key, attempt, found["result"], extras, at)
             await self._fail(key, policy, attempt, extras, error)
             raise AssertionError("unreachable") from error
+
+    async def _work(self, key: str, work: Work, policy: Policy, attempt: int) -> Json:
+        slots = self.services.slots
+        if not slots.take():
+            await slots.wait()
+        try:
+            if policy.timeout_s is None:
+                return await work(attempt)
+            return await _within(policy.timeout_s, key, work(attempt))
+        finally:
+            slots.give()
 
     async def _finish(
         self, key: str, attempt: int, result: Json, extras: Extras | None, at: int

@@ -25,6 +25,7 @@ from llm_orchestrator.engine.flows import Flow, Flows
 from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold
+from llm_orchestrator.engine.slots import Slots
 from llm_orchestrator.errors import Fenced, NotFound, Refused, StoreDamaged, StoreError
 from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import (
@@ -83,7 +84,7 @@ class Node:
         self._clock = clock
         self._options = options or NodeOptions()
         self.writer = GroupWriter(store, clock)
-        slots = asyncio.Semaphore(self._options.steps_max)
+        slots = Slots(self._options.steps_max)
         self._services = Services(
             self.writer, store.look, store.commit, clock, slots, self, publish
         )

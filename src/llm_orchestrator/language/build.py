@@ -146,7 +146,7 @@ class _Builder:
                 part = Definition.model_validate({"name": "x", "steps": steps, key: value})
                 kept[key] = getattr(part, key)
             except ValidationError:
-                kept[key] = None
+                pass  # named already
         if kept.get("inputs") is None and isinstance(top.get("inputs"), Mapping):
             kept["inputs"] = {str(name): InputSpec() for name in top["inputs"]}
         return Definition.model_construct(name="?", **{"inputs": None, **kept}, steps=steps)

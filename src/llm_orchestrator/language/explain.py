@@ -14,6 +14,23 @@ from llm_orchestrator.language.compat import STEP_ALIASES, Loc
 from llm_orchestrator.language.names import nearest
 
 
+_PLAIN = {
+    "too_short": "should not be empty",
+    "tuple_type": "should be a list",
+    "dict_type": "should be a mapping",
+    "model_type": "should be a mapping",
+    "string_type": "should be text",
+    "int_type": "should be a whole number",
+    "int_parsing": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_type": "should be a number",
+    "float_parsing": "should be a number",
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+}
+"""Our words for what pydantic says with Python's."""
+
+
 def explain(error: ValidationError, cls: type[BaseModel], data: Any) -> Iterator[tuple[Loc, str]]:
     """Each problem of a pydantic error once, in plain words, at its place in the data."""
     grouped: dict[Loc, list[str]] = {}
@@ -48,8 +65,6 @@ def _has(data: Any, part: str | int) -> bool:
 def _say(item: Any, place: Loc, *, cls: type[BaseModel], data: Any) -> str:
     loc = item["loc"]
     key = next((part for part in reversed(place) if isinstance(part, str)), "")
-    if item["type"] == "too_short":
-        return f"`{key}` should not be empty"
     if item["type"] == "missing":
         unknown = set(map(str, data)) - set(cls.model_fields) if len(loc) == 1 else set()
         return f"missing key `{key}`{meant_by(key, unknown)}"
@@ -58,7 +73,7 @@ def _say(item: Any, place: Loc, *, cls: type[BaseModel], data: Any) -> str:
             return f"`{key}` is another word for `{STEP_ALIASES[key]}`: keep one of them"
         return f"unknown key `{key}`{nearest(key, _fields_at(cls, loc[:-1]))}"
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    message = message.partition(", unable to")[0]
+    message = _PLAIN.get(item["type"], message.partition(", unable to")[0])
     if not place:
         return message
     value = item["input"]

@@ -26,8 +26,10 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
+from typing import Any
 
 from llm_orchestrator.errors import StoreDamaged, TooLarge
 from llm_orchestrator.model import Entry, Flaw, Json
@@ -42,6 +44,7 @@ PAYLOAD_BYTES_MAX = 64 << 20
 _ZLIB, _ESCAPED, _BLOB = b"\x01", b"\x02", b"\x03"
 _HEADER = struct.Struct(">IIQQII")
 _DEPTH_MAX = 200
+_NOT_JSON = (TypeError, ValueError, RecursionError)  # UnicodeEncodeError is a ValueError
 
 
 def _default(value: object) -> object:
@@ -62,13 +65,41 @@ def _default(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-_dumps = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_default
-).encode
+def _make_dumps() -> Callable[[Any], str]:
+    """`json.JSONEncoder.encode` without building its C encoder anew for every call (4 us of 6)."""
+    encoder = json.JSONEncoder(
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
+        check_circular=False,
+        default=_default,
+    )
+    if c_make_encoder is None:
+        return encoder.encode
+    parts = c_make_encoder(
+        None,
+        _default,
+        encode_basestring,
+        None,
+        ":",
+        ",",
+        True,
+        False,
+        False,  # noqa: FBT003
+    )
+
+    def dumps(value: Any) -> str:
+        return "".join(parts(value, 0))
+
+    return dumps
+
+
+_dumps = _make_dumps()
 _dumps_ascii = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
 ).encode
-_loads = json.loads
+_scan = json.JSONDecoder().raw_decode
 
 
 def canonical(value: Json) -> bytes:
@@ -79,9 +110,22 @@ def canonical(value: Json) -> bytes:
 def encode(data: Mapping[str, Json]) -> bytes:
     """Payload bytes for `data`. Never fails for its content; raises TooLarge for its size."""
     try:
-        payload = _dumps(data).encode()
-    except (TypeError, ValueError, RecursionError):  # UnicodeEncodeError is a ValueError
-        payload = _ESCAPED + _dumps_ascii(_escape(data, 0)).encode("ascii")
+        return _pack(_dumps(data).encode())
+    except _NOT_JSON:
+        return _pack(_ESCAPED + _dumps_ascii(_escape(data, 0)).encode("ascii"))
+
+
+def round_trip(data: Mapping[str, Json]) -> tuple[bytes, dict[str, Json]]:
+    """A payload and what a replay will read from it: what is live equals what is recorded."""
+    try:
+        text = _dumps(data)
+        return _pack(text.encode()), _scan(text)[0]
+    except _NOT_JSON:
+        payload = encode(data)
+        return payload, decode(payload)
+
+
+def _pack(payload: bytes) -> bytes:
     if len(payload) < COMPRESS_BYTES_MIN:
         return payload
     if len(payload) > PAYLOAD_BYTES_MAX:
@@ -99,20 +143,14 @@ def decode(payload: bytes) -> dict[str, Json]:
         if payload[:1] == _ZLIB:
             payload = zlib.decompress(payload[1:])
         if payload[:1] == _ESCAPED:
-            value = _unescape(_loads(payload[1:]))
+            value = _unescape(json.loads(payload[1:]))
         else:
-            value = _loads(payload)
+            value = json.loads(payload.decode())
     except (ValueError, zlib.error, RecursionError) as error:
         raise StoreDamaged(f"a recorded payload does not decode: {error}") from error
     if not isinstance(value, dict):
         raise StoreDamaged("a recorded payload is no JSON object")
     return value
-
-
-def round_trip(data: Mapping[str, Json]) -> tuple[bytes, dict[str, Json]]:
-    """A payload and what a replay will read from it: what is live equals what is recorded."""
-    payload = encode(data)
-    return payload, decode(payload)
 
 
 def blob_reference(payload: bytes) -> bytes:

@@ -29,7 +29,12 @@ APPLICATION_ID = 0x4C4C4D4F
 """`LLMO`, in the file's header (SQLite `PRAGMA application_id`)."""
 
 SCHEMA_VERSION = 1
-_PRAGMAS = ("PRAGMA busy_timeout=5000", "PRAGMA synchronous=FULL", "PRAGMA temp_store=MEMORY")
+_PRAGMAS = (
+    "PRAGMA busy_timeout=5000",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA wal_autocheckpoint=4000",
+    "PRAGMA temp_store=MEMORY",
+)
 
 
 def connect(path: Path, *, is_read_only: bool = False) -> sqlite3.Connection:

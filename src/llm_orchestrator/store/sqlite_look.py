@@ -65,7 +65,8 @@ class SQLiteLook:
             if not rows:
                 return None
             *columns, origin, labels, value = rows[0]
-            return NewRun(run_id, *columns, parse(origin), parse(labels), parse(value))
+            facts = [*columns, parse(origin), parse(labels), parse(value)]
+            return NewRun(run_id, *facts)
         except StoreDamaged:
             return None
 
