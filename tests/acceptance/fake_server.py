@@ -31,7 +31,7 @@ class FakeServer:
 
     def wait_idle(self) -> None:
         """Block until no request is under way."""
-        urllib.request.urlopen(f"{self.url}/control/idle").close()
+        urllib.request.urlopen(f"{self.url}/control/idle", timeout=30).close()
 
     def lines(self, contains: str = "") -> list[dict[str, Any]]:
         """Ledger lines of requests whose prompt contains a text, both events of each."""

@@ -64,6 +64,21 @@ async def test_an_answer_carries_text_usage_with_cached_tokens_and_price(
     assert line["idempotency_key"] == "k"
 
 
+async def test_input_tokens_are_all_of_them_cached_or_not(claude: Anthropic) -> None:
+    used = [
+        (
+            await claude.complete(
+                ask(f"one two three four [[fake: cached={cached}]]", model=OLD),
+                Seen().chunk,
+                Seen().handle,
+            )
+        ).usage
+        for cached in (0, 3)
+    ]
+    assert used[0].input_tokens == used[1].input_tokens
+    assert used[0].cost_usd > used[1].cost_usd
+
+
 async def test_an_answer_at_its_limit_says_length(claude: Anthropic) -> None:
     answer = await claude.complete(
         ask("long [[fake: tokens=50]]", model=OLD, max_tokens=5), Seen().chunk, Seen().handle
@@ -82,6 +97,7 @@ async def test_an_answer_at_its_limit_says_length(claude: Anthropic) -> None:
         ("garbage", errors.ProviderTransient),
         ("cut_after=0", errors.ProviderTransient),
         ("cut_after=4", errors.ProviderTransient),
+        ("cut_after=4 polite", errors.ProviderTransient),
         ("cut_after=4 error=overloaded_error", errors.ProviderTransient),
     ],
 )

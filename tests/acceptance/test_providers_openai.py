@@ -5,12 +5,13 @@ import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 
+import aiohttp
 import pytest
 
 from llm_orchestrator import errors
 from llm_orchestrator.drill.fake_llm import raise_file_limit
 from llm_orchestrator.providers.base import Partial, Resume
-from llm_orchestrator.providers.http import HttpClient
+from llm_orchestrator.providers.http import HttpClient, _is_unsent
 from llm_orchestrator.providers.openai import LLAMA_CPP, OFFICIAL, Dialect, Prefill
 from tests.acceptance.fake_server import FakeServer, fake_server
 from tests.acceptance.providers_support import (
@@ -97,6 +98,7 @@ async def test_the_idempotency_key_and_the_system_prompt_are_sent(
         ("garbage", errors.ProviderTransient),
         ("cut_after=0", errors.ProviderTransient),
         ("cut_after=3", errors.ProviderTransient),
+        ("cut_after=3 polite", errors.ProviderTransient),
         ("cut_after=3 error=overloaded_error", errors.ProviderTransient),
         ("cut_after=3 error=rate_limit_error", errors.ProviderRateLimited),
     ],
@@ -273,6 +275,32 @@ async def test_an_unknown_conversation_falls_through_to_prefill(
     answer = await llm.complete(ask("gone", partial=partial), Seen().chunk, Seen().handle)
     assert answer.resumed is Resume.PREFILL
     assert answer.text == full.text
+
+
+async def test_a_stream_over_plain_http_asks_for_a_connection_of_its_own(
+    client: HttpClient,
+) -> None:
+    heads: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode().lower())
+        answer = b'data: {"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}]}\n\n'
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        llm = openai(client, target(f"http://127.0.0.1:{port}/v1"))
+        assert (await llm.complete(ask("x"), Seen().chunk, Seen().handle)).text == "hi"
+    assert "connection: close" in heads[0]
+
+
+def test_only_a_request_that_was_not_written_counts_as_unsent() -> None:
+    unsent, lost = aiohttp.ClientOSError("x"), aiohttp.ClientOSError("y")
+    unsent.__cause__ = aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+    lost.__cause__ = ConnectionResetError("reset by peer")
+    assert (_is_unsent(unsent), _is_unsent(lost)) == (True, False)
 
 
 async def test_a_server_without_usage_is_estimated(fake: FakeServer, client: HttpClient) -> None:

@@ -46,6 +46,7 @@ from llm_orchestrator.providers.echo import unit_vector
 
 Json = Any
 _BODY_MAX = 64 << 20
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 _ABORTED = (ConnectionError, asyncio.CancelledError)
 
 
@@ -193,16 +194,19 @@ class FakeLLM:
     # -- embeddings -------------------------------------------------------------------------------
 
     async def _embed(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
         is_openai = request.path.endswith("/embeddings")
         api = "openai.embeddings" if is_openai else "cohere.embed"
-        texts = embedding_texts(body)
-        ask = Ask(str(body.get("model", "")), [("user", text) for text in texts])
+        try:
+            body = await request.json()
+            texts = embedding_texts(body)
+            size = int(body.get("dimensions") or body.get("output_dimension") or 64)
+            ask = Ask(str(body["model"]), [("user", text) for text in texts])
+        except _MALFORMED as error:
+            return web.json_response({"message": f"bad request: {error!r}"}, status=400)
         ident, act = await self._arrive(request, api, ask)
         trouble = await self._trouble(request, OpenAIWire(), ident=ident, act=act)
         if trouble is not None:
             return trouble
-        size = int(body.get("dimensions") or body.get("output_dimension") or 64)
         vectors = [unit_vector(text, size) for text in texts]
         self._end(ident, "complete", len(texts))
         shape = openai_embeddings if is_openai else cohere_embeddings
@@ -214,7 +218,7 @@ class FakeLLM:
         try:
             body = await request.json()
             ask = wire.ask(body | {"model": request.match_info.get("model", body.get("model"))})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _MALFORMED as error:
             return web.json_response(wire.error(400, f"bad request: {error!r}"), status=400)
         ident, act = await self._arrive(request, wire.api, ask)
         trouble = await self._trouble(request, wire, ident=ident, act=act)

@@ -311,5 +311,8 @@ def cohere_embeddings(body: Mapping[str, Json], vectors: Sequence[Sequence[float
 
 def embedding_texts(body: Mapping[str, Json]) -> list[str]:
     """The texts to embed, of either format."""
-    texts = body.get("input", body.get("texts", []))
-    return [texts] if isinstance(texts, str) else list(texts)
+    texts = body.get("input", body.get("texts"))
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("texts must be a list of strings")
+    return texts

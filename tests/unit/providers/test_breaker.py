@@ -104,6 +104,19 @@ def test_calls_come_back_in_waves_of_1_2_4_and_then_it_closes() -> None:
     assert sizes == [1, 2, 4]
 
 
+def test_the_next_wave_waits_for_the_whole_last_one() -> None:
+    verdict, wave_id = half_open()
+    verdict = succeed(verdict, 101, POLICY, wave_id=wave_id)
+    ids = []
+    for _ in range(2):
+        verdict, answer = admit(verdict, 101, POLICY)
+        ids.append(answer.wave_id)
+    verdict = succeed(verdict, 101, POLICY, wave_id=ids[0])
+    assert not admit(verdict, 101, POLICY)[1].is_admitted
+    verdict = succeed(verdict, 101, POLICY, wave_id=ids[1])
+    assert admit(verdict, 101, POLICY)[1].is_admitted
+
+
 def test_one_failure_in_a_wave_opens_it_again_for_longer() -> None:
     verdict, wave_id = half_open()
     verdict = fail(verdict, 101, POLICY, wave_id=wave_id)
