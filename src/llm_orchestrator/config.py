@@ -7,12 +7,13 @@ only ones that read the environment.
 from __future__ import annotations
 
 import os
-import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 from llm_orchestrator.errors import ConfigError
 
@@ -22,10 +23,7 @@ _PREFIX = "LLM_ORCHESTRATOR_"
 
 def default_data_dir() -> Path:
     """Where data lives by the platform's convention (XDG on Linux)."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "llm-orchestrator"
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "llm-orchestrator"
+    return platformdirs.user_data_path("llm-orchestrator", appauthor=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,11 @@ class Orchestrator:
         self.store = store or make_store(address, self.clock, name=self.config.node_name)
         self.operator = Operator(self.store, self.clock)
         self._workflows = workflows
-        self._options = options
+        self._options = options or NodeOptions(
+            runs_max=self.config.runs_max,
+            steps_max=self.config.steps_max,
+            queues=dict(self.config.queues),
+        )
         self._publish = publish
         self._tools: Any = None
         self._node: Node | None = None
@@ -263,9 +267,9 @@ def make_tools(config: Config, store: Store, clock: Clock) -> Tools:
     from llm_orchestrator.engine.interpreter import Tools
     from llm_orchestrator.language.templates import Templates
     from llm_orchestrator.providers.registry import Registry
+    from llm_orchestrator.steps.registry import StepTypes
     from llm_orchestrator.store.shared import StoreState
     from llm_orchestrator.store.sql_vectors import SqlVectors
-    from llm_orchestrator.steps.registry import StepTypes
 
     settings = replace(
         provider_settings(config), vectors={"sql": cast("VectorStore", SqlVectors(store))}

@@ -7,6 +7,7 @@ may happen at once; then the entry that lands first wins and the other request i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,12 +17,14 @@ from llm_orchestrator.engine.acceptance import accepted_draft, from_accepted
 from llm_orchestrator.engine.machine import TRANSITIONS, Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, checkpoints, fold
 from llm_orchestrator.errors import NotFound, Refused, StoreDamaged
-from llm_orchestrator.model import Draft, Entry, Journal, Json, Kind, NewRun, RunState
+from llm_orchestrator.model import Draft, Entry, Journal, Json, Kind, NewRun, RunState, Workflow
 from llm_orchestrator.store.base import (
     Append,
     Batch,
+    Change,
     Outcome,
     Post,
+    Register,
     RunFilter,
     StateChange,
     Store,
@@ -135,6 +138,27 @@ class Operator:
             )
         payload = {"approved": approved, "form": form, "by": by}
         return await self.signal(run_id, f"approval:{step}", payload)
+
+    async def register(self, workflow: Workflow) -> None:
+        """Keep a definition, and its schedule if it has one: an older version's is replaced."""
+        changes: list[Change] = [Register(workflow)]
+        schedule = json.loads(workflow.definition).get("schedule")
+        if schedule is not None:
+            from llm_orchestrator.engine.schedule import KIND, schedule_record  # noqa: PLC0415
+
+            _, version = await self._store.shelf.record(KIND, workflow.name)
+            changes.append(
+                schedule_record(
+                    (workflow.name, workflow.version, workflow.digest),
+                    cron=schedule["cron"],
+                    timezone=schedule.get("timezone", "UTC"),
+                    backfill=schedule.get("backfill", "none"),
+                    inputs=schedule.get("inputs", {}),
+                    now_us=self._clock.now_us(),
+                    version=version,
+                )
+            )
+        await self._store.commit(Batch(changes=changes))
 
     async def fork(
         self, run_id: str, step: str | None, *, inputs: Mapping[str, Json] | None = None

@@ -24,8 +24,10 @@ from llm_orchestrator.engine.graph import Graph
 from llm_orchestrator.engine.probe import ask
 from llm_orchestrator.errors import AuthorError, StepFailed, TemplateError
 from llm_orchestrator.language.base import BaseStep
-from llm_orchestrator.language.definition import Definition, StepTypes as Schemas
+from llm_orchestrator.language.definition import Definition
+from llm_orchestrator.language.definition import StepTypes as Schemas
 from llm_orchestrator.language.graph import dependency_table
+from llm_orchestrator.language.inputs import check_inputs
 from llm_orchestrator.language.render import render_step
 from llm_orchestrator.language.templates import Templates
 from llm_orchestrator.model import MICROSECONDS, Json, Kind, Policy, StepState, Usage, Workflow
@@ -143,12 +145,16 @@ class Interpreter:
         self._substitutes: dict[str, asyncio.Task[Outputs]] = {}
 
     async def run(self) -> Json:
-        """The run's outputs. Raises StepFailed of the first step that failed."""
+        """The run's outputs. Raises StepFailed of the first step that failed.
+
+        Inputs are checked here, too: children and schedules bring theirs without a caller to tell.
+        """
         accepted = self._execution.fold.accepted
         created = self._execution.fold.created_at / MICROSECONDS
+        inputs = check_inputs(self._definition, accepted["input"] or {})
         fixed = {
-            "inputs": accepted["input"],
-            "input": accepted["input"],
+            "inputs": inputs,
+            "input": inputs,
             "secrets": _Secrets(self._definition.secrets, self._tools.resolve_secret),
             "run": {
                 "id": self._execution.run_id,
@@ -243,7 +249,7 @@ class Interpreter:
             if step.fallback_id:
                 bound = await self._substitute(step, prefix, names)
             elif step.on_error == "continue":
-                bound = {name: None for name in step.bound_names() or step.natural_names()}
+                bound = dict.fromkeys(step.bound_names() or step.natural_names())
                 bound["error"] = failure.message
             else:
                 failures.append(failure)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from llm_orchestrator.engine.acceptance import accepted_draft, from_accepted
+from llm_orchestrator.engine.acceptance import accepted_draft
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, fold
 from llm_orchestrator.errors import StoreDamaged, TooLarge

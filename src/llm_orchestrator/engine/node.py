@@ -22,8 +22,8 @@ from llm_orchestrator.engine.acceptance import accepted_data, accepted_draft, ke
 from llm_orchestrator.engine.drive import outcome
 from llm_orchestrator.engine.execution import ChildSpec, Execution, Publish, Services
 from llm_orchestrator.engine.flows import Flow, Flows
-from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.machine import Event, Happening, decide
+from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.engine.slots import Slots
 from llm_orchestrator.errors import Fenced, NotFound, Refused, StoreDamaged, StoreError
@@ -38,7 +38,16 @@ from llm_orchestrator.model import (
     RunState,
     Workflow,
 )
-from llm_orchestrator.store.base import Batch, Change, Consume, Post, Register, RunFilter, Store
+from llm_orchestrator.store.base import (
+    Batch,
+    Change,
+    Consume,
+    Post,
+    PutRecord,
+    Register,
+    RunFilter,
+    Store,
+)
 from llm_orchestrator.store.writer import GroupWriter, Head
 
 logger = logging.getLogger(__name__)
@@ -228,7 +237,10 @@ class Node:
             elif change.state in (RunState.PENDING, RunState.WAITING):
                 self._wake.set()
         for post in batch.changes:
-            if isinstance(post, Post):
+            if isinstance(post, PutRecord):
+                if post.kind == "schedule":
+                    self._wake.set()
+            elif isinstance(post, Post):
                 execution = self._driven.get(post.run_id)
                 if execution is None:
                     self._wake.set()
@@ -267,10 +279,19 @@ class Node:
         if wanted:
             await self._claim(wanted)
             return 0.0
-        wake_at = await self._store.look.next_wake()
-        if wake_at is None or wake_at <= now:
+        moments = [await self._store.look.next_wake(), await self._fire_schedules()]
+        wake_at = min((moment for moment in moments if moment and moment > now), default=None)
+        if wake_at is None:
             return POLL_S
         return min(POLL_S, max(0.001, (wake_at - now) / MICROSECONDS))
+
+    async def _fire_schedules(self) -> int | None:
+        """Cron, once a look: the module is loaded only where there is a schedule."""
+        if not await self._store.shelf.records("schedule"):
+            return None
+        from llm_orchestrator.engine.schedule import Scheduler  # noqa: PLC0415 (rarely needed)
+
+        return await Scheduler(self._store, self.writer, self._clock).fire()
 
     def _choose(self, due: Sequence[Run]) -> list[str]:
         """Of the runs that are due, those that a queue's limit and this process's code allow."""

@@ -12,7 +12,7 @@ with the same digest counts as landed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -43,7 +43,11 @@ class StateChange(NamedTuple):
 
 
 class Append(NamedTuple):
-    """A run's entries, complete with seq and digest, after the entry (prev_seq, prev_digest)."""
+    """A run's entries, complete with seq and digest, after the entry (prev_seq, prev_digest).
+
+    Without entries it only asks whether (prev_seq, prev_digest) is still the run's head, so that
+    `changes` (pieces of a streamed answer) are fenced like everything else.
+    """
 
     run_id: str
     prev_seq: int
@@ -52,6 +56,21 @@ class Append(NamedTuple):
     accept: NewRun | None = None
     """Inserts the row of `runs`; only with prev_seq 0."""
     change: StateChange | None = None
+    changes: Sequence[Change] = ()
+    """Changes of other tables, also of other runs' inboxes: they stand and fall with the entries."""
+
+
+class RunRow(NamedTuple):
+    """A whole row of `runs`, as a journal says that it must be."""
+
+    accept: NewRun
+    change: StateChange
+    epoch: int
+    head_seq: int
+    head_digest: bytes
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +103,8 @@ class Register:
 class PutRecord:
     """Write `records(kind, key)` if its version is still `version` (0: it must not exist).
 
-    `value` None deletes. Another version refuses the append of `run_id` with it (Outcome.CONFLICT),
-    or only itself when it belongs to no run.
+    `value` None deletes. Another version refuses the append that it comes with (Outcome.CONFLICT),
+    or all of the batch's own changes when it comes with none.
     """
 
     kind: str
@@ -135,19 +154,21 @@ class PutVectors:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """Remove whole finished runs, by policy."""
+    """Remove whole runs, by policy; one that is not finished (any more) is left alone."""
 
     run_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Mend:
-    """Put a row's digest right again where the entry itself is whole, or rebuild a row of `runs`."""
+    """Put rows back as the chain proves that they were, and rebuild a row of `runs`.
+
+    The row is rebuilt only while its head is still the journal's; refused otherwise.
+    """
 
     run_id: str
-    digests: tuple[tuple[int, bytes], ...] = ()
-    payloads: tuple[tuple[int, bytes], ...] = ()
-    accept: NewRun | None = None
+    entries: tuple[Entry, ...] = ()
+    row: RunRow | None = None
 
 
 Change = (
@@ -170,6 +191,13 @@ class Batch:
 
     appends: Sequence[Append] = ()
     changes: Sequence[Change] = ()
+    """Changes that belong to no append: all of them land, or none."""
+
+    def every_change(self) -> Iterator[Change]:
+        """The changes of all appends, then the batch's own."""
+        for append in self.appends:
+            yield from append.changes
+        yield from self.changes
 
 
 class Outcome(StrEnum):
@@ -177,8 +205,13 @@ class Outcome(StrEnum):
 
     LANDED = "landed"
     FENCED = "fenced"
+    """Somebody else has written at this seq."""
     CONFLICT = "conflict"
+    """The run is there already, or a record that comes with it has moved."""
     DAMAGED = "damaged"
+    """Its pages cannot be read, or the predecessor is not there (damaged, or the store went back)."""
+    UNFIT = "unfit"
+    """Its content cannot be stored, whoever tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +220,7 @@ class Receipt:
 
     refused: Mapping[str, Outcome] = field(default_factory=dict)
     is_refused: bool = False
-    """True when changes outside of any append were refused (a record's version moved)."""
+    """True when the batch's own changes were refused (a record's version moved)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +257,6 @@ class Look(Protocol):
         """The rows as they are, damaged ones included, as far as they can be read."""
         ...
 
-    async def acceptance(self, run_id: str) -> NewRun | None:
-        """What the row of `runs` says of acceptance; None when it is gone or unreadable."""
-        ...
-
     async def run(self, run_id: str) -> Run | None: ...
 
     async def runs(self, wanted: RunFilter) -> list[Run]: ...
@@ -252,13 +281,23 @@ class Look(Protocol):
         """The earliest wake_at of a run that nobody drives; None when there is none."""
         ...
 
-    async def inbox(self, run_id: str) -> list[Message]: ...
+    async def inbox(self, run_id: str) -> list[Message]:
+        """Messages that nobody has consumed. Raises StoreDamaged for one that fails its digest."""
+        ...
+
+    async def inbox_seq(self, run_id: str) -> int:
+        """How many messages the run was ever sent: what a park has seen when it asked this first."""
+        ...
 
     async def progress(self, run_id: str, step: str) -> Progress | None:
         """The pieces of the newest attempt, joined."""
         ...
 
-    async def expirable(self, *, finished_before: int, keep: int, limit: int) -> list[str]:
+    async def row(self, run_id: str) -> RunRow | None:
+        """The row of `runs` with its anchor, unchecked; None when it is gone or makes no sense."""
+        ...
+
+    async def expirable(self, *, finished_before: int, keep: int, limit: int) -> list[Run]:
         """The oldest finished runs, beyond an age or beyond the newest `keep`."""
         ...
 

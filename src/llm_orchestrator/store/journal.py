@@ -42,7 +42,7 @@ BLOB_BYTES_MIN = 1 << 20
 PAYLOAD_BYTES_MAX = 64 << 20
 
 _ZLIB, _ESCAPED, _BLOB = b"\x01", b"\x02", b"\x03"
-_HEADER = struct.Struct(">IIQQII")
+_HEADER = struct.Struct(">HHIQQII")
 _DEPTH_MAX = 200
 _NOT_JSON = (TypeError, ValueError, RecursionError)  # UnicodeEncodeError is a ValueError
 
@@ -86,7 +86,7 @@ def _make_dumps() -> Callable[[Any], str]:
         ",",
         True,
         False,
-        False,  # noqa: FBT003
+        False,
     )
 
     def dumps(value: Any) -> str:

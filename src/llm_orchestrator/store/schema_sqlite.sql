@@ -78,15 +78,6 @@ CREATE TABLE progress (
     handle BLOB,
     PRIMARY KEY (run_id, step, attempt, part)
 );
-CREATE TABLE schedules (
-    name TEXT PRIMARY KEY,
-    workflow TEXT NOT NULL,
-    version TEXT NOT NULL,
-    cron TEXT NOT NULL,
-    timezone TEXT NOT NULL,
-    input BLOB NOT NULL,
-    next_at INTEGER NOT NULL
-);
 CREATE TABLE records (
     kind TEXT NOT NULL,
     key TEXT NOT NULL,

@@ -17,7 +17,6 @@ from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.sqlite_reader import SQLiteReader, parse
 from llm_orchestrator.store.sqlite_write import message_digest
 
-
 logger = logging.getLogger(__name__)
 _GAP_MAX = 1_000
 
