@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,7 +126,8 @@ async def test_a_malformed_request_is_answered_and_not_fatal(
 ) -> None:
     with fake_server(tmp_path) as fake:
         for path in ("/chat/completions", "/messages", "/embeddings"):
-            for body in ({}, [], {"messages": [{}], "model": 1}, {"input": 3}):
+            bodies: list[Any] = [{}, [], {"messages": [{}], "model": 1}, {"input": 3}]
+            for body in bodies:
                 with pytest.raises(errors.ProviderInvalidRequest):
                     await client.post(target(fake.url + "/v1"), path, body)
         assert await answer(client, fake.url, "still there")

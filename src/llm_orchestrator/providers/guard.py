@@ -71,6 +71,7 @@ class SharedBreaker:
         self._cell = Cell(shared, "breaker", key)
         self._tally = Tally()
         self._read_at: float | None = None
+        self._parsed: tuple[Json, Verdict] = (None, Verdict())
         self._returns = Returns(clock)
 
     async def admit(self) -> int:
@@ -123,7 +124,9 @@ class SharedBreaker:
 
     @property
     def _verdict(self) -> Verdict:
-        return Verdict.from_json(self._cell.value)
+        if self._cell.value is not self._parsed[0]:
+            self._parsed = (self._cell.value, Verdict.from_json(self._cell.value))
+        return self._parsed[1]
 
     def _now(self) -> float:
         return self._clock.now_us() / MICROSECONDS
