@@ -216,6 +216,8 @@ class _Validator:
         if path[0] == "outputs" or len(path) == 2 or isinstance(target, Broken):
             return None
         names = (*target.bound_names(), *target.natural_names())
+        if target.on_error == "continue":
+            names = (*names, "error")
         if not target.natural_names() or path[2] in names:
             return None
         return f"step `{name}` has no output `{path[2]}`{nearest(path[2], names)}"
