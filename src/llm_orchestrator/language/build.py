@@ -122,7 +122,7 @@ class _Builder:
         inputs = data.get("inputs")
         self._names = Names(
             {str(step.get("id")): _bound_names(step) for step in found},
-            None if inputs is None else frozenset(map(str, inputs)),
+            None if inputs is None else frozenset(inputs if isinstance(inputs, Mapping) else ()),
         )
 
     def run(self, raw_steps: Any) -> Built:

@@ -13,7 +13,6 @@ from llm_orchestrator.language.base import BaseStep
 from llm_orchestrator.language.compat import STEP_ALIASES, Loc
 from llm_orchestrator.language.names import nearest
 
-
 _PLAIN = {
     "too_short": "should not be empty",
     "tuple_type": "should be a list",
@@ -35,12 +34,24 @@ def explain(error: ValidationError, cls: type[BaseModel], data: Any) -> Iterator
     """Each problem of a pydantic error once, in plain words, at its place in the data."""
     grouped: dict[Loc, list[str]] = {}
     for item in error.errors(include_url=False, include_context=True):
-        if item["loc"] == ("switch",):
-            item["loc"] = ("condition",)
         place = _clean(item["loc"], data, keep_last=item["type"] in {"missing", "extra_forbidden"})
         grouped.setdefault(place, []).append(_say(item, place, cls=cls, data=data))
     for place, messages in grouped.items():
-        yield place, " or ".join(dict.fromkeys(messages))
+        yield place, _join(list(dict.fromkeys(messages))).replace("`switch`", "`condition`")
+
+
+def _join(messages: list[str]) -> str:
+    """`x` should be text or a list, rather than the same beginning twice."""
+    start = messages[0].partition(" should be ")[0] + " should be "
+    if not all(message.startswith(start) for message in messages):
+        return " or ".join(messages)
+    ends = [message.removeprefix(start) for message in messages]
+    values = {end.partition(", not ")[2] for end in ends}
+    if len(ends) > 1 and len(values) == 1:
+        shown = f", not {values.pop()}" if "" not in values else ""
+        ends = [end.partition(", not ")[0] for end in ends]
+        return start + " or ".join(ends) + shown
+    return start + " or ".join(ends)
 
 
 def _clean(loc: Loc, data: Any, *, keep_last: bool) -> Loc:

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import contextlib
+import json
+from typing import Any
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm_orchestrator.errors import DefinitionError
 from llm_orchestrator.language.build import STEPS_MAX
 from llm_orchestrator.language.load import load_file, load_text
+from llm_orchestrator.language.source import read
+from llm_orchestrator.language.templates import Templates
 from tests.unit.language.support import LLM, load, messages, problems, workflow
+from tests.unit.language.test_definition import EVERY_TYPE
 
+TEMPLATES = Templates()
 A = f"{{id: a, type: llm, {LLM}}}"
 
 
@@ -31,12 +41,12 @@ def ask(step_id: str, prompt: str, **more: str) -> str:
         ("{id: 'a b', type: wait, seconds: 1}", "`id` should match"),
         (
             f"{{id: a, type: llm, {LLM}, temperature: hot}}",
-            "`temperature` should be a valid number",
+            "`temperature` should be a number",
         ),
         (f"{{id: a, type: llm, {LLM}, temperature: 3}}", "`temperature` should be less than or"),
         (f"{{id: a, type: llm, {LLM}, max_tokens: 0}}", "`max_tokens` should be greater than"),
         (f"{{id: a, type: llm, {LLM}, max_tokens: true}}", "not true or false"),
-        (f"{{id: a, type: llm, {LLM}, stream: maybe}}", "`stream` should be a valid boolean"),
+        (f"{{id: a, type: llm, {LLM}, stream: maybe}}", "`stream` should be true or false"),
         (
             f"{{id: a, type: llm, {LLM}, timeout_seconds: -1}}",
             "`timeout_seconds` should be greater",
@@ -70,7 +80,7 @@ def ask(step_id: str, prompt: str, **more: str) -> str:
             "transform map needs `expression`",
         ),
         ("{id: a, type: transform, inputs: [x]}", "missing key `function`"),
-        ("{id: a, type: parallel, tasks: []}", "`tasks` should"),
+        ("{id: a, type: parallel, tasks: []}", "`tasks` should not be empty"),
         ("{id: a, type: map, items: x}", "missing key `steps`"),
         ("{id: a, type: branch, branches: {x: []}}", "missing key `condition`"),
         ("{id: a, type: vector_upsert, database: sql, index: i, ids: [x]}", "needs either `items`"),
@@ -90,6 +100,10 @@ def ask(step_id: str, prompt: str, **more: str) -> str:
         ("{id: a, type: loop, until: x ==, steps: [{id: b, type: wait, seconds: 1}]}", "not parse"),
         ("{id: a, type: map, items: x, item: run, steps: [{id: b, type: x}]}", "a meaning already"),
         ("just text", "should be a step: a mapping"),
+        ("{id: [1], type: wait, seconds: 1}", "`id` should be text"),
+        ("{id: a, type: [x]}", "unknown step type"),
+        (f"{{id: a, type: llm, {LLM}, fallback: 3}}", "`fallback` should be a list"),
+        (f"{{id: a, type: llm, {LLM}, retry: 3}}", "`retry` should be a mapping"),
     ],
 )
 def test_a_mistake_in_a_step_is_named(step: str, message: str) -> None:
@@ -369,3 +383,26 @@ def test_errors_name_the_file_and_what_to_do(tmp_path: object) -> None:
 )
 def test_cron_lines_that_are_right_pass(line: str) -> None:
     assert messages(A, top=f"schedule: '{line}'\n") == []
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "{{ x", "{{#if"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=3,
+)
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_whatever_stands_anywhere_loads_or_is_a_named_mistake(data: st.DataObject) -> None:
+    whole = read(EVERY_TYPE).data
+    at: Any = whole
+    while True:
+        keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(at[key], dict | list) or not at[key] or data.draw(st.booleans()):
+            break
+        at = at[key]
+    at[key] = data.draw(JSON)
+    with contextlib.suppress(DefinitionError):
+        load_text(json.dumps(whole), "w.json", templates=TEMPLATES)
