@@ -1,7 +1,7 @@
 """The one configuration, frozen, and where each value came from.
 
-Order: flag, environment, `llm-orchestrator.toml`, default. This module and security/secrets.py are the
-only ones that read the environment.
+Order: flag, environment, `llm-orchestrator.toml`, default. This module and security/secrets.py are
+the only ones that read the environment.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ class ProviderTransient(ProviderError):
 
 
 class ProviderRateLimited(ProviderTransient):
-    """Too many requests or tokens; ``retry_after_s`` is the provider's own word when it gave one."""
+    """Too many requests or tokens; ``retry_after_s`` is the provider's word, if it gave one."""
 
     kind = "rate_limit"
 

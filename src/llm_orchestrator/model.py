@@ -129,7 +129,7 @@ class Retry:
     retry_on: tuple[str, ...] = ()
 
     def delay_ms(self, attempt: int, chance: float) -> float:
-        """Delay after failed try number `attempt` (from 1); `chance` is a random number in [0, 1)."""
+        """Delay after failed try `attempt` (from 1); `chance` is a random number in [0, 1)."""
         if self.backoff is Backoff.CONSTANT:
             delay = float(self.initial_delay_ms)
         elif self.backoff is Backoff.LINEAR:
@@ -234,7 +234,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A row of `inbox`: what somebody else wants of a run (signal, approval, cancel, pause, ...)."""
+    """A row of `inbox`: what somebody else wants of a run (signal, cancel, pause, ...)."""
 
     run_id: str
     number: int
@@ -257,7 +257,7 @@ class Workflow:
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """One thing that `verify` found: where, what, and whether it can be mended from what is left."""
+    """One thing that `verify` found: where, what, and whether what is left can mend it."""
 
     run_id: str
     seq: int

@@ -1,4 +1,4 @@
-"""Accepting a run: entry 1, which holds all that the row of `runs` holds, so that each rebuilds the other."""
+"""Accepting a run: entry 1 holds all that the row of `runs` holds; each can rebuild the other."""
 
 from __future__ import annotations
 

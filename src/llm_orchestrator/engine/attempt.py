@@ -1,8 +1,8 @@
 """What a leaf step sees of the engine, and what of its work goes into the journal.
 
-A streamed answer is kept while it comes: every CHECKPOINT_S the new text goes to the `progress` table
-(outside the chain: losing it costs money, never truth). An attempt that follows an interrupted one
-gets what was kept as `partial`; readers are told from where the answer goes on.
+A streamed answer is kept while it comes: every CHECKPOINT_S the new text goes to the `progress`
+table (outside the chain: losing it costs money, never truth). An attempt that follows an
+interrupted one gets what was kept as `partial`; readers are told from where the answer goes on.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Attempt(Extras):
             await self._recover()
         self.partial = self._stream.partial()
         if self.partial is not None:
-            self._execution.publish("reset", self.step, attempt, {"offset": len(self.partial.text)})
+            self._execution.publish("reset", self.step, {"offset": len(self.partial.text)}, attempt=attempt)
 
     async def _recover(self) -> None:
         fold = self._execution.fold
@@ -78,7 +78,7 @@ class Attempt(Extras):
         """Show a piece to readers; keep it with the next checkpoint."""
         stream = self._stream
         offset = stream.add(text)
-        self._execution.publish("chunk", self.step, self.attempt, {"text": text, "offset": offset})
+        self._execution.publish("chunk", self.step, {"text": text, "offset": offset}, attempt=self.attempt)
         now = self.clock.monotonic()
         if now - stream.checkpoint_at >= CHECKPOINT_S:
             stream.checkpoint_at = now
@@ -91,7 +91,7 @@ class Attempt(Extras):
         self.partial = None
         if had_parts:
             self._append((DropProgress(self.run_id, self.step),))
-        self._execution.publish("reset", self.step, self.attempt, {"offset": 0})
+        self._execution.publish("reset", self.step, {"offset": 0}, attempt=self.attempt)
 
     def keep_handle(self, handle: Mapping[str, Json]) -> None:
         """Kept at once: without it a crash before the first checkpoint could not attach."""

@@ -1,9 +1,10 @@
 """What a Python workflow sees: the durable primitives under plain names.
 
-Every call has a place: its number within its scope (the workflow's body, or one branch of a gather or
-map), given when it is *called*, so that the same code asks for the same steps at each replay. The
-journal remembers which key was asked for at which place; another key there means that the code has
-changed under a running run. Then the run pauses with reason `nondeterminism` and both sides are shown.
+Every call has a place: its number within its scope (the workflow's body, or one branch of a gather
+or map), given when it is *called*, so that the same code asks for the same steps at each replay.
+The journal remembers which key was asked for at which place; another key there means that the code
+has changed under a running run. Then the run pauses with reason `nondeterminism` and both sides
+are shown.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Context:
 
     @property
     def run_id(self) -> str:
-        """This run's id."""
+        """The run's id."""
         return self._execution.run_id
 
     def step(
@@ -164,7 +165,7 @@ class Context:
         return _scope.get(self._root)
 
     def _place(self, name: str) -> tuple[str, int]:
-        """The key and place of the next call. Raises Diverged when the journal has another key there."""
+        """The key and place of the next call. Raises Diverged if the journal has another key there."""
         scope = self._scope()
         key = self._name(scope, name)
         at = scope.calls

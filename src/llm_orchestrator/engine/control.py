@@ -1,8 +1,9 @@
-"""What operators and other programs ask of a run: one place, for the command line, the API and code.
+"""What operators and other programs ask of a run: one place for command line, API and code.
 
 Who may write what (DESIGN: the journal decides): a run that somebody drives is asked through its
-inbox; one that nobody drives is changed directly, by an entry that the writing statement fences. Both
-may happen at once; then the entry that lands first wins and the other request is looked at again.
+inbox; one that nobody drives is changed directly, by an entry that the writing statement fences.
+Both may happen at once; then the entry that lands first wins and the other request is looked at
+again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llm_orchestrator.clock import Clock, new_run_id
-from llm_orchestrator.engine.acceptance import accepted_draft, from_accepted
+from llm_orchestrator.engine.acceptance import (
+    KEY_RECORD,
+    accepted_draft,
+    from_accepted,
+    input_digest,
+    key_of,
+    key_record,
+)
 from llm_orchestrator.engine.machine import TRANSITIONS, Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, checkpoints, fold
 from llm_orchestrator.errors import NotFound, Refused, StoreDamaged
@@ -52,6 +60,32 @@ class Operator:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+
+    async def accept(self, new: NewRun, *, register: Workflow | None = None) -> str:
+        """Make a run durable without driving it; whoever serves the store claims it. Its id.
+
+        With an idempotency key that was used before, the first run's id. Raises Refused when that
+        one had another input.
+        """
+        changes: list[Change] = [] if register is None else [Register(register)]
+        if new.idempotency_key is not None:
+            changes.append(key_record(new))
+        drafts = [accepted_draft(new)]
+        append = _chain(new.run_id, self._store.generation << 40, drafts, self._clock, accept=new)
+        receipt = await self._store.commit(Batch(appends=(append,), changes=changes))
+        if new.run_id not in receipt.refused:
+            return new.run_id
+        if new.idempotency_key is None:
+            raise Refused(f"run {new.run_id} conflicts with what is stored")
+        found, _ = await self._store.shelf.record(KEY_RECORD, key_of(new))
+        if found is None:
+            raise NotFound(f"idempotency key {new.idempotency_key!r} is not recorded")
+        if found["input"] != input_digest(new):
+            raise Refused(
+                f"idempotency key {new.idempotency_key!r} was used with another input",
+                hint=f"llmo runs show {found['run_id']}",
+            )
+        return str(found["run_id"])
 
     async def cancel(self, run_id: str, *, by: str = "operator") -> Answer:
         """End it for good; its children too."""

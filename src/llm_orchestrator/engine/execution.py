@@ -7,9 +7,10 @@ Everything a run does is one of these, each remembered by the key of its step:
 - `child`: start another run and wait for its end;
 - `remember`: a value that must be the same at each replay.
 
-A replayed key gives what the journal says and touches nothing. A step whose effect must not be doubled
-(`once`) or that costs money records its attempt first; after a crash an open attempt is an unknown
-outcome, and the step's policy says what happens (P9): never silently repeated, never silently dropped.
+A replayed key gives what the journal says and touches nothing. A step whose effect must not be
+doubled (`once`) or that costs money records its attempt first; after a crash an open attempt is an
+unknown outcome, and the step's policy says what happens (P9): never silently repeated, never
+silently dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from llm_orchestrator.clock import Clock, derived_run_id
 from llm_orchestrator.engine.failure import describe, is_retryable
@@ -104,6 +105,16 @@ class Extras:
         """May refuse a paid attempt (budget spent) before its intent is recorded."""
 
 
+class _Job(NamedTuple):
+    """One step to perform."""
+
+    key: str
+    work: Work
+    policy: Policy
+    extras: Extras | None
+    at: int
+
+
 class _TryAgain(Exception):
     """An attempt ended without a result; the next one may start at `at_us`."""
 
@@ -139,6 +150,7 @@ class Execution:
         done = self.fold.finished.get(key)
         if done is not None:
             return done.result
+        job = _Job(key, work, policy, extras, at)
         attempt, ready_at = self._resume_failure(key)
         gate = self.gate
         while True:
@@ -146,7 +158,7 @@ class Execution:
                 await gate.wait(key, ready_at)
             gate.enter()
             try:
-                return await self._attempt(key, work, policy, attempt, extras, at)
+                return await self._attempt(job, attempt)
             except _TryAgain as again:
                 attempt, ready_at = again.attempt, again.at_us
             finally:
@@ -162,98 +174,86 @@ class Execution:
         is_due = failure.next_at <= self.services.clock.now_us()
         return failure.attempt + 1, 0 if is_due else failure.next_at
 
-    async def _attempt(
-        self,
-        key: str,
-        work: Work,
-        policy: Policy,
-        attempt: int,
-        extras: Extras | None,
-        at: int,
-    ) -> Json:
+    async def _attempt(self, job: _Job, attempt: int) -> Json:
+        key, policy = job.key, job.policy
         is_once = policy.effect is Effect.ONCE
         if is_once and key in self.fold.intents:
-            found = await self._decide_unknown(key, policy, attempt, extras)
+            found = await self._decide_unknown(job, attempt)
             if found is not None:
-                return await self._finish(key, attempt, found["result"], extras, at)
+                return await self._finish(job, attempt, found["result"])
         try:
             if is_once or policy.is_paid:
-                if extras is not None:
-                    extras.before()
-                await self.record(Kind.INTENT, key, attempt, {"key": self.idempotency_key(key)})
-            result = await self._work(key, work, policy, attempt)
-            return await self._finish(key, attempt, result, extras, at)
-        except Exception as error:
+                if job.extras is not None:
+                    job.extras.before()
+                intent: dict[str, Json] = {"key": self.idempotency_key(key)}
+                await self.record(Kind.INTENT, key, intent, attempt=attempt)
+            return await self._finish(job, attempt, await self._work(job, attempt))
+        except Exception as error:  # noqa: BLE001 (recorded, whatever it is)
             if is_once and isinstance(error, ProviderUnknownOutcome | StepTimeout):
-                found = await self._decide_unknown(key, policy, attempt, extras)
+                found = await self._decide_unknown(job, attempt)
                 if found is not None:
-                    return await self._finish(key, attempt, found["result"], extras, at)
-            await self._fail(key, policy, attempt, extras, error)
-            raise AssertionError("unreachable") from error
+                    return await self._finish(job, attempt, found["result"])
+            raise await self._fail(job, attempt, error) from error
 
-    async def _work(self, key: str, work: Work, policy: Policy, attempt: int) -> Json:
+    async def _work(self, job: _Job, attempt: int) -> Json:
         slots = self.services.slots
         if not slots.take():
             await slots.wait()
         try:
-            if policy.timeout_s is None:
-                return await work(attempt)
-            return await _within(policy.timeout_s, key, work(attempt))
+            if job.policy.timeout_s is None:
+                return await job.work(attempt)
+            return await _within(job.policy.timeout_s, job.key, job.work(attempt))
         finally:
             slots.give()
 
-    async def _finish(
-        self, key: str, attempt: int, result: Json, extras: Extras | None, at: int
-    ) -> Json:
+    async def _finish(self, job: _Job, attempt: int, result: Json) -> Json:
         data: dict[str, Json] = {"result": result}
-        if at >= 0:
-            data["at"] = at
+        extras = job.extras
+        if job.at >= 0:
+            data["at"] = job.at
         if extras is not None:
             data.update(extras.data())
         payload, recorded = round_trip(data)
         await self.services.writer.append(
             self.head,
-            (Draft(Kind.STEP_FINISHED, key, attempt, payload),),
+            (Draft(Kind.STEP_FINISHED, job.key, attempt, payload),),
             changes=extras.changes() if extras is not None else (),
         )
         if self.services.publish is not None:
-            self.publish("finished", key, attempt, recorded)
+            self.publish("finished", job.key, recorded, attempt=attempt)
         return recorded["result"]
 
-    async def _fail(
-        self, key: str, policy: Policy, attempt: int, extras: Extras | None, error: Exception
-    ) -> None:
-        """Record a failed attempt; always raises: _TryAgain or StepFailed."""
-        clock = self.services.clock
-        if isinstance(error, ProviderUnavailable):  # nothing was sent: no attempt is burnt
-            self.publish("unavailable", key, attempt, describe(error))
-            pause_s = error.retry_after_s or 1.0
-            raise _TryAgain(attempt, clock.now_us() + int(pause_s * MICROSECONDS)) from error
+    async def _fail(self, job: _Job, attempt: int, error: Exception) -> Exception:
+        """Record a failed attempt; returns what to raise: _TryAgain or StepFailed."""
+        clock, key, retry = self.services.clock, job.key, job.policy.retry
         facts = describe(error)
-        is_final = attempt >= policy.retry.max_attempts or not is_retryable(error, policy.retry)
+        if isinstance(error, ProviderUnavailable):  # nothing was sent: no attempt is burnt
+            self.publish("unavailable", key, facts, attempt=attempt)
+            pause_s = error.retry_after_s or 1.0
+            return _TryAgain(attempt, clock.now_us() + int(pause_s * MICROSECONDS))
+        is_final = attempt >= retry.max_attempts or not is_retryable(error, retry)
         data: dict[str, Json] = {"error": facts, "final": is_final}
-        if extras is not None:
-            data.update(extras.data())
+        if job.extras is not None:
+            data.update(job.extras.data())
         after_us = int((getattr(error, "retry_after_s", None) or 0.0) * MICROSECONDS)
-        delay_us = int(policy.retry.delay_ms(attempt, clock.chance()) * 1000)
+        delay_us = int(retry.delay_ms(attempt, clock.chance()) * 1000)
         if not is_final:
             data["next_at"] = clock.now_us() + max(delay_us, after_us)
-        await self.record(Kind.ATTEMPT_FAILED, key, attempt, data)
-        self.publish("failed", key, attempt, data)
+        await self.record(Kind.ATTEMPT_FAILED, key, data, attempt=attempt)
+        self.publish("failed", key, data, attempt=attempt)
         if is_final:
-            raise _step_failed(key, facts) from error
-        raise _TryAgain(attempt + 1, int(data["next_at"])) from error
+            return _step_failed(key, facts)
+        return _TryAgain(attempt + 1, int(data["next_at"]))
 
-    async def _decide_unknown(
-        self, key: str, policy: Policy, attempt: int, extras: Extras | None
-    ) -> dict[str, Json] | None:
-        """{"result": ...} when the effect is known to be done, None when it may be issued (again)."""
+    async def _decide_unknown(self, job: _Job, attempt: int) -> dict[str, Json] | None:
+        """{"result": ...} when the effect is known to be done, None when it may be issued."""
+        key = job.key
         decision = self.fold.decisions.pop(key, None)
-        choice = str(decision["choose"]) if decision else policy.on_unknown.value
+        choice = str(decision["choose"]) if decision else job.policy.on_unknown.value
         if choice == "finished" and decision:
             return {"result": decision.get("result")}
-        if choice == OnUnknown.PROBE and extras is not None:
-            return await extras.probe()
+        if choice == OnUnknown.PROBE and job.extras is not None:
+            return await job.extras.probe()
         if choice == OnUnknown.RETRY:
             return None
         if choice == OnUnknown.ASK:
@@ -264,7 +264,9 @@ class Execution:
             "kind": "unknown_outcome",
             "message": "it may or may not have been done; its policy says to fail",
         }
-        await self.record(Kind.ATTEMPT_FAILED, key, attempt, {"error": facts, "final": True})
+        await self.record(
+            Kind.ATTEMPT_FAILED, key, {"error": facts, "final": True}, attempt=attempt
+        )
         raise _step_failed(key, facts)
 
     # -- waiting -------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ class Execution:
             self.gate.check()
             data: dict[str, Json] = {"for": "timer", "until": until_us}
             self.note(Kind.WAITING, key, data, at=at)
-            self.publish("waiting", key, 0, data)
+            self.publish("waiting", key, data)
         else:
             until_us = int(planned["until"])
         if until_us > self.services.clock.now_us():
@@ -298,7 +300,7 @@ class Execution:
         taken = self.fold.signals.get(key)
         if taken is not None:
             return taken
-        until = self._plan_wait(key, name, timeout_s, at)
+        until = self._plan_wait(key, name, timeout_s=timeout_s, at=at)
         while True:
             message = self.mailbox.take(name)
             if message is not None:
@@ -306,16 +308,16 @@ class Execution:
                 if complaint is None:
                     return await self._take(key, message)
                 data: dict[str, Json] = {"refused": complaint, "payload": message.payload}
-                await self._consume(Kind.PROGRESS, key, message, data)
-                self.publish("refused", key, 0, data)
+                await self._consume(Draft(Kind.PROGRESS, key, 0, encode(data)), message)
+                self.publish("refused", key, data)
             elif until <= self.services.clock.now_us():
                 nothing = {"name": name, "payload": None, "by": None, "timed_out": True}
-                await self.record(Kind.SIGNAL, key, 0, nothing)
+                await self.record(Kind.SIGNAL, key, nothing)
                 return nothing
             else:
                 await self.gate.wait(key, until, self.mailbox.arrival())
 
-    def _plan_wait(self, key: str, name: str, timeout_s: float | None, at: int) -> int:
+    def _plan_wait(self, key: str, name: str, *, timeout_s: float | None, at: int) -> int:
         planned = self.fold.waits.get(key)
         if planned is not None:
             return int(planned["until"])
@@ -325,7 +327,7 @@ class Execution:
             until = self.services.clock.now_us() + int(timeout_s * MICROSECONDS)
         data: dict[str, Json] = {"for": "signal", "name": name, "until": until}
         self.note(Kind.WAITING, key, data, at=at)
-        self.publish("waiting", key, 0, data)
+        self.publish("waiting", key, data)
         return until
 
     async def _take(self, key: str, message: Message) -> dict[str, Json]:
@@ -336,12 +338,11 @@ class Execution:
             "by": message.sender_key,
             "timed_out": False,
         }
-        await self._consume(Kind.SIGNAL, key, message, data)
-        self.publish("signal", key, 0, data)
+        await self._consume(Draft(Kind.SIGNAL, key, 0, encode(data)), message)
+        self.publish("signal", key, data)
         return data
 
-    async def _consume(self, kind: Kind, key: str, message: Message, data: dict[str, Json]) -> None:
-        draft = Draft(kind, key, 0, encode(data))
+    async def _consume(self, draft: Draft, message: Message) -> None:
         consume = Consume(self.run_id, (message.number,))
         await self.services.writer.append(self.head, (draft,), changes=(consume,))
 
@@ -369,7 +370,7 @@ class Execution:
     # -- entries -------------------------------------------------------------------------------
 
     def remember(self, key: str, value: Json, *, at: int = -1) -> Json:
-        """`value`, or what was recorded under `key`. Durable before anything later of this run is."""
+        """`value`, or what was recorded as `key`. Durable before anything later of this run is."""
         done = self.fold.finished.get(key)
         if done is not None:
             return done.result
@@ -382,7 +383,9 @@ class Execution:
         placed = {**data, "at": at} if at >= 0 else data
         self.services.writer.append(self.head, (Draft(kind, key, 0, encode(placed)),))
 
-    async def record(self, kind: Kind, key: str, attempt: int, data: dict[str, Json]) -> None:
+    async def record(
+        self, kind: Kind, key: str, data: dict[str, Json], *, attempt: int = 0
+    ) -> None:
         """Append and wait until it is durable."""
         await self.services.writer.append(self.head, (Draft(kind, key, attempt, encode(data)),))
 
@@ -390,7 +393,7 @@ class Execution:
         """Stable per run and step over attempts, takeovers and restores."""
         return f"{self.run_id}/{key}"
 
-    def publish(self, what: str, key: str, attempt: int, data: dict[str, Json]) -> None:
+    def publish(self, what: str, key: str, data: dict[str, Json], *, attempt: int = 0) -> None:
         """Tell whoever watches. Never needed for correctness."""
         if self.services.publish is not None:
             self.services.publish(self.run_id, what, key, attempt, data)

@@ -26,7 +26,7 @@ def describe(error: BaseException) -> dict[str, Json]:
 
 
 def is_retryable(error: BaseException, retry: Retry) -> bool:
-    """`retry_on` decides when it is given; else our own errors know, and foreign ones are retried."""
+    """`retry_on` decides where given; else our own errors know, and foreign ones are retried."""
     if retry.retry_on:
         names = {kind.__name__ for kind in type(error).__mro__} | {str(describe(error)["kind"])}
         return bool(names & set(retry.retry_on))

@@ -1,4 +1,4 @@
-"""From a run to the code that it runs: a Python workflow of this process, or a stored definition."""
+"""From a run to the code that it runs: a Python workflow here, or a stored definition."""
 
 from __future__ import annotations
 

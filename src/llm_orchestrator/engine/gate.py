@@ -1,8 +1,9 @@
 """Who may start, who still works, and when a run leaves the process.
 
-Once a run is asked to stop, nothing new starts; what is in flight may end (its result is paid for);
-then the run's task is cancelled and leaves. When nothing executes and everything that is left waits for
-longer than PARK_S, the run asks itself to stop: it parks and costs no memory until its wake-up.
+Once a run is asked to stop, nothing new starts; what is in flight may end (its result is paid
+for); then the run's task is cancelled and leaves. When nothing executes and everything that is
+left waits for longer than PARK_S, the run asks itself to stop: it parks and costs no memory until
+its wake-up.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Graph:
         return not self._open
 
     def take_ready(self) -> list[tuple[str, str]]:
-        """Steps that may start now, each with the reason to skip it ("" to run it). Given out once."""
+        """Steps that may start, each with the reason to skip it ("" to run it). Given out once."""
         ready, self._ready = self._ready, []
         return [(step, self._doomed.get(step, "")) for step in ready]
 

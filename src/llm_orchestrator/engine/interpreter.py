@@ -1,11 +1,12 @@
-"""Runs a definition: the ready queue of each scope, leaves through `perform`, control steps by plan.
+"""Runs a definition: each scope by its ready queue, leaves by `perform`, control steps by plan.
 
 Nothing is remembered here. A step's result is in the journal or it is not; whatever a control step
-says (its plan, its outputs) follows from its children, so a replay walks the same way and finds each
-finished leaf recorded. Keys are paths: `summaries/3/summarise` is step `summarise` of item 3.
+says (its plan, its outputs) follows from its children, so a replay walks the same way and finds
+each finished leaf recorded. Keys are paths: `summaries/3/summarise` is step `summarise` of item 3.
 
-When a step fails for good, `fail_fast` starts nothing new, but what is in flight may end: its result
-is paid for. `continue` goes on with whatever does not depend on the failure. Either way the run fails.
+When a step fails for good, `fail_fast` starts nothing new, but what is in flight may end: its
+result is paid for. `continue` goes on with whatever does not depend on the failure. Either way the
+run fails.
 """
 
 from __future__ import annotations
@@ -266,7 +267,7 @@ class Interpreter:
         if key not in self._execution.fold.skipped:
             self._execution.gate.check()
             self._execution.note(Kind.STEP_SKIPPED, key, {"reason": reason})
-            self._execution.publish("skipped", key, 0, {"reason": reason})
+            self._execution.publish("skipped", key, {"reason": reason})
 
     async def _substitute(self, step: BaseStep, prefix: str, names: Names) -> Outputs:
         """The outputs of the fallback step, run once however many steps fall back on it."""

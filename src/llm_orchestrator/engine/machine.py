@@ -1,13 +1,16 @@
 """The one place that decides what state a run is in.
 
-`TRANSITIONS` is the whole machine; anything that is not in it raises. `decide` is pure: it takes where
-a run stands, what happened and the time, and returns the entry to append and the columns of `runs`
-that change with it. Steps do not pass here: a finished step changes no run state and costs one row.
+`TRANSITIONS` is the whole machine; anything that is not in it raises. `decide` is pure: it takes
+where a run stands, what happened and the time, and returns the entry to append and the columns of
+`runs` that change with it. Steps do not pass here: a finished step changes no run state and costs
+one row.
 
     pending ──claim──▶ running ──complete──▶ completed
        ▲                │ │ └────fail──────▶ failed ──retry──▶ pending
-       │ resume, release│ └──wait──▶ waiting ──claim──▶ running
-       └──── paused ◀───┘ pause                        (rewind leads back to pending; cancel is final)
+       │ resume         │ └──wait──▶ waiting ──claim──▶ running
+       └──── paused ◀───┘ pause
+
+Release leads from running back to pending, rewind from everywhere but cancelled; cancel is final.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A node: one process life that claims runs, drives them and lets them go.
 
-The life of a run here: claim (an entry), replay (the fold), execute (the flow's body on an Execution),
-then one closing entry: completed, failed, paused, waiting, or released. A node holds in memory only
-runs that have something to do. Whatever ends a run's stay is decided by the machine, and is one commit.
+The life of a run here: claim (an entry), replay (the fold), execute (the flow's body on an
+Execution), then one closing entry: completed, failed, paused, waiting, or released. A node holds
+in memory only runs that have something to do. Whatever ends a run's stay is decided by the
+machine, and is one commit.
 
 Wake-ups come from the node's own commits (`Store.on_commit`); a slow poll is only the fallback.
 """
@@ -422,7 +423,7 @@ class Node:
         await self.writer.append(
             execution.head, (decision.draft,), change=decision.change, changes=changes
         )
-        execution.publish(str(decision.state), "", 0, dict(happening.data))
+        execution.publish(str(decision.state), "", dict(happening.data))
         if decision.state is RunState.CANCELLED:
             await self._cancel_children(execution.run_id)
         if decision.state.is_final or decision.state is RunState.PAUSED:

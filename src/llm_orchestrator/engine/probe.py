@@ -13,9 +13,9 @@ from llm_orchestrator.steps.registry import StepTypes
 async def ask(probe: Probe, context: StepContext, step_types: StepTypes) -> dict[str, Json] | None:
     """{"result": what the probe returned} if the effect happened, None if it did not.
 
-    A function says so by what it returns (None, False: no). A URL by its answer: `expect` is a status
-    or a piece of the body; without it any 2xx means yes and 404 means no. Other errors are raised: the
-    outcome is then still unknown.
+    A function says so by what it returns (None, False: no). A URL by its answer: `expect` is a
+    status or a piece of the body; without it any 2xx means yes and 404 means no. Other errors are
+    raised: the outcome is then still unknown.
     """
     if probe.function is not None:
         call = PythonStep(id="probe", type="python", function=probe.function)

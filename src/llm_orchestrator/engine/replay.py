@@ -1,9 +1,10 @@
 """Replay: the state of a run from its journal, without redoing anything.
 
-`fold` is the only reader of entries. Live code never reads back what it just wrote; after a crash, a
-wake-up or a move to another node the fold is all there is, so whatever a run needs to go on must be
-an entry. A rewind hides the entries between its target and itself (claims and spent money stay; taken
-signals come back to be taken again); a repair's `lost` rows are left out before they get here.
+`fold` is the only reader of entries. Live code never reads back what it just wrote; after a crash,
+a wake-up or a move to another node the fold is all there is, so whatever a run needs to go on must
+be an entry. A rewind hides the entries between its target and itself (claims and spent money stay;
+taken signals come back to be taken again); a repair's `lost` rows are left out before they get
+here.
 """
 
 from __future__ import annotations
@@ -74,11 +75,11 @@ class Fold:
 def fold(run_id: str, entries: Sequence[Entry]) -> Fold:
     """Replay `entries` (checked, in order). Raises StoreDamaged when a payload makes no sense."""
     state = Fold(run_id)
-    hidden = _hidden(entries)
+    skipped = hidden(entries)
     for entry in entries:
         data = decode(entry.payload)
         try:
-            if entry.seq in hidden:
+            if entry.seq in skipped:
                 _apply_hidden(state, entry, data)
             else:
                 _APPLY[Kind(entry.kind)](state, entry, data)
@@ -99,17 +100,18 @@ def checkpoints(entries: Iterable[Entry]) -> list[Entry]:
     return [entry for entry in entries if entry.kind in kinds]
 
 
-def _hidden(entries: Sequence[Entry]) -> set[int]:
-    hidden: set[int] = set()
+def hidden(entries: Sequence[Entry]) -> set[int]:
+    """The seqs that rewinds have taken back."""
+    found: set[int] = set()
     for entry in entries:
-        if entry.kind == Kind.REWOUND and entry.seq not in hidden:
+        if entry.kind == Kind.REWOUND and entry.seq not in found:
             target = int(decode(entry.payload).get("to_seq", entry.seq))
-            hidden.update(range(target + 1, entry.seq))
-    return hidden
+            found.update(range(target + 1, entry.seq))
+    return found
 
 
 def _apply_hidden(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
-    """A rewind takes back results, not facts: money stays spent, a signal is there to take again."""
+    """A rewind takes back results, not facts: money stays spent, signals can be taken again."""
     _count_usage(state, data)
     if entry.kind == Kind.SIGNAL and "number" in data:
         state.redeliver.append(data)

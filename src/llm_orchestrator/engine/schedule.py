@@ -1,8 +1,9 @@
 """Runs that start by themselves: a cron line, a time zone, and what to do about missed times.
 
-A schedule is a record; firing it accepts one run whose id is derived from the schedule and the planned
-time, in the same transaction that moves `next_at` on. However often it is tried, by whomever, each
-planned time has exactly one accepted run. Times are the store's clock; nothing fires early.
+A schedule is a record; firing it accepts one run whose id is derived from the schedule and the
+planned time, in the same transaction that moves `next_at` on. However often it is tried, by
+whomever, each planned time has exactly one accepted run. Times are the store's clock; nothing
+fires early.
 """
 
 from __future__ import annotations

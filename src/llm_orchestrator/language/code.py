@@ -8,9 +8,9 @@
         pages = await ctx.gather(*(ctx.step(fetch, url) for url in urls))
         ...
 
-The function may do anything that is deterministic; whatever is not goes through `ctx`. A workflow is
-known by name and version: change what running runs would do differently, raise the version. This
-module is imported by every user's code and therefore imports nothing heavy.
+The function may do anything that is deterministic; whatever is not goes through `ctx`. A workflow
+is known by name and version: change what running runs would do differently, raise the version.
+This module is imported by every user's code and therefore imports nothing heavy.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ class StoreState:
         """Value and version; (None, 0) when there is none."""
         return await self._store.shelf.record(kind, key)
 
-    async def put(self, kind: str, key: str, value: Json, version: int) -> bool:
+    async def put(self, kind: str, key: str, value: Json, *, version: int) -> bool:
         """Write if the stored version is still `version`; False when somebody was quicker."""
         receipt = await self._store.commit(Batch(changes=(PutRecord(kind, key, value, version),)))
         return not receipt.is_refused
