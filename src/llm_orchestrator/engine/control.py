@@ -103,7 +103,7 @@ class Operator:
 
     async def resume(self, run_id: str, *, by: str = "operator") -> Answer:
         """Let a paused run go on."""
-        state = await self._fold(run_id)
+        state = await self.state(run_id)
         if state.state is RunState.PAUSED and state.reason == "unknown_outcome":
             open_steps = ", ".join(state.intents)
             raise Refused(
@@ -116,7 +116,7 @@ class Operator:
         self, run_id: str, step: str, choose: Choice, *, result: Json = None, by: str = "operator"
     ) -> Answer:
         """Say what became of a step whose outcome is unknown, and let the run go on."""
-        state = await self._fold(run_id)
+        state = await self.state(run_id)
         if state.state is not RunState.PAUSED:
             raise Refused(f"run {run_id} is {state.state}, not paused")
         if step not in state.intents:
@@ -146,7 +146,7 @@ class Operator:
         self, run_id: str, name: str, payload: Json = None, *, sender_key: str | None = None
     ) -> Answer:
         """Hand a message to a run. The same `sender_key` again changes nothing."""
-        state = await self._fold(run_id)
+        state = await self.state(run_id)
         if state.state.is_final:
             raise Refused(f"run {run_id} is {state.state} and takes no signals")
         post = Post(run_id, "signal", name, payload, sender_key)
@@ -157,7 +157,7 @@ class Operator:
         self, run_id: str, step: str | None, *, approved: bool, form: Json = None, by: str
     ) -> Answer:
         """Answer an approval step; `step` may be left out when the run waits for one only."""
-        state = await self._fold(run_id)
+        state = await self.state(run_id)
         waiting = [
             key
             for key, wait in state.waits.items()
@@ -239,12 +239,13 @@ class Operator:
             )
         return journal
 
-    async def _fold(self, run_id: str) -> Fold:
+    async def state(self, run_id: str) -> Fold:
+        """Where a run stands, by its checked journal. Raises NotFound or StoreDamaged."""
         return fold(run_id, (await self._journal(run_id)).entries)
 
     async def _ask(self, run_id: str, happening: Happening) -> Answer:
         for _ in range(_TRIES):
-            state = await self._fold(run_id)
+            state = await self.state(run_id)
             if happening.event not in TRANSITIONS[state.state]:
                 raise Refused(
                     f"run {run_id} is {state.state}; it takes no {happening.event}",

@@ -54,6 +54,7 @@ class Tools:
     templates: Templates
     providers: Providers
     resolve_secret: Callable[[str], str]
+    close: Callable[[], Awaitable[None]]
     schemas: Schemas = field(default_factory=dict)
 
 

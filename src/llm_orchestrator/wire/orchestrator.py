@@ -1,18 +1,17 @@
-"""The composition root: the only place that names concrete parts and fits them together."""
+"""An engine in this process, put together from its parts."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
 from llm_orchestrator.clock import Clock, RealClock, new_run_id
-from llm_orchestrator.config import Config, resolve_secret
+from llm_orchestrator.config import Config
 from llm_orchestrator.engine.acceptance import KEY_RECORD, input_digest, key_of
 from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.execution import Publish
@@ -20,7 +19,6 @@ from llm_orchestrator.engine.flows import Flow, Flows, is_code
 from llm_orchestrator.engine.node import End, Node, NodeOptions, registration
 from llm_orchestrator.errors import (
     ConfigError,
-    InputError,
     NotFound,
     Refused,
     RunFailed,
@@ -28,13 +26,11 @@ from llm_orchestrator.errors import (
 )
 from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import MICROSECONDS, Json, NewRun, RunState, Workflow
-from llm_orchestrator.store.base import Store
+from llm_orchestrator.store.base import Batch, Register
 from llm_orchestrator.store.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.interpreter import Tools
-    from llm_orchestrator.providers.base import VectorStore
-    from llm_orchestrator.providers.settings import ProviderSettings
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +58,9 @@ class Orchestrator:
         async with Orchestrator("sqlite:///runs.db") as orchestrator:
             result = await orchestrator.run(my_workflow, {"topic": "whales"})
 
-    `workflows` are Python workflows whose unfinished runs go on as soon as the engine opens; others
-    do when they are first used. Opening raises StoreError's subclasses (StoreLocked when another engine serves the store).
+    `workflows` are Python workflows whose unfinished runs go on as soon as the engine opens;
+    others do when they are first used. Opening raises StoreError's subclasses (StoreLocked when
+    another engine serves the store).
     """
 
     def __init__(
@@ -89,7 +86,7 @@ class Orchestrator:
             queues=dict(self.config.queues),
         )
         self._publish = publish
-        self._tools: Any = None
+        self._tools: Tools | None = None
         self._node: Node | None = None
 
     @property
@@ -124,7 +121,7 @@ class Orchestrator:
             await self._node.stop(grace_s=grace_s)
             self._node = None
         if self._tools is not None:
-            await self._tools.providers.close()
+            await self._tools.close()
         await self.store.close()
 
     async def run(
@@ -208,23 +205,20 @@ class Orchestrator:
             raise NotFound(f"the code of workflow {workflow} is not in this process")
         if is_code(stored):
             return found, None, {} if inputs is None else inputs
-        from llm_orchestrator.language.definition import Definition  # pydantic: only for files
-
-        definition = Definition.from_canonical(stored.definition)
-        return found, None, _checked(definition, inputs)
+        tools = _tools_module()
+        definition = tools.Definition.from_canonical(stored.definition)
+        return found, None, tools.checked_inputs(definition, inputs)
 
     async def _resolve_file(self, file: Path, inputs: Json) -> tuple[Flow, Workflow, Json]:
-        from llm_orchestrator.language.load import load_file  # pydantic: only for files
-
-        definition = await asyncio.to_thread(
-            load_file, file, known_providers=known_providers(self.config)
-        )
-        for warning in definition.warnings:
+        tools = _tools_module()
+        loaded = await asyncio.to_thread(tools.load_workflow, file, self.config)
+        for warning in loaded.definition.warnings:
             logger.warning("%s", warning)
-        stored = Workflow(
-            definition.name, definition.version, definition.digest, definition.canonical()
-        )
-        return self.node.flows.add_definition(stored), stored, _checked(definition, inputs)
+        checked = tools.checked_inputs(loaded.definition, inputs)
+        if loaded.children:
+            changes = tuple(Register(child) for child in loaded.children)
+            await self.store.commit(Batch(changes=changes))
+        return self.node.flows.add_definition(loaded.workflow), loaded.workflow, checked
 
     async def _earlier(self, new: NewRun) -> str:
         found, _ = await self.store.shelf.record(KEY_RECORD, key_of(new))
@@ -241,86 +235,21 @@ class Orchestrator:
         """How a run ended before anybody waited; None while it may still move."""
         if run_id in self.node.driven:
             return None
-        row = await self.store.look.run(run_id)
-        if row is None:
-            raise NotFound(f"there is no run {run_id}", hint="llmo runs list")
-        if not row.state.is_final and row.state is not RunState.PAUSED:
+        state = await self.operator.state(run_id)
+        if not state.state.is_final and state.state is not RunState.PAUSED:
             return None
-        output, error = await self.store.look.result(run_id)
-        return End(run_id, row.state, row.reason, output, error)
+        return End(run_id, state.state, state.reason, state.output, state.error)
 
-    def _make_tools(self) -> Any:
-        self._tools = make_tools(self.config, self.store, self.clock)
+    def _make_tools(self) -> Tools:
+        self._tools = _tools_module().make_tools(self.config, self.store, self.clock)
         return self._tools
 
 
-def known_providers(config: Config) -> list[str]:
-    """Every provider name that a workflow may use with this configuration."""
-    from llm_orchestrator.providers.registry import Registry
+def _tools_module() -> Any:
+    """Loaded when the first workflow file is: it is slow, and Python workflows need none of it."""
+    from llm_orchestrator.wire import tools  # noqa: PLC0415
 
-    registry = Registry(provider_settings(config), clock=RealClock())
-    return sorted({*registry.names("llm"), *registry.names("embedding")})
-
-
-def make_tools(config: Config, store: Store, clock: Clock) -> Tools:
-    """What running definitions takes: step types, templates, providers."""
-    from llm_orchestrator.engine.interpreter import Tools
-    from llm_orchestrator.language.templates import Templates
-    from llm_orchestrator.providers.registry import Registry
-    from llm_orchestrator.steps.registry import StepTypes
-    from llm_orchestrator.store.shared import StoreState
-    from llm_orchestrator.store.sql_vectors import SqlVectors
-
-    settings = replace(
-        provider_settings(config), vectors={"sql": cast("VectorStore", SqlVectors(store))}
-    )
-    registry = Registry(settings, clock=clock, shared=StoreState(store))
-    return Tools(StepTypes(), Templates(), registry, resolve_secret)
-
-
-def provider_settings(config: Config) -> ProviderSettings:
-    """Keys, addresses and limits from the configuration."""
-    from llm_orchestrator.providers.limits import Limit
-    from llm_orchestrator.providers.settings import Address, ProviderSettings
-
-    secrets = config.secrets
-    named: dict[str, Address] = {}
-    limits: dict[str, Limit] = {}
-    for name, entry in config.providers.items():
-        limit = Limit(
-            requests_per_minute=int(entry.get("requests_per_minute", 0)),
-            tokens_per_minute=int(entry.get("tokens_per_minute", 0)),
-        )
-        limits[name] = limit
-        if "base_url" in entry:
-            variable = str(entry.get("api_key_env", ""))
-            key = secrets.get(variable, "")
-            named[name] = Address(str(entry["base_url"]), key, variable)
-
-    def address(name: str) -> Address:
-        variable = f"{name}_API_KEY"
-        return Address(secrets.get(f"{name}_BASE_URL", ""), secrets.get(variable, ""), variable)
-
-    return ProviderSettings(
-        openai=address("OPENAI"),
-        anthropic=address("ANTHROPIC"),
-        cohere=address("COHERE"),
-        compatible=named,
-        local_url=config.local_url,
-        data_dir=config.data_dir,
-        qdrant_url=secrets.get("QDRANT_URL", ""),
-        pinecone_host=secrets.get("PINECONE_HOST", ""),
-        pinecone_api_key=secrets.get("PINECONE_API_KEY", ""),
-        limits=limits,
-    )
-
-
-def _checked(definition: Any, inputs: Json) -> Json:
-    from llm_orchestrator.language.inputs import check_inputs
-
-    if inputs is not None and not isinstance(inputs, Mapping):
-        raise InputError(f"inputs must be an object, not {type(inputs).__name__}")
-    return check_inputs(definition, inputs or {})
+    return tools
 
 
 def output_of(end: End) -> Json:
