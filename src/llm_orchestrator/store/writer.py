@@ -3,10 +3,10 @@
 While one commit is in flight the next batch gathers; it leaves as soon as the disk has answered. No
 timer, so a lone step waits for nobody, and a hundred runs pay one fsync.
 
-`WriterCore` is pure: it owns the queue and gives seq and digest at flush, per run in order (a batch
-that failed would make earlier ones wrong). `GroupWriter` drives it. An entry counts as recorded only
-when its commit has returned; a commit that failed for want of room is sent again, byte for byte,
-until it lands: nothing else may be chosen for those seqs before.
+`WriterCore` is pure: it owns the queue and gives seq and digest at flush, per run in order (a
+batch that failed would make earlier ones wrong). `GroupWriter` drives it. An entry counts as
+recorded only when its commit has returned; a commit that failed for want of room is sent again,
+byte for byte, until it lands: nothing else may be chosen for those seqs before.
 """
 
 from __future__ import annotations
@@ -87,6 +87,39 @@ class Ticket:
         self.changes = changes
 
 
+class _Part:
+    """What one run adds to a batch that is being put together."""
+
+    __slots__ = ("accept", "change", "changes", "digest", "entries", "seq")
+
+    def __init__(self, head: Head) -> None:
+        self.seq = head.seq
+        self.digest = head.digest
+        self.entries: list[Entry] = []
+        self.accept: NewRun | None = None
+        self.change: StateChange | None = None
+        self.changes: list[Change] = []
+
+    def add(self, ticket: Ticket, now_us: int) -> int:
+        """Give the ticket's drafts their places; returns how many bytes they are."""
+        size = 0
+        run_id, epoch = ticket.head.run_id, ticket.epoch
+        for kind, step, attempt, payload in ticket.drafts:
+            size += len(payload)
+            if len(payload) > journal.BLOB_BYTES_MIN:
+                reference = journal.blob_reference(payload)
+                self.changes.append(PutBlob(run_id, reference[1:], payload))
+                payload = reference
+            self.seq += 1
+            columns = (self.seq, epoch, kind, step, attempt, payload)
+            self.digest = journal.link(self.digest, run_id, columns)
+            self.entries.append(Entry(run_id, *columns, self.digest, now_us))
+        self.changes.extend(ticket.changes)
+        self.accept = self.accept or ticket.accept
+        self.change = ticket.change
+        return size
+
+
 class WriterCore:
     """The queue, and how it becomes batches. No I/O, no clock of its own."""
 
@@ -94,68 +127,53 @@ class WriterCore:
         self.queue: list[Ticket] = []
 
     def next_batch(self, now_us: int) -> tuple[Batch, list[Ticket]]:
-        """Take what fits out of the queue. At most one state change per run and batch, in order."""
+        """Take what fits out of the queue. At most one state change per run and batch, in order.
+
+        What is queued behind an entry that did not land must not land either: it is refused here.
+        """
         taken: list[Ticket] = []
-        rows: dict[Head, list[Entry]] = {}
+        parts: dict[Head, _Part] = {}
         owners: dict[str, Head] = {}
-        closing: dict[Head, Ticket] = {}
-        accepts: dict[Head, NewRun] = {}
-        changes: list[Change] = []
-        size = count = 0
-        position = 0
-        for position, ticket in enumerate(self.queue):  # noqa: B007 - used after the loop
+        size = count = position = 0
+        for ticket in self.queue:
             head = ticket.head
+            if head.is_fenced:
+                position += 1
+                _refuse(ticket.future, Fenced(f"run {head.run_id} has another owner"))
+                continue
             if count >= BATCH_ENTRIES_MAX or size >= BATCH_BYTES_MAX:
                 break
-            if head in closing or owners.setdefault(head.run_id, head) is not head:
+            if owners.setdefault(head.run_id, head) is not head:
                 break
-            entries = rows.setdefault(head, [])
-            seq, digest = (
-                (entries[-1].seq, entries[-1].digest) if entries else (head.seq, head.digest)
-            )
-            for kind, step, attempt, payload in ticket.drafts:
-                size += len(payload)
-                if len(payload) > journal.BLOB_BYTES_MIN:
-                    reference = journal.blob_reference(payload)
-                    changes.append(PutBlob(head.run_id, reference[1:], payload))
-                    payload = reference
-                seq += 1
-                digest = journal.link(
-                    digest, head.run_id, (seq, ticket.epoch, kind, step, attempt, payload)
-                )
-                entries.append(
-                    Entry(
-                        head.run_id, seq, ticket.epoch, kind, step, attempt, payload, digest, now_us
-                    )
-                )
+            part = parts.get(head)
+            if part is None:
+                part = parts[head] = _Part(head)
+            elif part.change is not None:
+                break
+            position += 1
+            size += part.add(ticket, now_us)
             count += len(ticket.drafts)
-            changes.extend(ticket.changes)
-            if ticket.accept is not None:
-                accepts[head] = ticket.accept
-            if ticket.change is not None:
-                closing[head] = ticket
             taken.append(ticket)
-        else:
-            position = len(self.queue)
         del self.queue[:position]
         appends = [
             Append(
                 head.run_id,
                 head.seq,
                 head.digest,
-                entries,
-                accepts.get(head),
-                closing[head].change if head in closing else None,
+                part.entries,
+                part.accept,
+                part.change,
+                part.changes,
             )
-            for head, entries in rows.items()
-            if entries
+            for head, part in parts.items()
+            if part.entries or part.changes
         ]
-        return Batch(appends, changes), taken
+        return Batch(appends), taken
 
     @staticmethod
     def settle(batch: Batch, tickets: Sequence[Ticket], receipt: Receipt) -> None:
         """Move the heads that landed and tell every waiter."""
-        ends = {append.run_id: append.entries[-1] for append in batch.appends}
+        ends = {append.run_id: append.entries[-1] for append in batch.appends if append.entries}
         refused = receipt.refused
         for ticket in tickets:
             head, future = ticket.head, ticket.future
@@ -168,9 +186,7 @@ class WriterCore:
                     future.set_result(None)
                 continue
             head.is_fenced = True
-            if not future.done():
-                future.set_exception(_refusal(head, outcome))
-                future.exception()  # a waiter that is gone leaves no "never retrieved" warning
+            _refuse(future, _refusal(head, outcome))
 
 
 class GroupWriter:
@@ -239,10 +255,16 @@ class GroupWriter:
                 await self._wake
                 self._wake = None
                 continue
-            batch, tickets = self._core.next_batch(self._clock.now_us())
+            try:
+                batch, tickets = self._core.next_batch(self._clock.now_us())
+            except Exception as error:  # nobody may wait for ever, whatever it is
+                logger.exception("a defect in the writer")
+                _fail(queue, error)
+                queue.clear()
+                continue
             try:
                 receipt = await self._land(batch)
-            except BaseException as error:  # nobody may wait for ever, whatever it is
+            except BaseException as error:
                 _fail(tickets, error)
                 if not isinstance(error, Exception):
                     raise
@@ -275,9 +297,13 @@ def _fail(tickets: Sequence[Ticket], error: BaseException) -> None:
     known = error if isinstance(error, StoreError) else StoreError(f"the store failed: {error!r}")
     for ticket in tickets:
         ticket.head.is_fenced = True
-        if not ticket.future.done():
-            ticket.future.set_exception(known)
-            ticket.future.exception()
+        _refuse(ticket.future, known)
+
+
+def _refuse(future: asyncio.Future[None], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # a waiter that is gone leaves no "never retrieved" warning
 
 
 def _refusal(head: Head, outcome: Outcome) -> BaseException:
@@ -285,8 +311,11 @@ def _refusal(head: Head, outcome: Outcome) -> BaseException:
         return Fenced(f"run {head.run_id} has another owner")
     if outcome is Outcome.DAMAGED:
         return StoreDamaged(
-            f"the pages that hold run {head.run_id} are damaged",
+            f"run {head.run_id} is damaged: its pages cannot be read, or entry {head.seq} is not "
+            "there as it was written (or the store was put back)",
             run_id=head.run_id,
             hint=f"llmo journal repair {head.run_id}",
         )
+    if outcome is Outcome.UNFIT:
+        return Refused(f"run {head.run_id} holds a name or a number that no store takes")
     return Refused(f"run {head.run_id} conflicts with what is stored")

@@ -16,7 +16,8 @@ from llm_orchestrator.engine.acceptance import KEY_RECORD, input_digest, key_of
 from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.execution import Publish
 from llm_orchestrator.engine.flows import Flow, Flows, is_code
-from llm_orchestrator.engine.node import End, Node, NodeOptions, registration
+from llm_orchestrator.engine.driver import End, NodeOptions
+from llm_orchestrator.engine.node import Node, registration
 from llm_orchestrator.errors import (
     ConfigError,
     NotFound,
@@ -172,7 +173,7 @@ class Orchestrator:
 
     async def result(self, run_id: str) -> Json:
         """Wait for a run of this engine to end, and give its output."""
-        waiting = self.node.wait_end(run_id)
+        waiting = self.node.driver.wait_end(run_id)
         end = await self._ended(run_id)
         if end is None:
             end = await waiting
@@ -233,7 +234,7 @@ class Orchestrator:
 
     async def _ended(self, run_id: str) -> End | None:
         """How a run ended before anybody waited; None while it may still move."""
-        if run_id in self.node.driven:
+        if run_id in self.node.driver.driven:
             return None
         state = await self.operator.state(run_id)
         if not state.state.is_final and state.state is not RunState.PAUSED:

@@ -1,0 +1,218 @@
+"""The runs that are in this process: each driven to the one entry with which it leaves.
+
+A run's stay ends completed, failed, cancelled, paused, waiting or released; the machine decides, and
+it is one commit. Only runs that have something to do are here: bounded by `runs_max` and per queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.drive import outcome
+from llm_orchestrator.engine.execution import Execution
+from llm_orchestrator.engine.flows import Flow
+from llm_orchestrator.engine.machine import Event, Happening, decide
+from llm_orchestrator.errors import Fenced, StoreDamaged, StoreError
+from llm_orchestrator.model import Json, Message, RunState
+from llm_orchestrator.store.base import Batch, Change, Consume, Post, RunFilter, Store
+from llm_orchestrator.store.writer import GroupWriter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """Bounds of one node. `queues` maps a queue's name to how many of its runs may be driven."""
+
+    runs_max: int = 1_000
+    steps_max: int = 1_000
+    queues: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run's stay ended: a final state, or paused."""
+
+    run_id: str
+    state: RunState
+    reason: str = ""
+    output: Json = None
+    error: Json = None
+
+
+class Driver:
+    """See the module's docstring. `on_room` is called when a full node has room again."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: GroupWriter,
+        clock: Clock,
+        *,
+        options: NodeOptions,
+        on_room: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._options = options
+        self._on_room = on_room
+        self._driven: dict[str, Execution] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ends: dict[str, list[asyncio.Future[End]]] = {}
+        self.queues: Counter[str] = Counter()
+
+    @property
+    def driven(self) -> Iterable[str]:
+        """The ids of the runs in this process."""
+        return self._driven.keys()
+
+    @property
+    def room(self) -> int:
+        """How many more runs fit."""
+        return self._options.runs_max - len(self._driven)
+
+    def has_room(self, queue: str) -> bool:
+        """True when a run of this queue may come in."""
+        limit = self._options.queues.get(queue)
+        return (limit is None or self.queues[queue] < limit) and self.room > 0
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Let steps in flight end for `grace_s`, then release every run."""
+        release = Happening(Event.RELEASE, reason="released")
+        for execution in list(self._driven.values()):
+            execution.gate.request_stop(release)
+        if self._tasks and grace_s > 0:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+        for execution in list(self._driven.values()):
+            execution.gate.request_stop(release, at_once=True)
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def wait_end(self, run_id: str) -> asyncio.Future[End]:
+        """Ends when the run reaches a final state or pauses, in this process."""
+        future: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self._ends.setdefault(run_id, []).append(future)
+        return future
+
+    # -- driving -------------------------------------------------------------------------------
+
+    def admit(self, execution: Execution, queue: str) -> None:
+        """Count a run in, before its claim is sent."""
+        self._driven[execution.run_id] = execution
+        self.queues[queue] += 1
+
+    def dismiss(self, execution: Execution, queue: str) -> None:
+        """Count it out."""
+        if self._driven.get(execution.run_id) is execution:
+            del self._driven[execution.run_id]
+            self.queues[queue] -= 1
+            if len(self._driven) >= self._options.runs_max - 1 or queue in self._options.queues:
+                self._on_room()
+
+    def start(self, execution: Execution, flow: Flow, queue: str) -> None:
+        """Drive a run whose claim has landed."""
+        task = self._spawn(self._drive(execution, flow, queue))
+        execution.gate.task = task
+        if execution.fold.epoch:  # not fresh: something may have been sent to it meanwhile
+            self._spawn(self._deliver(execution))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a defect in the engine", exc_info=task.exception())
+
+    def deliver(self, run_id: str) -> bool:
+        """Look into a run's inbox if it is here; False when it is not."""
+        execution = self._driven.get(run_id)
+        if execution is not None:
+            self._spawn(self._deliver(execution))
+        return execution is not None
+
+    async def _deliver(self, execution: Execution) -> None:
+        try:
+            requests = await execution.mailbox.fetch()
+        except StoreDamaged as error:
+            logger.error("run %s: %s", execution.run_id, error.message)
+            return
+        execution.gate.inbox_seen = execution.mailbox.seen
+        for message in requests:
+            happening = happening_of(message)
+            if happening is not None:
+                execution.requests.append(message.number)
+                at_once = happening.event is not Event.PAUSE
+                execution.gate.request_stop(happening, at_once=at_once)
+
+    async def _drive(self, execution: Execution, flow: Flow, queue: str) -> None:
+        try:
+            happening = await outcome(execution, flow, self._clock)
+            if happening is not None:
+                await self._close(execution, happening)
+        except (Fenced, StoreError) as error:
+            logger.warning("run %s left this node: %s", execution.run_id, error)
+        finally:
+            self.dismiss(execution, queue)
+
+    async def _close(self, execution: Execution, happening: Happening) -> None:
+        """The one entry with which a run leaves this process."""
+        decision = decide(RunState.RUNNING, execution.head.epoch, happening)
+        execution.head.epoch = decision.epoch
+        changes: list[Change] = []
+        if execution.requests:
+            changes.append(Consume(execution.run_id, tuple(execution.requests)))
+        parent = execution.fold.accepted.get("parent_run_id")
+        end = End(
+            execution.run_id, decision.state, happening.reason, happening.output, happening.error
+        )
+        if parent and decision.state.is_final:
+            changes.append(_news(parent, end))
+        await self._writer.append(
+            execution.head, (decision.draft,), change=decision.change, changes=changes
+        )
+        execution.publish(str(decision.state), "", dict(happening.data))
+        if decision.state is RunState.CANCELLED:
+            await self._cancel_children(execution.run_id)
+        if decision.state.is_final or decision.state is RunState.PAUSED:
+            for future in self._ends.pop(execution.run_id, ()):
+                if not future.done():
+                    future.set_result(end)
+
+    async def _cancel_children(self, run_id: str) -> None:
+        children = await self._store.look.runs(RunFilter(parent_run_id=run_id, limit=100_000))
+        posts = [
+            Post(child.run_id, "cancel", payload={"by": f"parent {run_id}"}, sender_key="parent")
+            for child in children
+            if not child.state.is_final
+        ]
+        if posts:
+            await self._store.commit(Batch(changes=posts))
+
+
+def happening_of(message: Message) -> Happening | None:
+    """What a request in an inbox means for a run that is being driven."""
+    data = message.payload if isinstance(message.payload, dict) else {}
+    if message.kind == "cancel":
+        return Happening(Event.CANCEL, reason="requested", data=data)
+    if message.kind == "pause":
+        return Happening(Event.PAUSE, reason="operator", data=data)
+    if message.kind == "rewind":
+        return Happening(Event.REWIND, reason="operator", data=data)
+    return None
+
+
+def _news(parent_run_id: str, end: End) -> Post:
+    name = f"child:{end.run_id}"
+    payload = {"state": end.state, "output": end.output, "error": end.error}
+    return Post(parent_run_id, "signal", name, payload, sender_key=name)
