@@ -1,1 +1,0 @@
-"""Instruments and logs that every part above may use."""
