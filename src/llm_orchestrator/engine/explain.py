@@ -184,7 +184,7 @@ def _paused(fold: Fold) -> Explanation:
 def _ended(fold: Fold) -> Explanation:
     run_id = fold.run_id
     if fold.state is RunState.COMPLETED:
-        return Explanation("it is completed", f"llmo runs result {run_id}")
+        return Explanation("its result is recorded", f"llmo runs result {run_id}")
     if fold.state is RunState.CANCELLED:
         return Explanation(
             "it was cancelled, which is final; a fork starts anew with its results",

@@ -1,0 +1,325 @@
+"""The verbs of `llmo runs` that change runs. Each is one request to the engine's Operator.
+
+A run that is being driven is asked through its inbox; one that nobody drives is changed at once.
+With --dry-run the machine's own table says what would happen. Several ids: what can be done is done, the
+rest is named, and the exit code is 3 when only some could.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llm_orchestrator.cli.given import guess, merge_inputs, read_ids, read_json, read_pairs
+from llm_orchestrator.cli.options import DryRun, Format, Output, RunId, RunIds
+from llm_orchestrator.cli.output import emit, print_rows
+from llm_orchestrator.cli.report import report
+from llm_orchestrator.cli.session import Session, session_of, whoami
+from llm_orchestrator.errors import OrchestratorError, Refused
+from llm_orchestrator.model import Json
+
+if TYPE_CHECKING:
+    from llm_orchestrator.engine.control import Answer, Operator
+    from llm_orchestrator.engine.machine import Event
+    from llm_orchestrator.store.base import Store
+
+COLUMNS = ("run_id", "state", "message")
+By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides (you).")]
+Act = Callable[["Operator", str], Awaitable["Answer"]]
+
+
+class Choice(StrEnum):
+    """What became of a step whose outcome is unknown."""
+
+    RETRY = "retry"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+def cancel(
+    context: typer.Context,
+    run_ids: RunIds,
+    *,
+    by: By = None,
+    is_dry: DryRun = False,
+    output: Output = Format.TABLE,
+) -> int:
+    """End runs for good; their children too."""
+    name = by or whoami()
+    return _change_all(
+        session_of(context),
+        run_ids,
+        "cancel",
+        act=lambda operator, run_id: operator.cancel(run_id, by=name),
+        is_dry=is_dry,
+        output=output,
+    )
+
+
+def pause(
+    context: typer.Context,
+    run_ids: RunIds,
+    *,
+    by: By = None,
+    is_dry: DryRun = False,
+    output: Output = Format.TABLE,
+) -> int:
+    """Let steps in flight end, then hold the runs until `resume`."""
+    name = by or whoami()
+    return _change_all(
+        session_of(context),
+        run_ids,
+        "pause",
+        act=lambda operator, run_id: operator.pause(run_id, by=name),
+        is_dry=is_dry,
+        output=output,
+    )
+
+
+def resume(
+    context: typer.Context,
+    run_ids: RunIds,
+    *,
+    step: Annotated[
+        str | None, typer.Option(help="The step whose outcome is unknown; needs --as.")
+    ] = None,
+    choice: Annotated[Choice | None, typer.Option("--as", help="What became of that step.")] = None,
+    result: Annotated[
+        str | None,
+        typer.Option(metavar="JSON|@FILE|-", help="Its result, with --as finished."),
+    ] = None,
+    by: By = None,
+    is_dry: DryRun = False,
+    output: Output = Format.TABLE,
+) -> int:
+    """Let paused runs go on; with --step and --as, decide what became of a step."""
+    if (step is None) != (choice is None):
+        raise typer.BadParameter("--step and --as belong together")
+    if result is not None and choice is not Choice.FINISHED:
+        raise typer.BadParameter("--result belongs to --as finished")
+    value = read_json(result, "--result") if result is not None else None
+    name = by or whoami()
+
+    def act(operator: Operator, run_id: str) -> Awaitable[Answer]:
+        if step is None or choice is None:
+            return operator.resume(run_id, by=name)
+        return operator.decide(run_id, step, choice.value, result=value, by=name)
+
+    return _change_all(
+        session_of(context), run_ids, "resume", act=act, is_dry=is_dry, output=output
+    )
+
+
+def retry(
+    context: typer.Context,
+    run_ids: RunIds,
+    *,
+    by: By = None,
+    is_dry: DryRun = False,
+    output: Output = Format.TABLE,
+) -> int:
+    """Run failed runs again from the steps that failed; finished steps stand."""
+    name = by or whoami()
+    return _change_all(
+        session_of(context),
+        run_ids,
+        "retry",
+        act=lambda operator, run_id: operator.retry(run_id, by=name),
+        is_dry=is_dry,
+        output=output,
+    )
+
+
+def rewind(
+    context: typer.Context,
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="RUN:SEQ", help="A checkpoint: see SEQ in `llmo runs show`.")
+    ],
+    *,
+    by: By = None,
+    is_dry: DryRun = False,
+    output: Output = Format.TABLE,
+) -> int:
+    """Go back to a checkpoint; what came after is hidden, never deleted."""
+    run_id, _, seq = checkpoint.partition(":")
+    if not seq.isdecimal():
+        raise typer.BadParameter(f"{checkpoint!r} is no RUN:SEQ")
+    name = by or whoami()
+    return _change_all(
+        session_of(context),
+        [run_id],
+        "rewind",
+        act=lambda operator, one: operator.rewind(one, int(seq), by=name),
+        is_dry=is_dry,
+        output=output,
+    )
+
+
+def fork(
+    context: typer.Context,
+    run_id: RunId,
+    *,
+    step: Annotated[
+        str | None, typer.Option(help="Start again from this step; without it only what is left.")
+    ] = None,
+    inputs: Annotated[
+        str | None, typer.Option("-i", "--inputs", metavar="JSON|@FILE|-", help="Edited inputs.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="One edited input.")
+    ] = None,
+    is_dry: DryRun = False,
+) -> int:
+    """Start a new run that shares the results before a step; prints the new id."""
+    session = session_of(context)
+    edited = merge_inputs(inputs, pairs or ())
+
+    async def work() -> str:
+        from llm_orchestrator.cli.follow import read_fold
+        from llm_orchestrator.engine.control import Operator
+
+        async with session.client() as store:
+            if is_dry:
+                state = await read_fold(store, run_id)
+                session.note(f"would fork run {run_id} ({state.state}); nothing was changed")
+                return ""
+            return await Operator(store, session.clock).fork(run_id, step, inputs=edited or None)
+
+    new_id = session.run(work())
+    if new_id:
+        emit(new_id)
+    return 0
+
+
+def signal(
+    context: typer.Context,
+    run_id: RunId,
+    name: Annotated[str, typer.Argument(help="The signal's name.")],
+    payload: Annotated[
+        str | None, typer.Argument(metavar="[JSON|@FILE|-]", help="What to hand over.")
+    ] = None,
+    *,
+    key: Annotated[
+        str | None, typer.Option("--key", help="The same key again changes nothing.")
+    ] = None,
+    is_dry: DryRun = False,
+    output: Output = Format.TABLE,
+) -> int:
+    """Hand a message to a run."""
+    value = read_json(payload, "payload") if payload is not None else None
+    return _change_all(
+        session_of(context),
+        [run_id],
+        None,
+        act=lambda operator, one: operator.signal(one, name, value, sender_key=key),
+        is_dry=is_dry,
+        output=output,
+    )
+
+
+def approve(
+    context: typer.Context,
+    run_id: RunId,
+    step: Annotated[
+        str | None, typer.Argument(help="The approval step, if it waits for several.")
+    ] = None,
+    *,
+    is_rejected: Annotated[bool, typer.Option("--reject", help="Say no.")] = False,
+    form: Annotated[
+        list[str] | None, typer.Option("--form", metavar="NAME=VALUE", help="One field.")
+    ] = None,
+    whole_form: Annotated[
+        str | None, typer.Option("--form-json", metavar="JSON|@FILE|-", help="All fields.")
+    ] = None,
+    by: By = None,
+    is_dry: DryRun = False,
+    output: Output = Format.TABLE,
+) -> int:
+    """Answer an approval step: yes, or no with --reject."""
+    name = by or whoami()
+    fields = read_json(whole_form, "--form-json") if whole_form is not None else {}
+    if form:
+        pairs = read_pairs(form, "--form")
+        fields = {**fields, **{key: guess(text) for key, text in pairs.items()}}
+    return _change_all(
+        session_of(context),
+        [run_id],
+        None,
+        act=lambda operator, one: operator.approve(
+            one, step, approved=not is_rejected, form=fields or None, by=name
+        ),
+        is_dry=is_dry,
+        output=output,
+    )
+
+
+# -- how ------------------------------------------------------------------------------------------
+
+
+def _change_all(
+    session: Session,
+    given: list[str],
+    event: str | None,
+    *,
+    act: Act,
+    is_dry: bool,
+    output: Format,
+) -> int:
+    """Ask for each run; print what came of it. `event` None: it is only a message to the run."""
+    ids = read_ids(given)
+    rows, failures = session.run(_ask_all(session, ids, event, act=act, is_dry=is_dry))
+    print_rows(rows, output, columns=COLUMNS)
+    if is_dry and rows:
+        session.note("nothing was changed")
+    codes = [report(error, is_debug=session.flags.is_debug) for error in failures]
+    if not codes:
+        return 0
+    return 3 if rows else codes[0]
+
+
+async def _ask_all(
+    session: Session, ids: list[str], event: str | None, *, act: Act, is_dry: bool
+) -> tuple[list[dict[str, Json]], list[OrchestratorError]]:
+    from llm_orchestrator.engine.control import Operator
+    from llm_orchestrator.engine.machine import Event
+
+    rows: list[dict[str, Json]] = []
+    failures: list[OrchestratorError] = []
+    wanted = Event(event) if event is not None else None
+    async with session.client() as store:
+        operator = Operator(store, session.clock)
+        for run_id in ids:
+            try:
+                if is_dry:
+                    rows.append(await _would(store, run_id, wanted))
+                    continue
+                answer = await act(operator, run_id)
+            except OrchestratorError as error:
+                failures.append(error)
+                continue
+            facts = {"run_id": run_id, "state": str(answer.state), "message": answer.message}
+            rows.append({**facts, "is_done": answer.is_done})
+    return rows, failures
+
+
+async def _would(store: Store, run_id: str, event: Event | None) -> dict[str, Json]:
+    """What the machine's table says of it. Raises Refused when it says no."""
+    from llm_orchestrator.cli.follow import read_fold
+    from llm_orchestrator.engine.machine import TRANSITIONS
+
+    state = await read_fold(store, run_id)
+    facts: dict[str, Json] = {"run_id": run_id, "state": str(state.state), "is_done": False}
+    if event is None:
+        if state.state.is_final:
+            raise Refused(f"run {run_id} is {state.state} and takes no messages")
+        return facts | {"message": "would get the message"}
+    following = TRANSITIONS[state.state].get(event)
+    if following is None:
+        raise Refused(
+            f"run {run_id} is {state.state}; it takes no {event}",
+            hint=f"llmo runs explain {run_id}",
+        )
+    return facts | {"message": f"{event} would make it {following}"}

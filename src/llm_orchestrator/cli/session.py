@@ -1,0 +1,136 @@
+"""What every verb starts from: the flags, the configuration, the store, and how to talk beside.
+
+One `Session` is made per process call and handed to the verb as typer's context object. It opens a
+store only for the length of a `with`; it holds nothing that outlives the command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import logging
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llm_orchestrator.cli.report import printable, say
+
+if TYPE_CHECKING:
+    import typer
+
+    from llm_orchestrator.cli.main import Flags
+    from llm_orchestrator.clock import RealClock
+    from llm_orchestrator.config import Config
+    from llm_orchestrator.store.sqlite import SQLiteStore
+
+T = TypeVar("T")
+
+
+@dataclass
+class Session:
+    """One call of the command line."""
+
+    flags: Flags
+    log_level: int = field(default=logging.WARNING)
+
+    @cached_property
+    def clock(self) -> RealClock:
+        """The world's time."""
+        from llm_orchestrator.clock import RealClock
+
+        return RealClock()
+
+    @cached_property
+    def config(self) -> Config:
+        """Flags, environment, file, defaults. Raises ConfigError."""
+        from llm_orchestrator.config import load_config
+
+        return load_config({"store": self.flags.store, "data_dir": self.flags.data})
+
+    @property
+    def store_url(self) -> str:
+        """Where the store is."""
+        return self.config.store_url
+
+    def note(self, text: str) -> None:
+        """Something worth knowing, on stderr; silenced by --quiet."""
+        if not self.flags.is_quiet:
+            say(text)
+
+    def warn(self, text: str) -> None:
+        """A warning, on stderr; silenced by --quiet."""
+        self.note(f"warning: {text}")
+
+    def make_store(self) -> SQLiteStore:
+        """The store, not opened yet."""
+        from llm_orchestrator.wire import make_store
+
+        return make_store(self.store_url, self.clock, name="llmo")
+
+    @asynccontextmanager
+    async def client(self, *, may_create: bool = False) -> AsyncIterator[SQLiteStore]:
+        """The store as a client: reads now, writes through the engine if there is one."""
+        store = self.make_store()
+        try:
+            await store.open_as_client(may_create=may_create)
+            yield store
+        finally:
+            await store.close()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a verb's coroutine on a loop of its own, with the log on stderr."""
+        set_up_logging(is_debug=self.flags.is_debug, is_quiet=self.flags.is_quiet)
+        return asyncio.run(work)
+
+
+def session_of(context: typer.Context) -> Session:
+    """The session of a verb's context."""
+    session = context.obj
+    assert isinstance(session, Session)
+    return session
+
+
+async def is_served(store: SQLiteStore) -> bool:
+    """True when an engine answers on the store's local socket."""
+    from llm_orchestrator.store.sqlite_share import socket_path
+
+    try:
+        _, writer = await asyncio.open_unix_connection(str(socket_path(store.path)))
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+def whoami() -> str:
+    """The name under which a decision is recorded when no other is given."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in slim containers
+        return "operator"
+
+
+class _Short(logging.Formatter):
+    """`warning: message`, and an exception in one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            text += f": {type(error).__name__}: {error}"
+        return printable(text)
+
+
+def set_up_logging(*, is_debug: bool, is_quiet: bool) -> None:
+    """The engine's log on stderr: warnings and errors in one line each, everything with --debug."""
+    handler = logging.StreamHandler(sys.stderr)
+    if is_debug:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    else:
+        handler.setFormatter(_Short())
+    level = logging.DEBUG if is_debug else logging.ERROR if is_quiet else logging.WARNING
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
