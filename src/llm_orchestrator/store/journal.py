@@ -1,30 +1,28 @@
 """The journal: how an entry becomes bytes, how entries are chained, how a chain is checked.
 
-Every entry's digest covers the digest before it and every column of its own that means anything, each
-with its length (so no two different entries look alike), over the *stored* payload bytes:
+Every entry's digest covers the digest before it and every column of its own that means anything,
+each with its length (so no two different entries look alike), over the *stored* payload bytes:
 
-    digest(n) = blake2b-256(lengths | digest(n-1) | run_id | seq | epoch | kind | step | attempt | payload)
+    digest(n) = blake2b-256(lengths | digest(n-1) | run_id | seq | epoch | kind | step | attempt |
+    payload)
 
 So a flipped bit, an edited payload, a missing or moved row shows at once, and two histories that
 share a digest share everything before it. What the chain cannot see is a missing tail; the head is
 anchored in `runs` at each state change and in `commits`. `recorded_at` is for people: nothing
 decides by it, and it is not covered.
 
-A payload is a JSON object. Its first byte says how it is stored:
-`{` canonical JSON as it is; 1 zlib; 2 JSON with escaped values (see `_escape`); 3 a reference to `blobs`.
-Nothing that was paid for is thrown away because JSON cannot say it: NaN, bytes, lone surrogates and
-foreign objects are stored escaped.
+A payload is a JSON object. Its first byte says how it is stored: `{` canonical JSON as it is; 1
+zlib; 2 JSON with escaped values (see escape.py); 3 a reference to `blobs`. Nothing that was paid
+for is thrown away because JSON cannot say it: NaN, bytes, lone surrogates and foreign objects are
+stored escaped.
 """
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import datetime
-import enum
+import contextlib
 import json
-import math
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
@@ -33,6 +31,7 @@ from typing import Any
 
 from llm_orchestrator.errors import StoreDamaged, TooLarge
 from llm_orchestrator.model import Entry, Flaw, Json
+from llm_orchestrator.store.escape import default, escape, unescape
 
 GENESIS = bytes(32)
 """The digest before entry 1."""
@@ -43,26 +42,8 @@ PAYLOAD_BYTES_MAX = 64 << 20
 
 _ZLIB, _ESCAPED, _BLOB = b"\x01", b"\x02", b"\x03"
 _HEADER = struct.Struct(">HHIQQII")
-_DEPTH_MAX = 200
-_NOT_JSON = (TypeError, ValueError, RecursionError)  # UnicodeEncodeError is a ValueError
-
-
-def _default(value: object) -> object:
-    """JSON for the ordinary Python values that have one obvious form."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    dump = getattr(value, "model_dump", None)  # a pydantic model, without importing pydantic
-    if callable(dump):
-        return dump(mode="json")
-    raise TypeError(f"{type(value).__name__} is not JSON")
+GAP_MAX = 1_000
+"""Rows behind a gap longer than this are out of reach: a row's number was damaged."""
 
 
 def _make_dumps() -> Callable[[Any], str]:
@@ -73,13 +54,13 @@ def _make_dumps() -> Callable[[Any], str]:
         ensure_ascii=False,
         allow_nan=False,
         check_circular=False,
-        default=_default,
+        default=default,
     )
     if c_make_encoder is None:
         return encoder.encode
     parts = c_make_encoder(
         None,
-        _default,
+        default,
         encode_basestring,
         None,
         ":",
@@ -110,19 +91,21 @@ def canonical(value: Json) -> bytes:
 def encode(data: Mapping[str, Json]) -> bytes:
     """Payload bytes for `data`. Never fails for its content; raises TooLarge for its size."""
     try:
-        return _pack(_dumps(data).encode())
-    except _NOT_JSON:
-        return _pack(_ESCAPED + _dumps_ascii(_escape(data, 0)).encode("ascii"))
+        payload = _dumps(data).encode()
+    except Exception:  # noqa: BLE001 - foreign objects raise what they like when they are asked for their JSON
+        payload = _ESCAPED + _dumps_ascii(escape(data)).encode("ascii")
+    return _pack(payload)
 
 
 def round_trip(data: Mapping[str, Json]) -> tuple[bytes, dict[str, Json]]:
     """A payload and what a replay will read from it: what is live equals what is recorded."""
     try:
         text = _dumps(data)
-        return _pack(text.encode()), _scan(text)[0]
-    except _NOT_JSON:
+        payload, value = text.encode(), _scan(text)[0]
+    except Exception:  # noqa: BLE001 - as above
         payload = encode(data)
         return payload, decode(payload)
+    return _pack(payload), value
 
 
 def _pack(payload: bytes) -> bytes:
@@ -140,17 +123,39 @@ def _pack(payload: bytes) -> bytes:
 def decode(payload: bytes) -> dict[str, Json]:
     """The inverse of `encode`. Raises StoreDamaged for bytes that no `encode` made."""
     try:
-        if payload[:1] == _ZLIB:
-            payload = zlib.decompress(payload[1:])
-        if payload[:1] == _ESCAPED:
-            value = _unescape(json.loads(payload[1:]))
-        else:
-            value = json.loads(payload.decode())
-    except (ValueError, zlib.error, RecursionError) as error:
+        try:
+            value = _parse(payload)
+        except RecursionError:
+            value = _parse_on_empty_stack(payload)
+    except (ValueError, TypeError, AttributeError, zlib.error, RecursionError) as error:
         raise StoreDamaged(f"a recorded payload does not decode: {error}") from error
     if not isinstance(value, dict):
         raise StoreDamaged("a recorded payload is no JSON object")
     return value
+
+
+def _parse(payload: bytes) -> Json:
+    if payload[:1] == _ZLIB:
+        payload = zlib.decompress(payload[1:])
+    if payload[:1] == _ESCAPED:
+        return unescape(json.loads(payload[1:]))
+    return json.loads(payload.decode())
+
+
+def _parse_on_empty_stack(payload: bytes) -> Json:
+    """What could just be written where the stack was low must be readable where it is high."""
+    found: list[Json] = []
+
+    def parse() -> None:
+        with contextlib.suppress(RecursionError):
+            found.append(_parse(payload))
+
+    thread = threading.Thread(target=parse)
+    thread.start()
+    thread.join()
+    if not found:
+        raise RecursionError("nested too deeply")
+    return found[0]
 
 
 def blob_reference(payload: bytes) -> bytes:
@@ -177,106 +182,73 @@ def link(previous: bytes, run_id: str, columns: tuple[int, int, str, str, int, b
     """Like `chain`, for `(seq, epoch, kind, step, attempt, payload)` that are no Entry yet."""
     seq, epoch, kind, step, attempt, payload = columns
     run, word, path = run_id.encode(), kind.encode(), step.encode("utf-8", "surrogatepass")
-    header = _HEADER.pack(len(run) << 16 | len(word), len(path), seq, epoch, attempt, len(payload))
+    header = _HEADER.pack(len(run), len(word), len(path), seq, epoch, attempt, len(payload))
     return blake2b(b"".join((header, previous, run, word, path, payload)), digest_size=32).digest()
 
 
 def verify(
-    run_id: str, entries: Sequence[Entry], *, known: Iterable[tuple[int, bytes]] = ()
+    run_id: str,
+    entries: Sequence[Entry],
+    *,
+    known: Iterable[tuple[int, bytes]] = (),
+    anchor: bytes = b"",
 ) -> list[Flaw]:
     """Check a whole chain, from entry 1. An empty list means that every byte fits.
 
     `known` holds (seq, digest) of rows that a repair has already given up: their content is not
-    looked at, their digest (empty for a row that is gone) still links the chain.
-    A row after a missing one cannot be checked (its predecessor's digest is gone) and counts as lost.
+    looked at, their digest (empty for a row that is gone) still links the chain. `anchor` is the
+    last entry's digest as it stands elsewhere: a second copy.
+    A row after a missing one cannot be checked (its predecessor's digest is gone): it is lost too.
     """
     given_up = dict(known)
     flaws: list[Flaw] = []
     previous: bytes | None = GENESIS
     expected = 1
+
+    def complain(seq: int, what: str, *, is_mendable: bool = False) -> None:
+        flaws.append(Flaw(run_id, seq, what, is_mendable))
+
     for position, entry in enumerate(entries):
-        if entry.seq != expected:
-            missing = [seq for seq in range(expected, entry.seq) if given_up.get(seq) != b""]
-            flaws.extend(Flaw(run_id, seq, "row missing", is_mendable=False) for seq in missing)
+        if entry.seq < expected:
+            complain(entry.seq, "row is there twice")
+            continue
+        if entry.seq > expected:
+            for seq in range(expected, min(entry.seq, expected + GAP_MAX)):
+                if given_up.get(seq) != b"":
+                    complain(seq, "row missing")
             previous = None
         expected = entry.seq + 1
         if given_up.get(entry.seq) == entry.digest:
             previous = entry.digest
             continue
         if previous is None:
-            what = "cannot be checked: the row before it is missing"
-            flaws.append(Flaw(run_id, entry.seq, what, is_mendable=False))
+            complain(entry.seq, "cannot be checked: the row before it is missing")
             previous = entry.digest
             continue
-        digest = _chain_or_none(previous, entry)
+        digest = chain_or_none(previous, entry)
         if digest == entry.digest:
             previous = digest
             continue
         follower = entries[position + 1] if position + 1 < len(entries) else None
-        if digest and follower and _chain_or_none(digest, follower) == follower.digest:
-            flaws.append(
-                Flaw(run_id, entry.seq, "stored digest flipped; the entry itself is whole")
-            )
+        if digest and _is_right(digest, follower, anchor):
+            complain(entry.seq, "stored digest flipped; the entry is whole", is_mendable=True)
             previous = digest
         else:
-            flaws.append(
-                Flaw(run_id, entry.seq, "entry does not fit its digest", is_mendable=False)
-            )
+            complain(entry.seq, "entry does not fit its digest")
             previous = entry.digest
     return flaws
 
 
-def _chain_or_none(previous: bytes, entry: Entry) -> bytes | None:
-    """Damage may put any type into any column; such a row fits nothing."""
+def _is_right(digest: bytes, follower: Entry | None, anchor: bytes) -> bool:
+    """True when something else vouches for a computed digest: the next entry, or a copy of it."""
+    if follower is None:
+        return digest == anchor
+    return chain_or_none(digest, follower) == follower.digest
+
+
+def chain_or_none(previous: bytes, entry: Entry) -> bytes | None:
+    """Like `chain`; damage may put anything into any column, and such a row fits nothing."""
     try:
         return chain(previous, entry)
     except (struct.error, AttributeError, TypeError, ValueError):
         return None
-
-
-def _escape(value: object, depth: int) -> object:
-    """Any Python value as JSON. What JSON lacks becomes a one-key object whose key starts with `$`."""
-    if depth > _DEPTH_MAX:
-        return {"$repr": repr(value)[:1000]}
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"$float": repr(value)}
-    if isinstance(value, bytes | bytearray | memoryview):
-        return {"$bytes": base64.b64encode(bytes(value)).decode()}
-    if isinstance(value, Mapping):
-        plain = {
-            key if isinstance(key, str) else str(key): _escape(item, depth + 1)
-            for key, item in value.items()
-        }
-        is_marker = len(plain) == 1 and next(iter(plain)).startswith("$")
-        return {"$object": plain} if is_marker else plain
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_escape(item, depth + 1) for item in value]
-    try:
-        return _escape(_default(value), depth + 1)
-    except Exception:  # whatever a foreign object does when asked, its repr is kept
-        return {"$repr": _safe_repr(value)}
-
-
-def _safe_repr(value: object) -> str:
-    try:
-        return repr(value)[:10_000]
-    except Exception:
-        return f"<{type(value).__name__}>"
-
-
-def _unescape(value: Json) -> Json:
-    if isinstance(value, list):
-        return [_unescape(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if len(value) == 1:
-        [(key, item)] = value.items()
-        if key == "$float":
-            return float(item)
-        if key in ("$bytes", "$repr"):
-            return item  # a replay sees text: JSON has no bytes
-        if key == "$object":
-            return {name: _unescape(inner) for name, inner in item.items()}
-    return {key: _unescape(item) for key, item in value.items()}
