@@ -30,7 +30,7 @@ from llm_orchestrator.model import (
 
 
 class StateChange(NamedTuple):
-    """The columns of `runs` that a state change sets, in the transaction of the entry that causes it."""
+    """The columns of `runs` that a state change sets, together with the entry that causes it."""
 
     state: str
     reason: str = ""
@@ -75,7 +75,7 @@ class RunRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """Put a message into a run's inbox and wake the run. A repeated `sender_key` changes nothing."""
+    """Put a message into a run's inbox and wake the run. A repeated `sender_key` does nothing."""
 
     run_id: str
     kind: str
@@ -171,6 +171,21 @@ class Mend:
     row: RunRow | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DropRow:
+    """Forget a row of `runs` that no journal knows: damage made it."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrimCommits:
+    """Forget the rows of `commits` of one node up to a number."""
+
+    node_id: str
+    number: int
+
+
 Change = (
     Post
     | Consume
@@ -182,6 +197,8 @@ Change = (
     | PutVectors
     | Expire
     | Mend
+    | DropRow
+    | TrimCommits
 )
 
 

@@ -1,19 +1,32 @@
 """Reading with suspicion: a run's rows become a Journal whose flaws are named.
 
-A repair never deletes. It appends a `rewound` entry whose payload lists, under `lost`, the seq and
-stored digest of every row that it gives up; from then on those rows are skipped, here and in the fold.
+Three things vouch for each other: the chain, the row of `runs` (which repeats the digest of the entry
+of its last state change: the anchor), and the repairs of the past. A repair never deletes. It appends a
+`rewound` entry whose payload lists, under `lost`, the seq and stored digest of every row that it gives
+up; from then on those rows are skipped, here and in the fold.
+
+A flaw with seq 0 is one of the row of `runs`, not of the journal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from typing import Any, NamedTuple
 
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Entry, Flaw, Journal, Kind
 from llm_orchestrator.store import journal
 
 ReadBlob = Callable[[bytes], bytes | None]
+TAIL_MAX = 100
+
+
+class Anchor(NamedTuple):
+    """What the row of `runs` says of the entry of its last state change."""
+
+    seq: int
+    digest: bytes
 
 
 def definition_digest(definition: bytes) -> str:
@@ -21,35 +34,94 @@ def definition_digest(definition: bytes) -> str:
     return blake2b(definition, digest_size=32).hexdigest()
 
 
+def entry_of(row: Sequence[Any]) -> Entry | None:
+    """A row as an Entry. What has no right type becomes a neutral value, which fits no digest.
+
+    None when not even its number can be read.
+    """
+    run_id, seq, epoch, kind, step, attempt, payload, digest, recorded_at = row
+    if not isinstance(seq, int) or not isinstance(run_id, str):
+        return None
+    return Entry(
+        run_id,
+        seq,
+        _fit(epoch, int, 0),
+        _fit(kind, str, ""),
+        _fit(step, str, "?"),
+        _fit(attempt, int, 0),
+        _fit(payload, bytes, b""),
+        _fit(digest, bytes, b""),
+        _fit(recorded_at, int, 0),
+    )
+
+
+def _fit(value: Any, kind: type, neutral: Any) -> Any:
+    return value if isinstance(value, kind) else neutral
+
+
 def check_journal(
-    run_id: str, entries: Sequence[Entry], broken: Sequence[Flaw], read_blob: ReadBlob
+    run_id: str,
+    entries: Sequence[Entry],
+    broken: Sequence[Flaw],
+    read_blob: ReadBlob,
+    *,
+    anchor: Anchor | None = None,
 ) -> Journal:
     """Entries with blobs filled in and given-up rows left out, and every flaw that is left."""
+    entries = within_reach(entries)
     lost = given_up(entries)
     flaws = [flaw for flaw in broken if flaw.seq not in lost]
-    flaws += journal.verify(run_id, entries, known=lost.items())
+    copy = anchor.digest if anchor and entries and anchor.seq == entries[-1].seq else b""
+    flaws += journal.verify(run_id, entries, known=lost.items(), anchor=copy)
+    if anchor is not None:
+        flaws += _against(run_id, entries, anchor, lost=lost, flaws=flaws)
     bad = {flaw.seq for flaw in flaws if not flaw.is_mendable}
-    whole = []
+    whole: dict[int, Entry] = {}
     for entry in entries:
-        if entry.seq in lost:
+        if entry.seq in bad or lost.get(entry.seq) == entry.digest:
             continue
-        if entry.seq not in bad:
-            reference = journal.blob_digest(entry.payload)
-            if reference is not None:
-                content = read_blob(reference)
-                if content is None or not journal.is_blob_intact(entry.payload, content):
-                    flaws.append(Flaw(run_id, entry.seq, "its blob is missing or damaged", False))
-                    continue
-                entry = entry._replace(payload=content)
-        whole.append(entry)
-    return Journal(run_id, whole, tuple(sorted(flaws, key=lambda flaw: flaw.seq)))
+        reference = journal.blob_digest(entry.payload)
+        if reference is not None:
+            content = read_blob(reference)
+            if content is None or not journal.is_blob_intact(entry.payload, content):
+                flaws.append(Flaw(run_id, entry.seq, "its blob is missing or damaged", False))
+                continue
+            entry = entry._replace(payload=content)
+        whole[entry.seq] = entry
+    ordered = tuple(sorted(flaws, key=lambda flaw: flaw.seq))
+    return Journal(run_id, tuple(whole.values()), ordered)
 
 
-def missing_tail(run_id: str, entries: Sequence[Entry], anchor: int) -> list[Flaw]:
-    """Rows that the run's row (`head_seq` at its last state change) says there were."""
+def within_reach(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Without rows whose number is absurdly high: a flipped bit put them there."""
+    last = 0
+    for position, entry in enumerate(entries):
+        if entry.seq > last + journal.GAP_MAX:
+            return entries[:position]
+        last = entry.seq
+    return entries
+
+
+def _against(
+    run_id: str,
+    entries: Sequence[Entry],
+    anchor: Anchor,
+    *,
+    lost: dict[int, bytes],
+    flaws: Sequence[Flaw],
+) -> list[Flaw]:
+    """A missing tail, or a row of `runs` that contradicts the journal."""
+    if anchor.seq in lost or any(flaw.seq == anchor.seq for flaw in flaws):
+        return []  # that entry is damaged itself, and known to be
     last = entries[-1].seq if entries else 0
-    what = "row missing at the end: the run's row knows of it"
-    return [Flaw(run_id, seq, what, False) for seq in range(last + 1, min(anchor, last + 100) + 1)]
+    known = {entry.digest: entry.seq for entry in entries}
+    if known.get(anchor.digest) == anchor.seq:
+        return []
+    if last < anchor.seq <= last + journal.GAP_MAX and anchor.digest not in known:
+        what = "row missing at the end: the row of runs knows of it"
+        end = min(anchor.seq, last + TAIL_MAX)
+        return [Flaw(run_id, seq, what, False) for seq in range(last + 1, end + 1)]
+    return [Flaw(run_id, 0, "the row of runs names another head than the journal has")]
 
 
 def given_up(entries: Sequence[Entry]) -> dict[int, bytes]:

@@ -43,9 +43,22 @@ WHERE run_id = :run_id;
 -- name: count_commit
 INSERT INTO commits (node_id, number, entries, digest) VALUES (:node_id, :number, :entries, :digest);
 
+-- name: last_commit
+SELECT MAX(number) FROM commits WHERE node_id = :node_id;
+
+-- name: commit_gaps
+-- Nodes whose commits are not numbered without a gap.
+SELECT node_id, MIN(number), MAX(number), COUNT(*) FROM commits GROUP BY node_id
+HAVING MAX(number) - MIN(number) + 1 <> COUNT(*);
+
+-- name: trim_commits
+-- What a dead node's commits prove is proved by its last ones.
+DELETE FROM commits WHERE node_id = :node_id AND number <= :number;
+
 -- name: next_message
 -- Law 7: a message takes its number from the run's row and wakes the run, in one statement. A run
--- that is being driven is told in process; one that ended or is paused only wakes for what moves it.
+-- that is being driven is told in process; one that ended or is paused only wakes for what moves
+-- it.
 UPDATE runs SET
     inbox_seq = inbox_seq + 1,
     wake_at = CASE WHEN state = 'waiting' THEN 0 ELSE wake_at END
@@ -58,12 +71,16 @@ INSERT INTO inbox (run_id, number, kind, name, payload, sender_key, digest, crea
 VALUES (:run_id, :number, :kind, :name, :payload, :sender_key, :digest, :created_at);
 
 -- name: consume
--- The row stays, without its payload, so that a repeated sender_key is still known.
-UPDATE inbox SET is_consumed = 1, payload = NULL WHERE run_id = :run_id AND number = :number;
+-- A message without a payload is consumed: one column says it. The row stays, so that a repeated
+-- sender_key is still known.
+UPDATE inbox SET payload = NULL WHERE run_id = :run_id AND number = :number;
 
 -- name: inbox
 SELECT run_id, number, kind, name, payload, sender_key, digest FROM inbox
-WHERE run_id = :run_id AND is_consumed = 0 ORDER BY number;
+WHERE run_id = :run_id AND payload IS NOT NULL ORDER BY number;
+
+-- name: inbox_seq
+SELECT inbox_seq FROM runs WHERE run_id = :run_id;
 
 -- name: register
 INSERT INTO workflows (name, version, digest, definition, created_at)
@@ -79,16 +96,16 @@ ORDER BY created_at DESC, version DESC LIMIT 1;
 SELECT name, version, digest, definition, created_at FROM workflows ORDER BY name, created_at;
 
 -- name: record
-SELECT value, version FROM records WHERE kind = :kind AND key = :key;
+SELECT value, version, digest FROM records WHERE kind = :kind AND key = :key;
 
 -- name: records
-SELECT key, value FROM records WHERE kind = :kind ORDER BY key;
+SELECT key, value, version, digest FROM records WHERE kind = :kind ORDER BY key;
 
 -- name: insert_record
-INSERT INTO records (kind, key, value, version) VALUES (:kind, :key, :value, 1);
+INSERT INTO records (kind, key, value, version, digest) VALUES (:kind, :key, :value, 1, :digest);
 
 -- name: update_record
-UPDATE records SET value = :value, version = version + 1
+UPDATE records SET value = :value, version = version + 1, digest = :digest
 WHERE kind = :kind AND key = :key AND version = :version;
 
 -- name: delete_record
@@ -102,15 +119,15 @@ ON CONFLICT (run_id, digest) DO UPDATE SET content = excluded.content;
 SELECT content FROM blobs WHERE run_id = :run_id AND digest = :digest;
 
 -- name: put_progress
-INSERT INTO progress (run_id, step, attempt, part, text, handle)
-VALUES (:run_id, :step, :attempt, :part, :text, :handle)
+INSERT INTO progress (run_id, step, attempt, part, text, handle, digest)
+VALUES (:run_id, :step, :attempt, :part, :text, :handle, :digest)
 ON CONFLICT (run_id, step, attempt, part) DO NOTHING;
 
 -- name: drop_progress
 DELETE FROM progress WHERE run_id = :run_id AND step = :step;
 
 -- name: progress
-SELECT attempt, text, handle FROM progress WHERE run_id = :run_id AND step = :step
+SELECT attempt, part, text, handle, digest FROM progress WHERE run_id = :run_id AND step = :step
 ORDER BY attempt, part;
 
 -- name: put_vector
@@ -144,22 +161,34 @@ WHERE (:states = '' OR instr(:states, ',' || state || ',') > 0)
   AND (:workflow IS NULL OR workflow = :workflow)
   AND (:parent_run_id IS NULL OR parent_run_id = :parent_run_id)
   AND (:queue IS NULL OR queue = :queue)
-  AND (:label IS NULL OR instr(labels, :label) > 0)
+  AND (:label IS NULL OR instr(labels, '{' || :label) > 0 OR instr(labels, ',' || :label) > 0)
   AND (:before IS NULL OR run_id < :before)
 ORDER BY run_id DESC LIMIT :limit;
 
--- name: run_ids
-SELECT run_id FROM runs UNION SELECT run_id FROM journal ORDER BY run_id;
+-- name: ids_of_rows
+SELECT run_id FROM runs ORDER BY run_id;
+
+-- name: ids_of_entries
+-- From run to run through the key, without looking at every entry.
+WITH RECURSIVE found (run_id) AS (
+    SELECT MIN(run_id) FROM journal
+    UNION ALL
+    SELECT (SELECT MIN(run_id) FROM journal WHERE run_id > found.run_id)
+    FROM found WHERE found.run_id IS NOT NULL
+)
+SELECT run_id FROM found WHERE run_id IS NOT NULL;
 
 -- name: result
 SELECT output, error FROM runs WHERE run_id = :run_id;
 
 -- name: anchor
-SELECT head_seq FROM runs WHERE run_id = :run_id;
+SELECT head_seq, head_digest FROM runs WHERE run_id = :run_id;
 
--- name: acceptance
+-- name: run_row
 SELECT workflow, version, digest, priority, queue, idempotency_key, parent_run_id, wake_first,
-       origin, labels, input
+       origin, labels, input,
+       state, reason, owner, wake_at, inbox_seq, output, error,
+       epoch, head_seq, head_digest, created_at, started_at, finished_at
 FROM runs WHERE run_id = :run_id;
 
 -- name: claimable
@@ -177,11 +206,13 @@ SELECT MIN(wake_at) FROM runs WHERE state IN ('pending', 'waiting') AND owner IS
 
 -- name: expirable
 -- The oldest finished runs beyond an age or a count, a handful at a time: no long lock.
-SELECT run_id FROM runs
-WHERE state IN ('completed', 'failed', 'cancelled')
+SELECT run_id, workflow, version, digest, state, reason, owner, epoch, priority, queue,
+       idempotency_key, parent_run_id, wake_at, inbox_seq, labels, created_at, started_at, finished_at
+FROM runs
+WHERE finished_at IS NOT NULL AND state IN ('completed', 'failed', 'cancelled')
   AND (finished_at < :finished_before
-       OR run_id NOT IN (SELECT run_id FROM runs WHERE finished_at IS NOT NULL
-                         ORDER BY finished_at DESC LIMIT :keep))
+       OR finished_at < (SELECT finished_at FROM runs WHERE finished_at IS NOT NULL
+                         ORDER BY finished_at DESC LIMIT 1 OFFSET :keep - 1))
 ORDER BY finished_at LIMIT :limit;
 
 -- name: expire_journal
@@ -197,13 +228,30 @@ DELETE FROM blobs WHERE run_id = :run_id;
 DELETE FROM progress WHERE run_id = :run_id;
 
 -- name: expire_run
+-- First of all: a run that an operator has taken up again meanwhile stays.
+DELETE FROM runs WHERE run_id = :run_id AND state IN ('completed', 'failed', 'cancelled');
+
+-- name: mend_entry
+-- Only what the chain proves to have been there; no append passes here.
+INSERT INTO journal (run_id, seq, epoch, kind, step, attempt, payload, digest, recorded_at)
+VALUES (:run_id, :seq, :epoch, :kind, :step, :attempt, :payload, :digest, :recorded_at)
+ON CONFLICT (run_id, seq) DO UPDATE SET
+    epoch = excluded.epoch, kind = excluded.kind, step = excluded.step,
+    attempt = excluded.attempt, payload = excluded.payload, digest = excluded.digest;
+
+-- name: drop_row
 DELETE FROM runs WHERE run_id = :run_id;
 
--- name: mend_digest
-UPDATE journal SET digest = :digest WHERE run_id = :run_id AND seq = :seq;
+-- name: drop_stray
+DELETE FROM runs WHERE run_id = :run_id
+    AND NOT EXISTS (SELECT 1 FROM journal WHERE run_id = :run_id);
 
--- name: mend_payload
-UPDATE journal SET payload = :payload WHERE run_id = :run_id AND seq = :seq;
-
--- name: forget_run_row
-DELETE FROM runs WHERE run_id = :run_id;
+-- name: set_row
+-- The rest of a row that is rebuilt from its journal. Messages that came meanwhile still count.
+UPDATE runs SET
+    state = :state, reason = :reason, owner = :owner, wake_at = :wake_at,
+    output = :output, error = :error, epoch = :epoch,
+    head_seq = :head_seq, head_digest = :head_digest,
+    started_at = :started_at, finished_at = :finished_at,
+    inbox_seq = COALESCE((SELECT MAX(number) FROM inbox WHERE run_id = :run_id), 0)
+WHERE run_id = :run_id;

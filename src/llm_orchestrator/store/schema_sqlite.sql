@@ -65,7 +65,6 @@ CREATE TABLE inbox (
     sender_key TEXT,
     digest BLOB NOT NULL,
     created_at INTEGER NOT NULL,
-    is_consumed INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (run_id, number),
     UNIQUE (run_id, sender_key)
 );
@@ -76,6 +75,7 @@ CREATE TABLE progress (
     part INTEGER NOT NULL,
     text TEXT NOT NULL,
     handle BLOB,
+    digest BLOB NOT NULL,
     PRIMARY KEY (run_id, step, attempt, part)
 );
 CREATE TABLE records (
@@ -83,6 +83,7 @@ CREATE TABLE records (
     key TEXT NOT NULL,
     value BLOB NOT NULL,
     version INTEGER NOT NULL,
+    digest BLOB NOT NULL,
     PRIMARY KEY (kind, key)
 );
 CREATE TABLE vectors (

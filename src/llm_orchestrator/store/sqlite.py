@@ -1,12 +1,13 @@
 """The store on SQLite: one file, one engine, readers beside it.
 
-`write-ahead log, synchronous=FULL`: a commit returns once the bytes are on the disk. One connection, on
-a thread of its own, writes and checkpoints; another one reads. Both roles of this class look alike to
-their callers:
+`write-ahead log, synchronous=FULL`: a commit returns once the bytes are on the disk. One
+connection, on a thread of its own, writes and checkpoints; another one reads. Both roles of this
+class look alike to their callers:
 
 - engine: holds the file's lock (see sqlite_file.EngineLock) from open to close and serves a local
   socket, through which other processes hand in their batches (see sqlite_share);
-- client: `commit` takes the lock for the moment if nobody has it, else sends the batch to the engine.
+- client: `commit` takes the lock for the moment if nobody has it, else sends the batch to the
+  engine.
 
 It must never write outside `BatchWriter`, and never delete to go back.
 """
@@ -30,6 +31,8 @@ from llm_orchestrator.store.sqlite_thread import DatabaseThread
 from llm_orchestrator.store.sqlite_write import BatchWriter
 
 OnCommit = Callable[[Batch], None]
+GENERATION_MAX = 1 << 20
+"""An epoch is generation x 2^40 + claims, and has 63 bits."""
 
 
 class SQLiteStore:
@@ -90,12 +93,15 @@ class SQLiteStore:
         def start() -> None:
             self._write_database = prepare(self.path, incarnation, self._clock.now_us())
             row = self._write_database.execute(self._queries["incarnation"].sql).fetchone()
-            if row is None:
+            if row is None or not isinstance(row[1], int) or not 0 < row[1] < GENERATION_MAX:
                 raise StoreDamaged(f"{self.path} has lost its identity row", hint="llmo doctor")
             self._writer = BatchWriter(self._write_database, self.node_id, row[0])
             self.generation = row[1]
 
-        await self._write_thread.submit(start)
+        try:
+            await self._write_thread.submit(start)
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
 
     async def _close_writer(self) -> None:
         if self._write_thread is not None:

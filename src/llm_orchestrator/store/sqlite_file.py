@@ -1,8 +1,8 @@
 """A store file: is it ours, may we use it, and what SQLite's errors mean.
 
-The engine's lock is `flock` on `<file>.lock`, a side file: SQLite's own POSIX locks are dropped when
-any descriptor of the database is closed in the process, flock on another file is not. The lock file's
-text names the owner, for the message that a second engine prints.
+The engine's lock is `flock` on `<file>.lock`, a side file: SQLite's own POSIX locks are dropped
+when any descriptor of the database is closed in the process, flock on another file is not. The
+lock file's text names the owner, for the message that a second engine prints.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ APPLICATION_ID = 0x4C4C4D4F
 
 SCHEMA_VERSION = 1
 _PRAGMAS = (
-    "PRAGMA busy_timeout=5000",
     "PRAGMA synchronous=FULL",
     "PRAGMA wal_autocheckpoint=4000",
     "PRAGMA temp_store=MEMORY",
 )
+
+
+_NO_ROOM = ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_TRUNCATE")
+"""A quota or a limit on a file's size is no `disk full` to SQLite, and is one to us."""
 
 
 def connect(path: Path, *, is_read_only: bool = False) -> sqlite3.Connection:
@@ -42,6 +45,7 @@ def connect(path: Path, *, is_read_only: bool = False) -> sqlite3.Connection:
     if is_read_only and not path.exists():
         raise absent(path)
     mode = "ro" if is_read_only else "rwc"
+    database = None
     try:
         database = sqlite3.connect(
             f"file:{_quote(path)}?mode={mode}",
@@ -50,11 +54,22 @@ def connect(path: Path, *, is_read_only: bool = False) -> sqlite3.Connection:
             check_same_thread=False,
             cached_statements=256,
         )
-        database.execute("PRAGMA busy_timeout=5000")
+        database.text_factory = _text
+        for pragma in ("PRAGMA busy_timeout=5000", "PRAGMA cell_size_check=ON"):
+            database.execute(pragma)
         _check_ours(database, path)
-    except sqlite3.Error as error:
-        raise translate(error, path) from error
+    except BaseException as error:
+        if database is not None:
+            database.close()
+        if isinstance(error, sqlite3.Error):
+            raise translate(error, path) from error
+        raise
     return database
+
+
+def _text(value: bytes) -> str:
+    """A flipped bit may leave no UTF-8; such text is read all the same and fits no digest."""
+    return value.decode(errors="surrogateescape")
 
 
 def prepare(path: Path, incarnation: str, now_us: int) -> sqlite3.Connection:
@@ -106,13 +121,25 @@ def absent(path: Path) -> StoreAbsent:
     return StoreAbsent(f"there is no store at {path}", hint="llmo run FILE makes one")
 
 
+def is_damage(error: sqlite3.Error) -> bool:
+    """True when the bytes in the file are at fault, not the disk, the lock or the program."""
+    name, text = getattr(error, "sqlite_errorname", None) or "", str(error)
+    return (
+        "CORRUPT" in name
+        or "NOTADB" in name
+        or "malformed" in text
+        or "no such" in text  # its schema lost a table, a column or an index
+        or "decode to UTF-8" in text
+    )
+
+
 def translate(error: sqlite3.Error, path: Path) -> StoreError:
-    """What a driver's error means to the operator."""
+    """What a driver's error means to the operator. What may pass by itself is `retryable`."""
     text = str(error)
     name = getattr(error, "sqlite_errorname", "") or ""
-    if "FULL" in name or "full" in text:
+    if "FULL" in name or "full" in text or name in _NO_ROOM:
         return StoreFull(
-            f"the disk under {path} is full; nothing acknowledged is lost",
+            f"the disk under {path} takes no more ({text}); nothing acknowledged is lost",
             hint=f"df -h '{path.parent}'",
         )
     if "NOTADB" in name or "not a database" in text:
@@ -121,12 +148,14 @@ def translate(error: sqlite3.Error, path: Path) -> StoreError:
         return StoreReadOnly(
             f"{path} cannot be opened for writing: {text}", hint=f"ls -ld '{path.parent}' '{path}'"
         )
-    if "CORRUPT" in name or "malformed" in text:
+    if is_damage(error):
         return StoreDamaged(
             f"pages of {path} are damaged: {text}", hint="llmo journal verify --all"
         )
     if "BUSY" in name or "LOCKED" in name:
-        return StoreLocked(f"{path} is locked by another program: {text}", hint="llmo doctor")
+        locked = StoreLocked(f"{path} is locked by another program: {text}", hint="llmo doctor")
+        locked.retryable = True
+        return locked
     return StoreError(f"{path}: {text}", hint="llmo doctor")
 
 
@@ -143,7 +172,7 @@ def _quote(path: Path) -> str:
 
 
 class EngineLock:
-    """`flock` on a side file: held by the one process that writes, freed by the kernel at its end."""
+    """`flock` on a side file: held by the one process that writes, freed when it ends."""
 
     def __init__(self, database: Path) -> None:
         self.path = database.with_name(database.name + ".lock")

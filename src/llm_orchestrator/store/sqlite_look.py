@@ -5,20 +5,39 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Entry, Flaw, Journal, Json, Message, NewRun, Run, RunState
-from llm_orchestrator.store.base import Progress, RunFilter
-from llm_orchestrator.store.check import check_journal, missing_tail
+from llm_orchestrator.store.base import Progress, RunFilter, RunRow, StateChange
+from llm_orchestrator.store.check import Anchor, check_journal
 from llm_orchestrator.store.queries import load_queries
-from llm_orchestrator.store.sqlite_reader import SQLiteReader, parse
-from llm_orchestrator.store.sqlite_write import message_digest
+from llm_orchestrator.store.sqlite_file import is_damage
+from llm_orchestrator.store.sqlite_reader import SQLiteReader, parse, parse_value
+from llm_orchestrator.store.sqlite_salvage import Row, read_entries, read_run_ids, read_run_rows
+from llm_orchestrator.store.sqlite_write import row_digest
 
 logger = logging.getLogger(__name__)
-_GAP_MAX = 1_000
+_NOT_FINAL = (RunState.PENDING, RunState.WAITING)
+_WHOLE, _TEXT, _MAYBE_WHOLE, _MAYBE_TEXT = (int,), (str,), (int, type(None)), (str, type(None))
+_RUN_COLUMNS: tuple[tuple[type, ...], ...] = (
+    *(_TEXT,) * 6,
+    _MAYBE_TEXT,
+    _WHOLE,
+    _WHOLE,
+    _TEXT,
+    _MAYBE_TEXT,
+    _MAYBE_TEXT,
+    _WHOLE,
+    _WHOLE,
+    _TEXT,
+    _WHOLE,
+    _MAYBE_WHOLE,
+    _MAYBE_WHOLE,
+)
+"""The types of the columns of statement `run`: damage may put anything anywhere."""
 
 
 class SQLiteLook:
@@ -27,66 +46,42 @@ class SQLiteLook:
     def __init__(self, reader: SQLiteReader) -> None:
         self._reader = reader
         self._queries = load_queries()
+        self._reported: set[str] = set()
+
+    # -- journals ------------------------------------------------------------------------------
 
     async def load(self, run_ids: Sequence[str]) -> dict[str, Journal]:
-        return await self._reader.read(lambda db: self._load(db, run_ids))
+        def work(database: sqlite3.Connection) -> dict[str, Journal]:
+            journals = {run_id: self._load(database, run_id) for run_id in run_ids}
+            return {run_id: found for run_id, found in journals.items() if found is not None}
 
-    def _load(self, database: sqlite3.Connection, run_ids: Sequence[str]) -> dict[str, Journal]:
-        journals: dict[str, Journal] = {}
-        anchor = self._queries["anchor"]
-        for run_id in run_ids:
-            entries, flaws = self._entries(database, run_id)
-            if not entries and not flaws:
-                continue
-            try:
-                found = database.execute(anchor.sql, anchor.bind(run_id=run_id)).fetchone()
-            except sqlite3.DatabaseError:
-                found = None
-            flaws += missing_tail(run_id, entries, found[0] if found else 0)
-            read_blob = partial(self._blob, database, run_id)
-            journals[run_id] = check_journal(run_id, entries, flaws, read_blob)
-        return journals
+        return await self._reader.snapshot(work)
 
-    def _entries(self, database: sqlite3.Connection, run_id: str) -> tuple[list[Entry], list[Flaw]]:
-        query = self._queries["journal"]
-        try:
-            rows = database.execute(query.sql, query.bind(run_id=run_id)).fetchall()
-        except sqlite3.DatabaseError:
-            return self._salvage(database, run_id)
-        return [Entry(*row) for row in rows], []
-
-    async def stored(self, run_id: str) -> list[Entry]:
-        return await self._reader.read(lambda db: self._entries(db, run_id)[0])
-
-    async def acceptance(self, run_id: str) -> NewRun | None:
-        try:
-            rows = await self._reader.rows("acceptance", run_id=run_id)
-            if not rows:
-                return None
-            *columns, origin, labels, value = rows[0]
-            facts = [*columns, parse(origin), parse(labels), parse(value)]
-            return NewRun(run_id, *facts)
-        except StoreDamaged:
+    def _load(self, database: sqlite3.Connection, run_id: str) -> Journal | None:
+        entries, flaws = read_entries(database, run_id)
+        if not entries and not flaws:
             return None
+        anchor, complaint = self._anchor(database, run_id)
+        if complaint:
+            flaws.append(Flaw(run_id, 0, complaint))
+        read_blob = partial(self._blob, database, run_id)
+        return check_journal(run_id, entries, flaws, read_blob, anchor=anchor)
 
-    def _salvage(self, database: sqlite3.Connection, run_id: str) -> tuple[list[Entry], list[Flaw]]:
-        """Row by row, past pages that cannot be read; stops after a gap of a thousand."""
-        query = self._queries["journal_row"]
-        rows: list[Entry] = []
-        flaws: list[Flaw] = []
-        seq, misses = 1, 0
-        while misses < _GAP_MAX:
-            try:
-                row = database.execute(query.sql, query.bind(run_id=run_id, seq=seq)).fetchone()
-                misses = 0 if row else misses + 1
-                if row:
-                    rows.append(Entry(*row))
-            except sqlite3.DatabaseError as error:
-                misses += 1
-                flaws.append(Flaw(run_id, seq, f"page unreadable: {error}", is_mendable=False))
-            seq += 1
-        last = rows[-1].seq if rows else 0
-        return rows, [flaw for flaw in flaws if flaw.seq <= last + 1]
+    def _anchor(self, database: sqlite3.Connection, run_id: str) -> tuple[Anchor | None, str]:
+        """What the row of `runs` says of the journal's head, and what is wrong with the row."""
+        query = self._queries["anchor"]
+        try:
+            row = database.execute(query.sql, query.bind(run_id=run_id)).fetchone()
+        except sqlite3.DatabaseError as error:
+            return None, f"the row of runs cannot be read: {error}"
+        if row is None:
+            return None, "the row of runs is missing"
+        seq, digest = row
+        if seq == 0 and digest is None:
+            return None, ""
+        if not isinstance(seq, int) or not isinstance(digest, bytes):
+            return None, "the row of runs has no readable anchor"
+        return Anchor(seq, digest), ""
 
     def _blob(self, database: sqlite3.Connection, run_id: str, digest: bytes) -> bytes | None:
         query = self._queries["blob"]
@@ -94,16 +89,29 @@ class SQLiteLook:
             row = database.execute(query.sql, query.bind(run_id=run_id, digest=digest)).fetchone()
         except sqlite3.DatabaseError:
             return None
-        return row[0] if row else None
+        return row[0] if row and isinstance(row[0], bytes) else None
+
+    async def stored(self, run_id: str) -> list[Entry]:
+        return await self._reader.snapshot(lambda database: read_entries(database, run_id)[0])
+
+    # -- runs ----------------------------------------------------------------------------------
 
     async def run(self, run_id: str) -> Run | None:
         rows = await self._reader.rows("run", run_id=run_id)
         return _run(rows[0]) if rows else None
 
+    async def row(self, run_id: str) -> RunRow | None:
+        try:
+            rows = await self._reader.rows("run_row", run_id=run_id)
+            return _run_row(run_id, rows[0]) if rows else None
+        except StoreDamaged:
+            return None
+
     async def runs(self, wanted: RunFilter) -> list[Run]:
-        label = wanted.label and f"{json.dumps(wanted.label[0])}:{json.dumps(wanted.label[1])}"
-        rows = await self._reader.rows(
+        label = wanted.label and f"{_json(wanted.label[0])}:{_json(wanted.label[1])}"
+        found = await self._rows(
             "runs",
+            lambda runs: _filtered(runs, wanted),
             states=f",{','.join(wanted.states)}," if wanted.states else "",
             workflow=wanted.workflow,
             parent_run_id=wanted.parent_run_id,
@@ -112,82 +120,160 @@ class SQLiteLook:
             before=wanted.before,
             limit=wanted.limit,
         )
-        return _readable(rows)
+        return self._readable(found)
+
+    async def run_ids(self) -> list[str]:
+        return await self._reader.snapshot(read_run_ids)
 
     async def result(self, run_id: str) -> tuple[Json, Json]:
         rows = await self._reader.rows("result", run_id=run_id)
         output, error = rows[0] if rows else (None, None)
-        return parse(output), parse(error)
+        return parse_value(output), parse_value(error)
 
     async def claimable(self, now_us: int, limit: int) -> list[Run]:
-        return _readable(await self._reader.rows("claimable", now=now_us, limit=limit))
+        def due(runs: list[Run]) -> list[Run]:
+            free = [run for run in runs if run.state in _NOT_FINAL and run.owner is None]
+            ready = [run for run in free if run.wake_at <= now_us]
+            ready.sort(key=lambda run: (-run.priority, run.wake_at, run.run_id))
+            return ready[:limit]
+
+        return self._readable(await self._rows("claimable", due, now=now_us, limit=limit))
 
     async def owned(self, owners_alive: Sequence[str]) -> list[str]:
         owner = owners_alive[0] if owners_alive else ""
-        return [str(row[0]) for row in await self._reader.rows("owned", node_id=owner)]
+
+        def foreign(runs: list[Run]) -> list[Run]:
+            return [run for run in runs if run.owner is not None and run.owner != owner]
+
+        rows = await self._rows("owned", foreign, node_id=owner)
+        return [str(row.run_id if isinstance(row, Run) else row[0]) for row in rows]
 
     async def next_wake(self) -> int | None:
-        [[wake_at]] = await self._reader.rows("next_wake")
-        return wake_at if isinstance(wake_at, int) else None
+        def earliest(runs: list[Run]) -> list[Run]:
+            free = [run for run in runs if run.state in _NOT_FINAL and run.owner is None]
+            return sorted(free, key=lambda run: run.wake_at)[:1]
+
+        for row in await self._rows("next_wake", earliest):
+            wake_at = row.wake_at if isinstance(row, Run) else row[0]
+            return wake_at if isinstance(wake_at, int) else None
+        return None
+
+    async def expirable(self, *, finished_before: int, keep: int, limit: int) -> list[Run]:
+        rows = await self._reader.rows(
+            "expirable", finished_before=finished_before, keep=keep, limit=limit
+        )
+        return self._readable(rows)
+
+    async def _rows(
+        self, name: str, choose: Callable[[list[Run]], list[Run]], /, **values: object
+    ) -> Sequence[Row | Run]:
+        """The rows of a statement; when its pages are damaged, `choose` of all that can be read."""
+        query = self._queries[name]
+
+        def work(database: sqlite3.Connection) -> Sequence[Row | Run]:
+            try:
+                rows: list[Row] = database.execute(query.sql, query.bind(**values)).fetchall()
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                logger.error("table runs is damaged, it is read row by row: %s", error)
+                return choose(self._readable(read_run_rows(database)))
+            return rows
+
+        return await self._reader.read(work)
+
+    def _readable(self, rows: Sequence[Row | Run]) -> list[Run]:
+        """The runs whose rows make sense; the others are reported once and keep nobody waiting."""
+        runs = []
+        for row in rows:
+            try:
+                runs.append(row if isinstance(row, Run) else _run(row))
+            except StoreDamaged as error:
+                if error.message not in self._reported:
+                    self._reported.add(error.message)
+                    logger.error("%s (%s)", error.message, error.hint)
+        return runs
+
+    # -- what stands beside a run --------------------------------------------------------------
 
     async def inbox(self, run_id: str) -> list[Message]:
         messages = []
         for row in await self._reader.rows("inbox", run_id=run_id):
-            run, number, kind, name, payload, sender_key, digest = row
-            if message_digest(run, number, kind, name, payload) != digest:
+            _, number, kind, name, payload, sender_key, digest = row
+            if not isinstance(payload, bytes) or digest != row_digest(
+                run_id, number, kind, name, sender_key, payload
+            ):
                 raise StoreDamaged(
-                    f"message {number} of run {run_id} does not fit its digest", run_id=run_id
+                    f"message {number} of run {run_id} does not fit its digest",
+                    run_id=run_id,
+                    hint=f"llmo journal verify {run_id}",
                 )
-            messages.append(Message(run, number, kind, name, parse(payload), sender_key))
+            messages.append(Message(run_id, number, kind, name, parse_value(payload), sender_key))
         return messages
+
+    async def inbox_seq(self, run_id: str) -> int:
+        rows = await self._reader.rows("inbox_seq", run_id=run_id)
+        return rows[0][0] if rows and isinstance(rows[0][0], int) else 0
 
     async def progress(self, run_id: str, step: str) -> Progress | None:
         rows = await self._reader.rows("progress", run_id=run_id, step=step)
+        for attempt, part, text, handle, digest in rows:
+            if not isinstance(handle, bytes) or digest != row_digest(
+                run_id, step, attempt, part, text, handle
+            ):
+                return None  # a damaged piece costs money, never truth
         if not rows:
             return None
-        newest = max(int(str(row[0])) for row in rows)
+        newest = max(row[0] for row in rows)
         parts = [row for row in rows if row[0] == newest]
-        handles = [row[2] for row in parts if row[2] is not None]
-        return Progress(
-            newest, "".join(str(row[1]) for row in parts), parse(handles[-1]) if handles else None
-        )
-
-    async def expirable(self, *, finished_before: int, keep: int, limit: int) -> list[str]:
-        rows = await self._reader.rows(
-            "expirable", finished_before=finished_before, keep=keep, limit=limit
-        )
-        return [str(row[0]) for row in rows]
-
-    async def run_ids(self) -> list[str]:
-        return [str(row[0]) for row in await self._reader.rows("run_ids")]
+        handles = [value for row in parts if (value := parse_value(row[3])) is not None]
+        return Progress(newest, "".join(row[2] for row in parts), handles[-1] if handles else None)
 
     async def structure(self) -> list[str]:
         def work(database: sqlite3.Connection) -> list[str]:
             try:
                 rows = database.execute("PRAGMA integrity_check(20)").fetchall()
+                found = [] if rows == [("ok",)] else [str(row[0]) for row in rows]
+                for node_id, *_ in database.execute(self._queries["commit_gaps"].sql):
+                    found.append(f"commits of node {node_id} are missing")
             except sqlite3.DatabaseError as error:
                 return [str(error)]
-            return [] if rows == [("ok",)] else [str(row[0]) for row in rows]
+            return found
 
         return await self._reader.read(work)
 
 
-def _readable(rows: Sequence[Sequence[Any]]) -> list[Run]:
-    """The runs whose rows make sense; the others are reported and keep nobody waiting."""
-    runs = []
-    for row in rows:
-        try:
-            runs.append(_run(row))
-        except StoreDamaged as error:
-            logger.error("%s (%s)", error.message, error.hint)
-    return runs
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
-def _run(row: Sequence[Any]) -> Run:
-    values = list(row)
+def _filtered(runs: list[Run], wanted: RunFilter) -> list[Run]:
+    def fits(run: Run) -> bool:
+        return (
+            (not wanted.states or run.state in wanted.states)
+            and wanted.workflow in (None, run.workflow)
+            and wanted.parent_run_id in (None, run.parent_run_id)
+            and wanted.queue in (None, run.queue)
+            and (wanted.label is None or run.labels.get(wanted.label[0]) == wanted.label[1])
+            and (wanted.before is None or run.run_id < wanted.before)
+        )
+
+    chosen = [run for run in runs if fits(run)]
+    return sorted(chosen, key=lambda run: run.run_id, reverse=True)[: wanted.limit]
+
+
+def _run(row: Row) -> Run:
+    values: list[Any] = list(row)
     try:
+        for value, types in zip(values, _RUN_COLUMNS, strict=True):
+            if not isinstance(value, types):
+                raise TypeError(f"a column holds {type(value).__name__}")
+            if isinstance(value, str):
+                value.encode()
         values[4] = RunState(values[4])
         values[14] = json.loads(values[14])
+        if not isinstance(values[14], dict):
+            raise TypeError("labels are no object")
     except (ValueError, TypeError) as error:
         raise StoreDamaged(
             f"the row of run {values[0]} is damaged: {error}",
@@ -195,3 +281,13 @@ def _run(row: Sequence[Any]) -> Run:
             hint=f"llmo journal repair {values[0]}",
         ) from error
     return Run(*values)
+
+
+def _run_row(run_id: str, row: Row) -> RunRow:
+    """The columns of statement `run_row`. Raises StoreDamaged when they make no sense."""
+    origin, labels, value = row[8:11]
+    state, reason, owner, wake_at, inbox_seq, output, error = row[11:18]
+    accepted: list[Any] = [*row[:8], parse(origin), parse(labels), parse_value(value)]
+    accept = NewRun(run_id, *accepted)
+    change = StateChange(state, reason, owner, wake_at, inbox_seq, output, error)
+    return RunRow(accept, change, *row[18:])

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Json
+from llm_orchestrator.store.journal import decode
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.sqlite_file import connect, translate
 from llm_orchestrator.store.sqlite_thread import DatabaseThread
@@ -37,14 +38,30 @@ class SQLiteReader:
         def work() -> T:
             if self._database is None:
                 self._database = connect(self._path, is_read_only=True)
-                self._database.text_factory = _text
             return function(self._database)
 
         try:
             result: T = await self._thread.submit(work)
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
+        except MemoryError as error:  # a flipped length asks for more than there is
+            raise StoreDamaged(
+                f"pages of {self._path} are damaged", hint="llmo journal verify --all"
+            ) from error
         return result
+
+    async def snapshot(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Like `read`, and all that `function` reads is of one moment."""
+
+        def work(database: sqlite3.Connection) -> T:
+            database.execute("BEGIN")
+            try:
+                return function(database)
+            finally:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+
+        return await self.read(work)
 
     async def rows(self, name: str, /, **values: object) -> list[Any]:
         """All rows of a named statement."""
@@ -61,11 +78,6 @@ class SQLiteReader:
             self._database = None
 
 
-def _text(value: bytes) -> str:
-    """A flipped bit may leave no UTF-8; such text is read all the same and fits no digest."""
-    return value.decode(errors="surrogateescape")
-
-
 def parse(value: object) -> Json:
     """A JSON column. Raises StoreDamaged when it is none."""
     if value is None:
@@ -74,5 +86,14 @@ def parse(value: object) -> Json:
         raise StoreDamaged("a stored value is neither text nor bytes")
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreDamaged(f"a stored value is no JSON: {error}") from error
+
+
+def parse_value(value: object) -> Json:
+    """A column that holds `{"value": ...}` as the journal encodes it."""
+    if value is None:
+        return None
+    if not isinstance(value, bytes):
+        raise StoreDamaged("a stored value is no bytes")
+    return decode(value).get("value")

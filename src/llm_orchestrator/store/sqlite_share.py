@@ -1,8 +1,9 @@
 """The local socket through which other processes hand their batches to the engine.
 
-One request, one answer: four bytes of length, then JSON. A batch is sent complete (seq, digests), so
-the engine needs no trust in it: the writing statement judges it like any other. The socket lives in
-a private folder, because a Unix socket's path is limited to about 100 bytes and a data folder's is not.
+One request, one answer: four bytes of length, then JSON. A batch is sent complete (seq, digests),
+so the engine needs no trust in it: the writing statement judges it like any other. The socket
+lives in a private folder, because a Unix socket's path is limited to about 100 bytes and a data
+folder's is not.
 """
 
 from __future__ import annotations
@@ -20,10 +21,17 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from llm_orchestrator.errors import StoreError
+from llm_orchestrator.errors import (
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+)
 from llm_orchestrator.model import Entry, NewRun, Workflow
 from llm_orchestrator.store import base
 from llm_orchestrator.store.base import Append, Batch, Outcome, Receipt, StateChange
+from llm_orchestrator.store.escape import default
 
 _LENGTH = struct.Struct(">I")
 _BYTES_MAX = 256 << 20
@@ -45,7 +53,15 @@ _TYPES: dict[str, type[Any]] = {
         base.PutVectors,
         base.Expire,
         base.Mend,
+        base.RunRow,
+        base.DropRow,
+        base.TrimCommits,
     )
+}
+
+
+_ERRORS: dict[str, type[StoreError]] = {
+    kind.kind: kind for kind in (StoreDamaged, StoreFull, StoreLocked, StoreReadOnly)
 }
 
 
@@ -76,7 +92,7 @@ async def send_batch(path: Path, batch: Batch) -> Receipt | None:
     finally:
         writer.close()
     if "error" in answer:
-        raise StoreError(answer["error"], hint=answer.get("hint"))
+        raise _ERRORS.get(answer["kind"], StoreError)(answer["error"], hint=answer.get("hint"))
     refused = {run_id: Outcome(value) for run_id, value in answer["refused"].items()}
     return Receipt(refused, is_refused=answer["is_refused"])
 
@@ -91,7 +107,7 @@ class ShareServer:
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Bind, private to this user. The lock is held, so a socket that is there is a dead one's."""
+        """Bind, private to this user. The lock is held: a socket that is there is a dead one's."""
         self._path.parent.mkdir(mode=0o700, exist_ok=True)
         if self._path.parent.stat().st_uid != os.getuid():
             raise StoreError(
@@ -119,8 +135,8 @@ class ShareServer:
         try:
             while True:
                 await _write(writer, await self._answer(await _read(reader)))
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client is gone, or we are
+        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client is gone or speaks no JSON, or we are at our end
         finally:
             self._clients.discard(task)
             writer.close()
@@ -129,14 +145,14 @@ class ShareServer:
         try:
             receipt = await self._commit(decode(request))
         except StoreError as error:
-            return {"error": error.message, "hint": error.hint}
-        except (KeyError, TypeError, ValueError) as error:
-            return {"error": f"not a batch: {error}", "hint": None}
+            return {"error": error.message, "kind": error.kind, "hint": error.hint}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return {"error": f"not a batch: {error}", "kind": "", "hint": None}
         return {"refused": dict(receipt.refused), "is_refused": receipt.is_refused}
 
 
 async def _write(writer: asyncio.StreamWriter, data: Any) -> None:
-    body = json.dumps(data).encode()
+    body = json.dumps(data, default=default).encode()
     writer.write(_LENGTH.pack(len(body)) + body)
     await writer.drain()
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Json, Workflow
 from llm_orchestrator.store.check import definition_digest
 from llm_orchestrator.store.sqlite_reader import SQLiteReader, parse
+from llm_orchestrator.store.sqlite_write import row_digest
+
+logger = logging.getLogger(__name__)
 
 
 class SQLiteShelf:
@@ -21,7 +26,8 @@ class SQLiteShelf:
         if not rows:
             return None
         found = Workflow(*rows[0])
-        if definition_digest(found.definition) != found.digest:
+        definition: object = found.definition
+        if not isinstance(definition, bytes) or definition_digest(definition) != found.digest:
             raise StoreDamaged(
                 f"the stored definition of workflow {name} {found.version} does not fit its digest",
                 hint="llmo workflows register FILE",
@@ -33,12 +39,25 @@ class SQLiteShelf:
 
     async def record(self, kind: str, key: str) -> tuple[Json, int]:
         rows = await self._reader.rows("record", kind=kind, key=key)
-        return (parse(rows[0][0]), int(str(rows[0][1]))) if rows else (None, 0)
+        if not rows:
+            return None, 0
+        value, version, digest = rows[0]
+        return _checked(kind, key, value, version=version, digest=digest), version
 
     async def records(self, kind: str) -> dict[str, Json]:
-        return {
-            str(key): parse(value) for key, value in await self._reader.rows("records", kind=kind)
-        }
+        found = {}
+        for key, value, version, digest in await self._reader.rows("records", kind=kind):
+            try:
+                found[key] = _checked(kind, key, value, version=version, digest=digest)
+            except StoreDamaged as error:
+                logger.error("%s", error.message)
+        return found
 
     async def vectors(self, index: str, namespace: str) -> list[tuple[str, bytes, bytes]]:
         return await self._reader.rows("vectors", index_name=index, namespace=namespace)
+
+
+def _checked(kind: str, key: str, value: object, *, version: object, digest: object) -> Json:
+    if not isinstance(value, bytes) or digest != row_digest(kind, key, version, value):
+        raise StoreDamaged(f"record {kind}/{key} does not fit its digest", hint="llmo doctor")
+    return parse(value)

@@ -1,8 +1,8 @@
 """One thread that owns one SQLite connection, and how coroutines talk to it.
 
-SQLite's calls block (a commit waits for the disk), so they never run on the event loop. Work is done
-in the order in which it is asked for. A caller that is cancelled does not interrupt the work: an
-interrupted commit would be one with an unknown outcome.
+SQLite's calls block (a commit waits for the disk), so they never run on the event loop. Work is
+done in the order in which it is asked for. A caller that is cancelled does not interrupt the work:
+an interrupted commit would be one with an unknown outcome.
 """
 
 from __future__ import annotations

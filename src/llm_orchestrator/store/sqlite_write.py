@@ -1,24 +1,29 @@
 """How a batch becomes one SQLite transaction.
 
-The fast path writes all appends with one `executemany` and counts the rows. When the count is short
-or the primary key objects, the transaction is rolled back and the batch is applied again one run at
-a time, each under a savepoint: the guilty run stands alone and is named, the others land.
+The fast path writes all appends with one `executemany` and counts the rows. When the count is
+short, the primary key objects or a run's content or pages are at fault, the transaction is rolled
+back and the batch is applied again one run at a time, each under a savepoint: the guilty run stands
+alone and is named, the others land. What is wrong with the disk as a whole (full, gone) fails the
+whole batch, with nothing written.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from llm_orchestrator.errors import StoreError
+from llm_orchestrator.errors import StoreError, TooLarge
+from llm_orchestrator.model import Workflow
 from llm_orchestrator.store.base import (
     Append,
     Batch,
     Change,
     Consume,
     DropProgress,
+    DropRow,
     Expire,
     Mend,
     Outcome,
@@ -29,15 +34,36 @@ from llm_orchestrator.store.base import (
     PutVectors,
     Receipt,
     Register,
+    RunRow,
+    StateChange,
+    TrimCommits,
 )
-from llm_orchestrator.store.journal import canonical
+from llm_orchestrator.store.journal import canonical, encode
 from llm_orchestrator.store.queries import load_queries
+from llm_orchestrator.store.sqlite_file import is_damage
+
+logger = logging.getLogger(__name__)
 
 Row = tuple[object, ...]
+_UNFIT = (
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    ArithmeticError,
+    RecursionError,
+    TooLarge,
+    TypeError,
+    ValueError,
+)
+"""What a driver and its encoders say of values that no column takes."""
 
 
 class Refusal(Exception):
-    """A change does not fit what is stored (a record's version moved)."""
+    """A change does not fit what is stored; `outcome` says how."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
 
 
 class BatchWriter:
@@ -48,26 +74,36 @@ class BatchWriter:
         self._node_id = node_id
         self._incarnation = incarnation
         self._queries = load_queries()
-        self._number = 0
+        self._number = self._last_number()
 
     def apply(self, batch: Batch, now_us: int) -> Receipt:
-        """One transaction. Raises sqlite3.Error with nothing written."""
+        """One transaction. Raises sqlite3.Error or StoreError with nothing written."""
         database = self._database
         database.execute("BEGIN IMMEDIATE")
         try:
             self._check_incarnation()
             receipt = self._apply_together(batch, now_us)
             if receipt is None:
-                database.execute("ROLLBACK")
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
                 database.execute("BEGIN IMMEDIATE")
                 receipt = self._apply_one_by_one(batch, now_us)
-            self._count(batch)
+            self._count(batch, receipt)
             database.execute("COMMIT")
         except BaseException:
             if database.in_transaction:
                 database.execute("ROLLBACK")
             raise
         return receipt
+
+    def _last_number(self) -> int:
+        """A client opens for each of its commits; an engine begins anew with each life."""
+        try:
+            [number] = self._execute("last_commit", node_id=self._node_id).fetchone()
+        except sqlite3.Error as error:
+            logger.error("the table of commits cannot be read: %s", error)
+            return 0
+        return number if isinstance(number, int) else 0
 
     def _check_incarnation(self) -> None:
         row = self._database.execute(self._queries["incarnation"].sql).fetchone()
@@ -77,193 +113,219 @@ class BatchWriter:
             )
 
     def _apply_together(self, batch: Batch, now_us: int) -> Receipt | None:
-        rows = [row for append in batch.appends for row in _journal_rows(append)]
         try:
+            rows = [row for append in batch.appends for row in _journal_rows(append)]
             if rows:
                 cursor = self._database.executemany(self._queries["append"].sql, rows)
                 if cursor.rowcount != len(rows):
                     return None
             for append in batch.appends:
-                self._apply_run_row(append, now_us)
+                self._apply_beside(append, now_us)
             for change in batch.changes:
                 self._apply_change(change, now_us)
-        except (sqlite3.IntegrityError, sqlite3.DataError, Refusal):
+        except (sqlite3.Error, Refusal, *_UNFIT) as error:
+            if _blame(error) is None:
+                raise
             return None
         return Receipt()
 
     def _apply_one_by_one(self, batch: Batch, now_us: int) -> Receipt:
-        """Changes belong to the batch as a whole: with one append alone they stand and fall with it."""
         refused: dict[str, Outcome] = {}
         for append in batch.appends:
-            alone = batch.changes if len(batch.appends) == 1 else _changes_of(append, batch.changes)
-            outcome = self._try(append, alone, now_us)
+            outcome = self._try(append, (), now_us)
             if outcome is not Outcome.LANDED:
                 refused[append.run_id] = outcome
-        runs = {append.run_id for append in batch.appends}
-        rest = [change for change in batch.changes if getattr(change, "run_id", None) not in runs]
-        if len(batch.appends) == 1:
-            rest = []
-        return Receipt(refused, is_refused=not self._try_rest(rest, now_us))
+        outcome = self._try(None, batch.changes, now_us)
+        return Receipt(refused, is_refused=outcome is not Outcome.LANDED)
 
-    def _try(self, append: Append, changes: Sequence[Change], now_us: int) -> Outcome:
+    def _try(self, append: Append | None, changes: Sequence[Change], now_us: int) -> Outcome:
         database = self._database
-        database.execute("SAVEPOINT run")
+        database.execute("SAVEPOINT one")
         try:
-            cursor = database.executemany(self._queries["append"].sql, _journal_rows(append))
-            if cursor.rowcount == len(append.entries):
-                self._apply_run_row(append, now_us)
-                for change in changes:
-                    self._apply_change(change, now_us)
-                database.execute("RELEASE run")
-                return Outcome.LANDED
-            outcome = Outcome.FENCED
-        except sqlite3.IntegrityError:
-            outcome = Outcome.CONFLICT
-        except Refusal:
-            outcome = Outcome.CONFLICT
-        except sqlite3.DatabaseError as error:
-            if "FULL" in getattr(error, "sqlite_errorname", ""):
-                raise
-            outcome = Outcome.DAMAGED
-        database.execute("ROLLBACK TO run")
-        database.execute("RELEASE run")
-        return self._judge(append, outcome)
-
-    def _judge(self, append: Append, outcome: Outcome) -> Outcome:
-        """Law 2: my digest at my seq means that it had landed before; another one means fenced."""
-        if outcome is Outcome.DAMAGED or not append.entries:
-            return outcome
-        last = append.entries[-1]
-        query = self._queries["digest_at"]
-        found = self._database.execute(
-            query.sql, query.bind(run_id=append.run_id, seq=last.seq)
-        ).fetchone()
-        if found is not None and found[0] == last.digest:
-            return Outcome.LANDED
-        first = append.entries[0]
-        taken = self._database.execute(
-            query.sql, query.bind(run_id=append.run_id, seq=first.seq)
-        ).fetchone()
-        return Outcome.FENCED if taken is not None and not append.accept else outcome
-
-    def _try_rest(self, changes: Sequence[Change], now_us: int) -> bool:
-        self._database.execute("SAVEPOINT rest")
-        try:
+            if append is not None:
+                rows = _journal_rows(append)
+                cursor = database.executemany(self._queries["append"].sql, rows)
+                if rows and cursor.rowcount != len(rows):
+                    raise Refusal(Outcome.DAMAGED)
+                self._apply_beside(append, now_us)
             for change in changes:
                 self._apply_change(change, now_us)
-        except (sqlite3.IntegrityError, sqlite3.DataError, Refusal):
-            self._database.execute("ROLLBACK TO rest")
-            return False
-        finally:
-            self._database.execute("RELEASE rest")
-        return True
+        except (sqlite3.Error, Refusal, *_UNFIT) as error:
+            blame = _blame(error)
+            if blame is None or not database.in_transaction:
+                raise
+            database.execute("ROLLBACK TO one")
+            database.execute("RELEASE one")
+            return blame if append is None else self._judge(append, blame)
+        database.execute("RELEASE one")
+        return Outcome.LANDED
 
-    def _count(self, batch: Batch) -> None:
+    def _judge(self, append: Append, blame: Outcome) -> Outcome:
+        """Law 2: my digest at my seq means that it had landed before; another one means fenced."""
+        if blame is Outcome.UNFIT:
+            return blame
+        try:
+            if append.entries:
+                last = append.entries[-1]
+                if self._digest_at(append.run_id, last.seq) == last.digest:
+                    return Outcome.LANDED
+            is_taken = self._digest_at(append.run_id, append.prev_seq + 1) is not None
+        except sqlite3.Error:
+            return Outcome.DAMAGED
+        return Outcome.FENCED if is_taken and append.accept is None else blame
+
+    def _digest_at(self, run_id: str, seq: int) -> object:
+        row = self._execute("digest_at", run_id=run_id, seq=seq).fetchone()
+        return None if row is None else row[0]
+
+    def _count(self, batch: Batch, receipt: Receipt) -> None:
+        """One row per commit, so that a missing one shows. Damage there stops nobody."""
+        landed = [
+            append
+            for append in batch.appends
+            if append.entries and append.run_id not in receipt.refused
+        ]
+        digests = b"".join(append.entries[-1].digest for append in landed)
+        try:
+            self._execute(
+                "count_commit",
+                node_id=self._node_id,
+                number=self._number + 1,
+                entries=sum(len(append.entries) for append in landed),
+                digest=blake2b(digests, digest_size=32).digest(),
+            )
+        except sqlite3.Error as error:
+            if not is_damage(error) or not self._database.in_transaction:
+                raise
+            logger.error("the table of commits is damaged; commits go on uncounted: %s", error)
         self._number += 1
-        digests = [append.entries[-1].digest for append in batch.appends if append.entries]
-        entries = sum(len(append.entries) for append in batch.appends)
-        total = blake2b(b"".join(digests), digest_size=32).digest()
-        self._execute(
-            "count_commit",
-            node_id=self._node_id,
-            number=self._number,
-            entries=entries,
-            digest=total,
-        )
 
     def _execute(self, name: str, /, **values: object) -> sqlite3.Cursor:
         query = self._queries[name]
         return self._database.execute(query.sql, query.bind(**values))
 
-    def _apply_run_row(self, append: Append, now_us: int) -> None:
+    def _apply_beside(self, append: Append, now_us: int) -> None:
+        """All of an append but its entries."""
+        if not append.entries and self._is_moved(append):
+            raise Refusal(Outcome.DAMAGED)
         if append.accept is not None:
-            run = append.accept
-            self._execute(
-                "accept",
-                run_id=run.run_id,
-                workflow=run.workflow,
-                version=run.version,
-                digest=run.digest,
-                priority=run.priority,
-                queue=run.queue,
-                idempotency_key=run.idempotency_key,
-                parent_run_id=run.parent_run_id,
-                wake_at=run.wake_at,
-                labels=canonical(dict(run.labels)).decode(),
-                origin=canonical(dict(run.origin)).decode(),
-                input=canonical(run.input) if _is_json(run.input) else b"null",
-                created_at=now_us,
-            )
+            self._accept(append, now_us)
         if append.change is not None:
-            change, last = append.change, append.entries[-1]
-            self._execute(
+            last = append.entries[-1]
+            done = self._execute(
                 "change_state",
                 run_id=append.run_id,
-                state=change.state,
-                reason=change.reason,
-                owner=change.owner,
+                **_columns(append.change),
+                inbox_seen=append.change.inbox_seen,
                 epoch=last.epoch,
-                wake_at=change.wake_at,
-                inbox_seen=change.inbox_seen,
-                output=change.output,
-                error=change.error,
                 head_seq=last.seq,
                 head_digest=last.digest,
                 now=now_us,
             )
+            if done.rowcount != 1:
+                raise Refusal(Outcome.DAMAGED)  # the row of `runs` is gone
+        for change in append.changes:
+            self._apply_change(change, now_us)
+
+    def _is_moved(self, append: Append) -> bool:
+        head = self._digest_at(append.run_id, append.prev_seq)
+        if append.prev_seq and head != append.prev_digest:
+            return True
+        return self._digest_at(append.run_id, append.prev_seq + 1) is not None
+
+    def _accept(self, append: Append, now_us: int) -> None:
+        run = append.accept
+        assert run is not None
+        self._execute(
+            "accept",
+            run_id=run.run_id,
+            workflow=run.workflow,
+            version=run.version,
+            digest=run.digest,
+            priority=run.priority,
+            queue=run.queue,
+            idempotency_key=run.idempotency_key,
+            parent_run_id=run.parent_run_id,
+            wake_at=run.wake_at,
+            labels=canonical(dict(run.labels)).decode(),
+            origin=canonical(dict(run.origin)).decode(),
+            input=encode({"value": run.input}),
+            created_at=now_us,
+        )
 
     def _apply_change(self, change: Change, now_us: int) -> None:
         match change:
             case Post():
                 self._post(change, now_us)
+            case PutRecord():
+                self._put_record(change)
+            case PutProgress():
+                self._put_progress(change)
+            case Register():
+                self._register(change.workflow, now_us)
+            case PutVectors():
+                self._put_vectors(change)
+            case Mend():
+                self._mend(change)
+            case _:
+                self._apply_small(change)
+
+    def _apply_small(self, change: Change) -> None:
+        match change:
             case Consume():
                 for number in change.numbers:
                     self._execute("consume", run_id=change.run_id, number=number)
-            case PutProgress():
-                handle = None if change.handle is None else canonical(change.handle)
-                self._execute(
-                    "put_progress",
-                    run_id=change.run_id,
-                    step=change.step,
-                    attempt=change.attempt,
-                    part=change.part,
-                    text=change.text,
-                    handle=handle,
-                )
             case DropProgress():
                 self._execute("drop_progress", run_id=change.run_id, step=change.step)
             case PutBlob():
                 self._execute(
                     "put_blob", run_id=change.run_id, digest=change.digest, content=change.content
                 )
-            case Register():
-                flow = change.workflow
-                self._execute(
-                    "register",
-                    name=flow.name,
-                    version=flow.version,
-                    digest=flow.digest,
-                    definition=flow.definition,
-                    created_at=flow.created_at or now_us,
-                )
-            case PutRecord():
-                self._put_record(change)
-            case PutVectors():
-                for key, vector, metadata in change.rows:
-                    self._execute(
-                        "put_vector",
-                        index_name=change.index,
-                        namespace=change.namespace,
-                        id=key,
-                        vector=vector,
-                        metadata=metadata,
-                    )
             case Expire():
                 for run_id in change.run_ids:
-                    for table in ("journal", "inbox", "blobs", "progress", "run"):
-                        self._execute(f"expire_{table}", run_id=run_id)
-            case Mend():
-                self._mend(change, now_us)
+                    if self._execute("expire_run", run_id=run_id).rowcount == 1:
+                        for table in ("journal", "inbox", "blobs", "progress"):
+                            self._execute(f"expire_{table}", run_id=run_id)
+            case DropRow():
+                self._execute("drop_stray", run_id=change.run_id)
+            case TrimCommits():
+                self._execute("trim_commits", node_id=change.node_id, number=change.number)
+
+    def _put_progress(self, change: PutProgress) -> None:
+        handle = encode({"value": change.handle})
+        self._execute(
+            "put_progress",
+            run_id=change.run_id,
+            step=change.step,
+            attempt=change.attempt,
+            part=change.part,
+            text=change.text,
+            handle=handle,
+            digest=row_digest(
+                change.run_id, change.step, change.attempt, change.part, change.text, handle
+            ),
+        )
+
+    def _register(self, flow: Workflow, now_us: int) -> None:
+        self._execute(
+            "register",
+            name=flow.name,
+            version=flow.version,
+            digest=flow.digest,
+            definition=flow.definition,
+            created_at=flow.created_at or now_us,
+        )
+
+    def _put_vectors(self, change: PutVectors) -> None:
+        for key, vector, metadata in change.rows:
+            self._execute(
+                "put_vector",
+                index_name=change.index,
+                namespace=change.namespace,
+                id=key,
+                vector=vector,
+                metadata=metadata,
+            )
 
     def _post(self, change: Post, now_us: int) -> None:
         row = self._execute(
@@ -271,7 +333,7 @@ class BatchWriter:
         ).fetchone()
         if row is None:
             return  # this sender_key was posted before, or there is no such run
-        payload = canonical(change.payload)
+        payload = encode({"value": change.payload})
         self._execute(
             "post",
             run_id=change.run_id,
@@ -280,58 +342,71 @@ class BatchWriter:
             name=change.name,
             payload=payload,
             sender_key=change.sender_key,
-            digest=message_digest(change.run_id, row[0], change.kind, change.name, payload),
+            digest=row_digest(
+                change.run_id, row[0], change.kind, change.name, change.sender_key, payload
+            ),
             created_at=now_us,
         )
 
     def _put_record(self, change: PutRecord) -> None:
+        kind, key, version = change.kind, change.key, change.version
+        value = canonical(change.value)
+        digest = row_digest(kind, key, version + 1, value)
         if change.value is None:
-            done = self._execute(
-                "delete_record", kind=change.kind, key=change.key, version=change.version
-            )
-        elif change.version == 0:
-            self._execute(
-                "insert_record", kind=change.kind, key=change.key, value=canonical(change.value)
-            )
-            return
+            done = self._execute("delete_record", kind=kind, key=key, version=version)
+        elif version == 0:
+            done = self._execute("insert_record", kind=kind, key=key, value=value, digest=digest)
         else:
             done = self._execute(
-                "update_record",
-                kind=change.kind,
-                key=change.key,
-                value=canonical(change.value),
-                version=change.version,
+                "update_record", kind=kind, key=key, value=value, digest=digest, version=version
             )
         if done.rowcount != 1:
-            raise Refusal(f"record {change.kind}/{change.key} moved")
+            raise Refusal(Outcome.CONFLICT)
 
-    def _mend(self, change: Mend, now_us: int) -> None:
-        for seq, digest in change.digests:
-            self._execute("mend_digest", run_id=change.run_id, seq=seq, digest=digest)
-        for seq, payload in change.payloads:
-            self._execute("mend_payload", run_id=change.run_id, seq=seq, payload=payload)
-        if change.accept is not None:
-            self._execute("forget_run_row", run_id=change.run_id)
-            empty = Append(change.run_id, 0, b"", (), accept=change.accept)
-            self._apply_run_row(empty, now_us)
-
-
-def message_digest(run_id: str, number: int, kind: str, name: str, payload: bytes) -> bytes:
-    """What an inbox row's digest must be."""
-    head = json.dumps([run_id, number, kind, name, len(payload)]).encode()
-    return blake2b(head + payload, digest_size=32).digest()
+    def _mend(self, change: Mend) -> None:
+        for entry in change.entries:
+            self._execute("mend_entry", **entry._asdict())
+        row = change.row
+        if row is None:
+            return
+        head = Append(change.run_id, row.head_seq, row.head_digest, ())
+        if self._is_moved(head):
+            raise Refusal(Outcome.FENCED)
+        self._execute("drop_row", run_id=change.run_id)
+        self._accept(head._replace(accept=row.accept), row.created_at)
+        self._execute("set_row", run_id=change.run_id, **_row_columns(row))
 
 
-def _is_json(value: object) -> bool:
-    try:
-        canonical(value)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
+def row_digest(*columns: object) -> bytes:
+    """What the digest of a row beside the journal must be: over all that it means, with lengths."""
+    parts = [
+        column if isinstance(column, bytes) else json.dumps(column).encode() for column in columns
+    ]
+    lengths = json.dumps([len(part) for part in parts]).encode()
+    return blake2b(b"".join([lengths, *parts]), digest_size=32).digest()
 
 
-def _changes_of(append: Append, changes: Sequence[Change]) -> list[Change]:
-    return [change for change in changes if getattr(change, "run_id", None) == append.run_id]
+def _columns(change: StateChange) -> dict[str, object]:
+    values = change._asdict()
+    del values["inbox_seen"]
+    return values
+
+
+def _row_columns(row: RunRow) -> dict[str, object]:
+    values = row._asdict()
+    del values["accept"], values["change"], values["created_at"]
+    return {**_columns(row.change), **values}
+
+
+def _blame(error: Exception) -> Outcome | None:
+    """What an error says of the run at hand; None when it is not the run's."""
+    if isinstance(error, Refusal):
+        return error.outcome
+    if isinstance(error, sqlite3.IntegrityError):
+        return Outcome.CONFLICT
+    if isinstance(error, sqlite3.Error) and is_damage(error):
+        return Outcome.DAMAGED
+    return Outcome.UNFIT if isinstance(error, _UNFIT) else None
 
 
 def _journal_rows(append: Append) -> list[Row]:
@@ -339,6 +414,8 @@ def _journal_rows(append: Append) -> list[Row]:
     rows: list[Row] = []
     seq, digest = append.prev_seq, append.prev_digest
     for entry in append.entries:
+        if entry.seq != seq + 1 or entry.run_id != append.run_id:
+            raise Refusal(Outcome.UNFIT)
         rows.append((*entry, seq, digest))
         seq, digest = entry.seq, entry.digest
     return rows

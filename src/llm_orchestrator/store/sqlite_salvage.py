@@ -1,0 +1,86 @@
+"""Reading past pages that cannot be read: row by row, each row by its key, errors skipped.
+
+Slow and only used after the ordinary statement has failed: one damaged page of `runs` must not keep
+the runs of the other pages from being claimed, nor one of the journal hide a run's other entries.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from llm_orchestrator.model import Entry, Flaw
+from llm_orchestrator.store.check import entry_of
+from llm_orchestrator.store.journal import GAP_MAX
+from llm_orchestrator.store.queries import load_queries
+
+logger = logging.getLogger(__name__)
+Row = Sequence[Any]
+
+
+def read_entries(database: sqlite3.Connection, run_id: str) -> tuple[list[Entry], list[Flaw]]:
+    """A run's rows in order, and a flaw for each that is there and cannot be read."""
+    query = load_queries()["journal"]
+    try:
+        rows = database.execute(query.sql, query.bind(run_id=run_id)).fetchall()
+    except sqlite3.DatabaseError:
+        return _entries_one_by_one(database, run_id)
+    entries = [entry for row in rows if (entry := entry_of(row)) is not None]
+    return sorted(entries, key=lambda entry: entry.seq), []
+
+
+def _entries_one_by_one(
+    database: sqlite3.Connection, run_id: str
+) -> tuple[list[Entry], list[Flaw]]:
+    query = load_queries()["journal_row"]
+    entries: list[Entry] = []
+    flaws: list[Flaw] = []
+    seq, misses = 1, 0
+    while misses < GAP_MAX:
+        misses += 1
+        try:
+            row = database.execute(query.sql, query.bind(run_id=run_id, seq=seq)).fetchone()
+        except sqlite3.DatabaseError as error:
+            flaws.append(Flaw(run_id, seq, f"page unreadable: {error}", is_mendable=False))
+        else:
+            entry = entry_of(row) if row else None
+            if entry is not None:
+                entries.append(entry)
+                misses = 0
+        seq += 1
+    last = entries[-1].seq if entries else 0
+    return entries, [flaw for flaw in flaws if flaw.seq <= last + 1]
+
+
+def read_run_rows(database: sqlite3.Connection) -> list[Row]:
+    """Every row of `runs` that can be read (the columns of statement `run`)."""
+    query = load_queries()["run"]
+    rows = []
+    for run_id in read_run_ids(database):
+        try:
+            row = database.execute(query.sql, query.bind(run_id=run_id)).fetchone()
+        except sqlite3.DatabaseError as error:
+            logger.error("the row of run %s cannot be read: %s", run_id, error)
+        else:
+            if row is not None:
+                rows.append(row)
+    return rows
+
+
+def read_run_ids(database: sqlite3.Connection) -> list[str]:
+    """Every run of which a row or an entry can be found."""
+    found: set[str] = set()
+    for name in ("ids_of_rows", "ids_of_entries"):
+        found.update(_column(database, load_queries()[name].sql))
+    return sorted(found)
+
+
+def _column(database: sqlite3.Connection, sql: str) -> Iterable[str]:
+    try:
+        for row in database.execute(sql):
+            if isinstance(row[0], str):
+                yield row[0]
+    except sqlite3.DatabaseError as error:
+        logger.error("an index cannot be read to its end: %s", error)
