@@ -174,7 +174,11 @@ class Driver:
             changes.append(Consume(execution.run_id, tuple(execution.requests)))
         parent = execution.fold.accepted.get("parent_run_id")
         end = End(
-            execution.run_id, decision.state, happening.reason, happening.output, happening.error
+            execution.run_id,
+            decision.state,
+            decision.change.reason,
+            decision.output,
+            decision.error,
         )
         if parent and decision.state.is_final:
             changes.append(_news(parent, end))

@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from llm_orchestrator.errors import Refused
+from llm_orchestrator.errors import Refused, TooLarge
 from llm_orchestrator.model import Draft, Json, Kind, RunState
 from llm_orchestrator.store.base import StateChange
-from llm_orchestrator.store.journal import canonical, encode
+from llm_orchestrator.store.journal import encode, round_trip
 
 
 class Event(StrEnum):
@@ -82,6 +82,8 @@ TRANSITIONS: dict[RunState, dict[Event, RunState]] = {
     _CANCELLED: {},
 }
 
+WAKE_MAX = 1 << 62
+"""The latest wake-up that a column holds."""
 _TAKES_OWNER = frozenset({Event.CLAIM, Event.TAKEOVER})
 _RAISES_EPOCH = frozenset({Event.CLAIM, Event.TAKEOVER, Event.REWIND})
 
@@ -108,11 +110,15 @@ class Decision:
     epoch: int
     draft: Draft
     change: StateChange
+    output: Json = None
+    """As recorded: what is live equals what a replay reads."""
+    error: Json = None
 
 
 def decide(state: RunState, epoch: int, happening: Happening) -> Decision:
     """The next state of a run, with the entry that records it. Raises Refused outside the table."""
     event = happening.event
+    wake_at = min(happening.wake_at, WAKE_MAX)
     following = TRANSITIONS[state].get(event)
     if following is None:
         raise Refused(f"a run that is {state} takes no {event}", hint="llmo runs explain ID")
@@ -128,24 +134,30 @@ def decide(state: RunState, epoch: int, happening: Happening) -> Decision:
         data["reason"] = happening.reason
     if event is Event.COMPLETE:
         data["output"] = happening.output
+    if event is Event.WAIT:
+        data["wake_at"] = wake_at
     if happening.error is not None:
         data["error"] = happening.error
+    try:
+        payload, recorded = round_trip(data)
+    except TooLarge as large:
+        facts = {"kind": large.kind, "message": f"its output is too large: {large.message}"}
+        return decide(state, epoch, Happening(Event.FAIL, "too_large", error=facts))
+    output, error = recorded.get("output"), recorded.get("error")
     change = StateChange(
         state=following,
         reason=happening.reason,
         owner=happening.owner if event in _TAKES_OWNER else None,
-        wake_at=happening.wake_at,
+        wake_at=wake_at,
         inbox_seen=happening.inbox_seen,
-        output=_bytes(happening.output) if event is Event.COMPLETE else None,
-        error=None if happening.error is None else _bytes(happening.error),
+        output=column_bytes(output) if event is Event.COMPLETE else None,
+        error=None if error is None else column_bytes(error),
     )
     step_up = 1 if event in _RAISES_EPOCH else 0
-    return Decision(following, epoch + step_up, Draft(kind, "", 0, encode(data)), change)
+    draft = Draft(kind, "", 0, payload)
+    return Decision(following, epoch + step_up, draft, change, output, error)
 
 
-def _bytes(value: Json) -> bytes:
-    """JSON for a column of `runs`; what JSON cannot say stands in the journal, escaped."""
-    try:
-        return canonical(value)
-    except (TypeError, ValueError, RecursionError):
-        return b'{"$escaped":"see the journal"}'
+def column_bytes(value: Json) -> bytes:
+    """A JSON value as a column of `runs` holds it."""
+    return encode({"value": value})

@@ -3,27 +3,35 @@
 `verify` names the rows that do not fit the chain. From them, in this order:
 
 1. a stored digest that flipped while the entry is whole: put the digest right;
-2. entry 1, which the row of `runs` repeats: rebuild it, and believe it only if the chain's own digest
-   says that it is byte for byte the same;
-3. everything else is given up by a `rewound` entry that lists the lost rows. Steps whose own entry is
-   lost run again; all others stand.
+2. an entry that the row of `runs` repeats (the first: how it was accepted; the last: how it
+   ended): rebuild it, and believe it only if the chain's own digests say that it is the same, byte
+   for byte;
+3. everything else is given up by a `rewound` entry that lists the lost rows. Steps whose own entry
+   is lost run again; all others stand.
 
-A row that may have been the record of an effect that must not be doubled (its kind is `intent`, or
-cannot be read) pauses the run for a person: reason `damaged`. Nothing is deleted.
+A row that may have been the record of an effect that must not be doubled, or of somebody's will
+(its kind is `intent`, `signal`, `decision`, or cannot be read), pauses the run for a person: reason
+`damaged`, in the same commit. Nothing is deleted. At the end the row of `runs` says what the
+journal says.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llm_orchestrator.engine.acceptance import accepted_draft
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, fold
-from llm_orchestrator.errors import StoreDamaged, TooLarge
-from llm_orchestrator.model import Draft, Entry, Flaw, Journal, Json, Kind, NewRun, RunState
+from llm_orchestrator.engine.rows import contradiction, row_of
+from llm_orchestrator.errors import Refused, StoreDamaged, TooLarge
+from llm_orchestrator.model import Draft, Entry, Flaw, Journal, Json, Kind, RunState
 from llm_orchestrator.store import journal as chains
-from llm_orchestrator.store.base import Batch, Mend, Store
+from llm_orchestrator.store.base import Batch, Mend, PutBlob, RunRow, Store
+from llm_orchestrator.store.check import within_reach
 from llm_orchestrator.store.journal import encode
 from llm_orchestrator.store.writer import GroupWriter, Head
 
@@ -32,13 +40,14 @@ _HARMLESS = frozenset(
     {
         Kind.CLAIMED,
         Kind.WAITING,
-        Kind.STATE,
         Kind.PROGRESS,
         Kind.STEP_FINISHED,
         Kind.STEP_SKIPPED,
         Kind.ATTEMPT_FAILED,
     }
 )
+_MOVING = frozenset({RunState.PENDING, RunState.RUNNING, RunState.WAITING, RunState.COMPLETED})
+"""States that the run finds again by itself when their entry is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,9 @@ class Plan:
 
     run_id: str
     flaws: tuple[Flaw, ...]
-    mend: Mend | None
+    entries: tuple[Entry, ...]
+    """Rows to put back as they were."""
+    blobs: tuple[PutBlob, ...]
     lost: tuple[tuple[int, bytes], ...]
     lost_steps: tuple[str, ...]
     needs_person: str = ""
@@ -55,76 +66,155 @@ class Plan:
     def summary(self) -> str:
         """One line for the log and the command line."""
         parts = [f"entry {flaw.seq}: {flaw.what}" for flaw in self.flaws[:5]]
+        if self.entries:
+            parts.append(f"put back as they were: {', '.join(str(e.seq) for e in self.entries)}")
         if self.lost_steps:
             parts.append(f"steps that run again: {', '.join(self.lost_steps)}")
         if self.needs_person:
             parts.append(f"paused: {self.needs_person}")
         return "; ".join(parts)
 
-    def drafts(self) -> tuple[Draft, ...]:
-        """The entries that record the repair."""
-        if not self.lost:
-            return ()
+    def draft(self) -> Draft:
+        """The entry that gives up what is lost."""
         data: dict[str, Json] = {
             "is_repair": True,
             "lost": [[seq, digest.hex()] for seq, digest in self.lost],
             "steps": list(self.lost_steps),
             "why": [f"{flaw.seq}: {flaw.what}" for flaw in self.flaws][:100],
         }
-        return (Draft(Kind.REWOUND, "", 0, encode(data)),)
+        return Draft(Kind.REWOUND, "", 0, encode(data))
 
 
-def plan(journal: Journal, stored: list[Entry], accept: NewRun | None) -> Plan:
-    """What to do about `journal.flaws`. `accept` is what the row of `runs` says of acceptance.
+def plan(journal: Journal, stored: Sequence[Entry], row: RunRow | None) -> Plan:
+    """What to do about `journal.flaws`; `row` is what the row of `runs` says.
 
     Raises StoreDamaged when not even entry 1 can be had: then nothing says what the run is.
     """
     run_id = journal.run_id
-    rows = {entry.seq: entry for entry in stored}
-    digests, payloads, lost = [], [], []
+    rows = {entry.seq: entry for entry in within_reach(stored)}
+    entries: dict[int, Entry] = {}
+    blobs: list[PutBlob] = []
+    lost: dict[int, bytes] = {}
     for flaw in journal.flaws:
-        row = rows.get(flaw.seq)
-        if flaw.is_mendable and row is not None:
-            previous = rows[flaw.seq - 1].digest if flaw.seq > 1 else chains.GENESIS
-            digests.append((flaw.seq, chains.chain(previous, row)))
-        elif flaw.seq == 1 and row is not None and accept is not None:
-            payload = _rebuild(row, accept)
-            if payload is None:
-                raise _hopeless(run_id)
-            payloads.append((1, payload))
-        elif flaw.seq == 1:
-            raise _hopeless(run_id)
+        seq = flaw.seq
+        if seq == 0 or seq in entries:
+            continue
+        whole = _rebuilt(flaw, {**rows, **entries}, row)
+        if whole is not None:
+            entries[seq] = whole.entry
+            blobs += whole.blobs
+        elif seq == 1:
+            raise StoreDamaged(
+                f"run {run_id} cannot be mended from this store: its first entry is damaged and "
+                "no copy fits",
+                run_id=run_id,
+                hint="restore it from a backup, or start it again",
+            )
         else:
-            lost.append((flaw.seq, row.digest if row is not None else b""))
-    seqs = [seq for seq, _ in lost]
-    unclear = [seq for seq in seqs if seq not in rows or rows[seq].kind not in _HARMLESS]
-    steps = tuple(sorted({rows[seq].step for seq in seqs if seq in rows and rows[seq].step}))
-    why = ""
-    if unclear:
-        numbers = ", ".join(str(seq) for seq in unclear)
-        why = f"entry {numbers} is lost and may have recorded an effect or a message"
-    mend = Mend(run_id, tuple(digests), tuple(payloads)) if digests or payloads else None
-    return Plan(run_id, tuple(journal.flaws), mend, tuple(lost), steps, why)
-
-
-def _rebuild(row: Entry, accept: NewRun) -> bytes | None:
-    """Entry 1's payload from the row of `runs`, if the chain proves that it is the same."""
-    try:
-        payload = accepted_draft(accept).payload
-    except TooLarge:
-        return None
-    if len(payload) > chains.BLOB_BYTES_MIN:
-        return None
-    rebuilt = row._replace(payload=payload)
-    return payload if chains.chain(chains.GENESIS, rebuilt) == row.digest else None
-
-
-def _hopeless(run_id: str) -> StoreDamaged:
-    return StoreDamaged(
-        f"run {run_id} cannot be mended from this store: its first entry is damaged and no copy fits",
-        run_id=run_id,
-        hint="restore it from a backup, or start it again",
+            lost[seq] = rows[seq].digest if seq in rows else b""
+    steps = {rows[seq].step for seq in lost if seq in rows and rows[seq].kind in _HARMLESS}
+    return Plan(
+        run_id,
+        tuple(journal.flaws),
+        tuple(entries.values()),
+        tuple(blobs),
+        tuple(lost.items()),
+        tuple(sorted(steps - {""})),
+        _doubt(lost, rows, row),
     )
+
+
+def _doubt(lost: Mapping[int, bytes], rows: Mapping[int, Entry], row: RunRow | None) -> str:
+    """Why a person must look at what is lost; empty when the run can go on by itself."""
+    for seq in lost:
+        kind = rows[seq].kind if seq in rows else ""
+        if kind in _HARMLESS:
+            continue
+        if kind == Kind.STATE and not _was_will(seq, rows, row):
+            continue
+        what = f"of kind {kind} " if kind in set(Kind) else ""
+        return f"entry {seq} {what}is lost: it may have recorded an effect, a message or a decision"
+    return ""
+
+
+def _was_will(seq: int, rows: Mapping[int, Entry], row: RunRow | None) -> bool:
+    """True when a lost `state` entry may have been a pause, a cancel, a failure or a retry."""
+    if row is not None and row.head_seq == seq:
+        return row.change.state not in _MOVING
+    return any(other.kind == Kind.ATTEMPT_FAILED for other in rows.values() if other.seq < seq)
+
+
+class _Candidate(NamedTuple):
+    """What an entry may have been. Its digest is yet to be found."""
+
+    entry: Entry
+    blobs: tuple[PutBlob, ...] = ()
+
+
+def _rebuilt(flaw: Flaw, rows: Mapping[int, Entry], row: RunRow | None) -> _Candidate | None:
+    """The entry as it was, if one of its possible forms fits the chain around it."""
+    seq = flaw.seq
+    previous = chains.GENESIS if seq == 1 else rows[seq - 1].digest if seq - 1 in rows else b""
+    if not previous:
+        return None
+    stored, follower = rows.get(seq), rows.get(seq + 1)
+    for candidate in _candidates(flaw, rows, row):
+        digest = chains.chain_or_none(previous, candidate.entry)
+        if digest is None:
+            continue
+        is_proved = stored is not None and digest == stored.digest
+        if follower is not None:
+            is_proved = is_proved or chains.chain_or_none(digest, follower) == follower.digest
+        if row is not None and row.head_seq == seq:
+            is_proved = is_proved or digest == row.head_digest
+        if is_proved:
+            return candidate._replace(entry=candidate.entry._replace(digest=digest))
+    return None
+
+
+def _candidates(flaw: Flaw, rows: Mapping[int, Entry], row: RunRow | None) -> Iterator[_Candidate]:
+    """What a damaged entry may have been before."""
+    seq = flaw.seq
+    stored = rows.get(seq)
+    if stored is not None and flaw.is_mendable:
+        yield _Candidate(stored)
+    if row is None:
+        return
+    drafts: list[Draft] = []
+    with contextlib.suppress(Refused, StoreDamaged, TooLarge, AttributeError, TypeError):
+        if seq == 1:
+            drafts.append(accepted_draft(row.accept))
+        if seq == row.head_seq:
+            drafts += _closings(row)
+    near = [rows[other] for other in (seq, seq - 1, seq + 1) if other in rows]
+    epochs = {entry.epoch for entry in near} | {row.epoch, _first_epoch(row.epoch)}
+    for draft in drafts:
+        blobs: tuple[PutBlob, ...] = ()
+        if len(draft.payload) > chains.BLOB_BYTES_MIN:
+            reference = chains.blob_reference(draft.payload)
+            blobs = (PutBlob(row.accept.run_id, reference[1:], draft.payload),)
+            draft = draft._replace(payload=reference)
+        for epoch in sorted(epochs):
+            at = stored.recorded_at if stored is not None else row.created_at
+            yield _Candidate(Entry(row.accept.run_id, seq, epoch, *draft, b"", at), blobs)
+
+
+def _first_epoch(epoch: int) -> int:
+    return epoch >> 40 << 40
+
+
+def _closings(row: RunRow) -> Iterator[Draft]:
+    """The entries that may have led to the state that the row is in."""
+    output, error = _value(row.change.output), _value(row.change.error)
+    for event in (Event.COMPLETE, Event.FAIL, Event.PAUSE):
+        happening = Happening(event, row.change.reason, output=output, error=error)
+        decision = decide(RunState.RUNNING, row.epoch, happening)
+        if decision.state == row.change.state:
+            yield decision.draft
+
+
+def _value(column: bytes | None) -> Json:
+    return None if column is None else chains.decode(column).get("value")
 
 
 class Mender:
@@ -137,7 +227,7 @@ class Mender:
     async def plan(self, journal: Journal) -> Plan:
         """What would be done about a damaged run."""
         stored = await self._store.look.stored(journal.run_id)
-        return plan(journal, stored, await self._store.look.acceptance(journal.run_id))
+        return plan(journal, stored, await self._store.look.row(journal.run_id))
 
     async def whole(self, journal: Journal) -> tuple[Fold, Head]:
         """A fold that may be trusted and the head to append to; mends on the way if it must.
@@ -155,16 +245,12 @@ class Mender:
         """Do it, and read the run again. Raises StoreDamaged when it still does not fit."""
         run_id = plan.run_id
         logger.error("run %s is damaged: %s", run_id, plan.summary())
-        if plan.mend is not None:
-            await self._store.commit(Batch(changes=(plan.mend,)))
+        if plan.entries:
+            await self._store.commit(Batch(changes=(*plan.blobs, Mend(run_id, plan.entries))))
         if plan.lost:
-            stored = await self._store.look.stored(run_id)
-            last = stored[-1]
-            head = Head(run_id, last.epoch, last.seq, last.digest)
-            await self._writer.append(head, plan.drafts())
-            if plan.needs_person:
-                await self._pause(head, plan)
-        journal = (await self._store.look.load([run_id]))[run_id]
+            await self._give_up(plan)
+        await self.set_row(run_id)
+        journal = await self._load(run_id)
         if journal.flaws:
             raise StoreDamaged(
                 f"run {run_id} is still damaged after its repair: {journal.flaws[0].what}",
@@ -172,12 +258,43 @@ class Mender:
             )
         return journal
 
-    async def _pause(self, head: Head, plan: Plan) -> None:
-        state = fold(plan.run_id, (await self._store.look.load([plan.run_id]))[plan.run_id].entries)
-        if state.state.is_final or state.state is RunState.PAUSED:
-            return
-        error = {"kind": "damaged", "message": plan.needs_person}
-        happening = Happening(Event.PAUSE, reason="damaged", error=error)
-        decision = decide(state.state, state.epoch, happening)
-        head.epoch = decision.epoch
-        await self._writer.append(head, (decision.draft,), change=decision.change)
+    async def _give_up(self, plan: Plan) -> None:
+        """One commit: the lost rows are named, and the run is free to go on, or paused."""
+        state = fold(plan.run_id, (await self._load(plan.run_id)).entries)
+        last = within_reach(await self._store.look.stored(plan.run_id))[-1]
+        drafts, change = [plan.draft()], None
+        happening = None
+        if plan.needs_person and state.state not in (RunState.PAUSED, RunState.CANCELLED):
+            error = {"kind": "damaged", "message": plan.needs_person}
+            happening = Happening(Event.PAUSE, "damaged", error=error)
+        elif state.state is RunState.RUNNING:
+            happening = Happening(Event.RELEASE, "repaired")
+        if happening is not None and not state.state.is_final:
+            decision = decide(state.state, state.epoch, happening)
+            drafts.append(decision.draft)
+            change = decision.change
+        head = Head(plan.run_id, state.epoch, last.seq, last.digest)
+        await self._writer.append(head, drafts, change=change)
+
+    async def set_row(self, run_id: str) -> str:
+        """Rebuild the row of `runs` if it contradicts the journal; what it had said wrong, or "".
+
+        Does nothing while the journal itself has flaws, or moves.
+        """
+        journal = await self._load(run_id)
+        if not journal.entries or any(flaw.seq for flaw in journal.flaws):
+            return ""
+        state = fold(run_id, journal.entries)
+        wrong = contradiction(await self._store.look.row(run_id), state, journal.entries)
+        wrong = wrong or "".join(flaw.what for flaw in journal.flaws)
+        if wrong:
+            mend = Mend(run_id, row=row_of(state, journal.entries))
+            receipt = await self._store.commit(Batch(changes=(mend,)))
+            if receipt.is_refused:
+                return ""  # it moved: whoever moved it has set the row
+            logger.error("the row of run %s was rebuilt: %s", run_id, wrong)
+        return wrong
+
+    async def _load(self, run_id: str) -> Journal:
+        found = (await self._store.look.load([run_id])).get(run_id)
+        return found if found is not None else Journal(run_id, ())

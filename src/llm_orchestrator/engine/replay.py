@@ -48,6 +48,7 @@ class Fold:
     state: RunState = RunState.PENDING
     reason: str = ""
     owner: str | None = None
+    wake_at: int = 0
     epoch: int = 0
     seq: int = 0
     digest: bytes = b""
@@ -126,11 +127,14 @@ def _count_usage(state: Fold, data: dict[str, Json]) -> None:
 
 def _accepted(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
     state.accepted = data
+    state.wake_at = int(data["wake_at"])
     state.created_at = entry.recorded_at
 
 
 def _claimed(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
-    state.state, state.reason, state.owner = RunState.RUNNING, "", data.get("node")
+    state.state, state.reason, state.wake_at = RunState.RUNNING, "", 0
+    state.owner = data.get("node")
+    state.output = state.error = None
 
 
 def _intent(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
@@ -186,6 +190,7 @@ def _decision(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
 def _state(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
     state.state, state.reason = RunState(data["state"]), str(data.get("reason", ""))
     state.owner = None
+    state.wake_at = int(data.get("wake_at", 0))
     state.output, state.error = data.get("output"), data.get("error")
     if data.get("event") == "retry":
         state.failures.clear()
@@ -195,7 +200,8 @@ def _rewound(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
     state.rewinds += 1
     state.owner = None
     if not data.get("is_repair"):
-        state.state, state.reason = RunState.PENDING, "rewound"
+        state.state, state.reason = RunState.PENDING, str(data.get("reason", ""))
+        state.wake_at = 0
         state.output = state.error = None
         state.failures.clear()
 
