@@ -15,6 +15,8 @@ class Inbox(Protocol):
 
     async def inbox(self, run_id: str) -> list[Message]: ...
 
+    async def inbox_seq(self, run_id: str) -> int: ...
+
 
 class Mailbox:
     """The messages of one run. `redeliver` holds payloads that a rewind gave back."""
@@ -33,8 +35,9 @@ class Mailbox:
     async def fetch(self) -> list[Message]:
         """Read what arrived; returns the requests to the run as a whole (cancel, pause, rewind)."""
         requests = []
+        seen = await self._inbox.inbox_seq(self._run_id)  # consumed ones count: a park saw them too
         for message in await self._inbox.inbox(self._run_id):
-            self.seen = max(self.seen, message.number)
+            seen = max(seen, message.number)
             if message.number in self._taken or message.number in self._messages:
                 continue
             if message.kind == SIGNAL:
@@ -42,6 +45,7 @@ class Mailbox:
             else:
                 self._taken.add(message.number)
                 requests.append(message)
+        self.seen = max(self.seen, seen)
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
         return requests
