@@ -1,0 +1,1 @@
+"""The peers, each run in a virtual environment of its own (see setup)."""
