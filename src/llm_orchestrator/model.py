@@ -65,7 +65,7 @@ class StepState(StrEnum):
 
 
 class Effect(StrEnum):
-    """May a step whose outcome is unknown be issued again without asking?"""
+    """Whether a step whose outcome is unknown may be issued again without asking."""
 
     REPEATABLE = "repeatable"
     ONCE = "once"

@@ -60,7 +60,9 @@ class Attempt(Extras):
             await self._recover()
         self.partial = self._stream.partial()
         if self.partial is not None:
-            self._execution.publish("reset", self.step, {"offset": len(self.partial.text)}, attempt=attempt)
+            self._execution.publish(
+                "reset", self.step, {"offset": len(self.partial.text)}, attempt=attempt
+            )
 
     async def _recover(self) -> None:
         fold = self._execution.fold
@@ -78,7 +80,9 @@ class Attempt(Extras):
         """Show a piece to readers; keep it with the next checkpoint."""
         stream = self._stream
         offset = stream.add(text)
-        self._execution.publish("chunk", self.step, {"text": text, "offset": offset}, attempt=self.attempt)
+        self._execution.publish(
+            "chunk", self.step, {"text": text, "offset": offset}, attempt=self.attempt
+        )
         now = self.clock.monotonic()
         if now - stream.checkpoint_at >= CHECKPOINT_S:
             stream.checkpoint_at = now

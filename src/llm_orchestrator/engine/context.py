@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from llm_orchestrator.engine.execution import Execution
 from llm_orchestrator.errors import Diverged, RunFailed
 from llm_orchestrator.language.code import CodeWorkflow, Step
+from llm_orchestrator.language.code import step as make_step
 from llm_orchestrator.model import MICROSECONDS, Json, RunState
 
 P = ParamSpec("P")
@@ -165,7 +166,7 @@ class Context:
         return _scope.get(self._root)
 
     def _place(self, name: str) -> tuple[str, int]:
-        """The key and place of the next call. Raises Diverged if the journal has another key there."""
+        """The key and place of the next call. Raises Diverged if the journal has another there."""
         scope = self._scope()
         key = self._name(scope, name)
         at = scope.calls
@@ -214,9 +215,7 @@ def unpack_input(value: Json) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _plain_step(function: Callable[..., Any]) -> Step[..., Any]:
-    from llm_orchestrator.language.code import step
-
-    return step(function)
+    return make_step(function)
 
 
 async def _all(branches: list[Any]) -> list[Any]:

@@ -37,7 +37,8 @@ from llm_orchestrator.store.base import (
     StateChange,
     Store,
 )
-from llm_orchestrator.store.journal import GENESIS, decode, encode, link
+from llm_orchestrator.store.journal import decode, encode, link
+from llm_orchestrator.store.writer import Head
 
 _TRIES = 5
 _REQUESTS = {Event.CANCEL: "cancel", Event.PAUSE: "pause", Event.REWIND: "rewind"}
@@ -71,7 +72,8 @@ class Operator:
         if new.idempotency_key is not None:
             changes.append(key_record(new))
         drafts = [accepted_draft(new)]
-        append = _chain(new.run_id, self._store.generation << 40, drafts, self._clock, accept=new)
+        fresh = Head(new.run_id, self._store.generation << 40)
+        append = self._chain(fresh, drafts, accept=new)
         receipt = await self._store.commit(Batch(appends=(append,), changes=changes))
         if new.run_id not in receipt.refused:
             return new.run_id
@@ -220,7 +222,8 @@ class Operator:
         drafts += [
             Draft(entry.kind, entry.step, entry.attempt, _free(entry.payload)) for entry in kept
         ]
-        append = _chain(new.run_id, self._store.generation << 40, drafts, self._clock, accept=new)
+        fresh = Head(new.run_id, self._store.generation << 40)
+        append = self._chain(fresh, drafts, accept=new)
         await self._commit(append)
         return new.run_id
 
@@ -269,16 +272,27 @@ class Operator:
 
     async def _append(self, state: Fold, happening: Happening, drafts: tuple[Draft, ...]) -> Answer:
         decision = decide(state.state, state.epoch, happening)
-        append = _chain(
-            state.run_id,
-            decision.epoch,
-            [*drafts, decision.draft],
-            self._clock,
-            head=(state.seq, state.digest),
-            change=decision.change,
-        )
+        head = Head(state.run_id, decision.epoch, state.seq, state.digest)
+        append = self._chain(head, [*drafts, decision.draft], change=decision.change)
         await self._commit(append)
         return Answer(state.run_id, decision.state, True, f"run is {decision.state}")
+
+    def _chain(
+        self,
+        head: Head,
+        drafts: Sequence[Draft],
+        *,
+        accept: NewRun | None = None,
+        change: StateChange | None = None,
+    ) -> Append:
+        """Entries after `head`, with their digests: what a node's writer gives at flush."""
+        entries, now, seq, digest = [], self._clock.now_us(), head.seq, head.digest
+        for draft in drafts:
+            seq += 1
+            columns = (seq, head.epoch, *draft)
+            digest = link(digest, head.run_id, columns)
+            entries.append(Entry(head.run_id, *columns, digest, now))
+        return Append(head.run_id, head.seq, head.digest, tuple(entries), accept, change)
 
     async def _commit(self, append: Append) -> None:
         receipt = await self._store.commit(Batch(appends=(append,)))
@@ -316,22 +330,3 @@ def _free(payload: bytes) -> bytes:
     data.pop("usage", None)
     data["is_copy"] = True
     return encode(data)
-
-
-def _chain(
-    run_id: str,
-    epoch: int,
-    drafts: list[Draft],
-    clock: Clock,
-    *,
-    head: tuple[int, bytes] = (0, GENESIS),
-    accept: NewRun | None = None,
-    change: StateChange | None = None,
-) -> Append:
-    seq, digest = head
-    entries, now = [], clock.now_us()
-    for kind, step, attempt, payload in drafts:
-        seq += 1
-        digest = link(digest, run_id, (seq, epoch, kind, step, attempt, payload))
-        entries.append(Entry(run_id, seq, epoch, kind, step, attempt, payload, digest, now))
-    return Append(run_id, head[0], head[1], tuple(entries), accept, change)

@@ -32,7 +32,7 @@ async def outcome(execution: Execution, flow: Flow, clock: Clock) -> Happening |
         return Happening(Event.PAUSE, reason="nondeterminism", error=_facts(error))
     except StoreError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the author's code may raise anything)
         stop = execution.gate.stop
         return stop if stop is not None else Happening(Event.FAIL, error=describe(error))
     finally:

@@ -1,7 +1,7 @@
 """The runs that are in this process: each driven to the one entry with which it leaves.
 
-A run's stay ends completed, failed, cancelled, paused, waiting or released; the machine decides, and
-it is one commit. Only runs that have something to do are here: bounded by `runs_max` and per queue.
+A run's stay ends completed, failed, cancelled, paused, waiting or released; the machine decides,
+and it is one commit. Only runs that have something to do are here, bounded in all and per queue.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class Execution:
                 intent: dict[str, Json] = {"key": self.idempotency_key(key)}
                 await self.record(Kind.INTENT, key, intent, attempt=attempt)
             return await self._finish(job, attempt, await self._work(job, attempt))
-        except Exception as error:  # noqa: BLE001 (recorded, whatever it is)
+        except Exception as error:
             if is_once and isinstance(error, ProviderUnknownOutcome | StepTimeout):
                 found = await self._decide_unknown(job, attempt)
                 if found is not None:

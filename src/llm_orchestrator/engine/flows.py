@@ -84,7 +84,7 @@ class Flows:
         return self.add_definition(stored)
 
     def _definition_flow(self, stored: Workflow) -> Flow:
-        from llm_orchestrator.engine.interpreter import definition_flow
+        from llm_orchestrator.engine.interpreter import definition_flow  # noqa: PLC0415 (slow)
 
         if self._tools is None:
             if self._make_tools is None:

@@ -98,6 +98,15 @@ class Names:
         return {**self.fixed, "steps": self.steps, "outputs": self.outputs}
 
 
+@dataclass(slots=True)
+class Place:
+    """One scope while it runs: where its keys begin, what it sees, what failed in it."""
+
+    prefix: str
+    names: Names
+    failures: list[StepFailed] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluator:
     """`steps.base.Names`: expressions of a control step."""
@@ -167,7 +176,7 @@ class Interpreter:
             },
         }
         names = Names(fixed, {}, {})
-        failure = await self._scope(self._definition.steps, "", names)
+        failure = await self._scope(self._definition.steps, Place("", names))
         if failure is not None:
             raise failure
         return self._outputs(names)
@@ -191,9 +200,7 @@ class Interpreter:
 
     # -- scopes --------------------------------------------------------------------------------
 
-    async def _scope(
-        self, steps: Sequence[BaseStep], prefix: str, names: Names
-    ) -> StepFailed | None:
+    async def _scope(self, steps: Sequence[BaseStep], place: Place) -> StepFailed | None:
         """Run one list of steps; the first failure, if there was one."""
         graph = Graph(
             dependency_table(steps, self._tools.templates),
@@ -204,57 +211,49 @@ class Interpreter:
         substitutes = {step.fallback_id for step in steps if step.fallback_id}
         ended: asyncio.Queue[asyncio.Task[StepState]] = asyncio.Queue()
         running: dict[asyncio.Task[StepState], str] = {}
-        failures: list[StepFailed] = []
         try:
             while True:
                 for step_id, reason in graph.take_ready():
                     if step_id in substitutes:
-                        reason = reason if step_id not in names.steps else "done as a fallback"
                         reason = reason or "no step needed it"
-                    if is_fail_fast and names.alarm.rings():
+                    if is_fail_fast and place.names.alarm.rings():
                         continue
-                    work = self._step(by_id[step_id], prefix, names, reason, failures)
-                    task = asyncio.create_task(work)
+                    task = asyncio.create_task(self._step(by_id[step_id], place, reason))
                     task.add_done_callback(ended.put_nowait)
                     running[task] = step_id
                 if not running:
-                    if failures:
-                        return failures[0]
-                    return None if graph.is_done else _stopped(prefix)
+                    if place.failures:
+                        return place.failures[0]
+                    return None if graph.is_done else _stopped(place.prefix)
                 task = await ended.get()
                 graph.end(running.pop(task), task.result())
         except BaseException:
             await _abandon(running)
             raise
 
-    async def _step(
-        self,
-        step: BaseStep,
-        prefix: str,
-        names: Names,
-        reason: str,
-        failures: list[StepFailed],
-    ) -> StepState:
-        key = prefix + step.id
+    async def _step(self, step: BaseStep, place: Place, reason: str) -> StepState:
+        key, names = place.prefix + step.id, place.names
         fold = self._execution.fold
         try:
             if not reason and key in fold.skipped:
                 reason = fold.skipped[key]
             if not reason and step.condition is not None and not self._is_wanted(step, names):
                 reason = "its condition is false"
+            if reason and step.id in names.steps:
+                return StepState.COMPLETED  # done already, as the fallback of another
             if reason:
                 self._skip(key, reason)
-                return StepState.SKIPPED if step.id not in names.steps else StepState.COMPLETED
+                return StepState.SKIPPED
             bound = await self._bound(step, key, names)
         except (StepFailed, TemplateError) as error:
             failure = _as_failure(key, error)
             if step.fallback_id:
-                bound = await self._substitute(step, prefix, names)
+                bound = await self._substitute(step, place)
             elif step.on_error == "continue":
                 bound = dict.fromkeys(step.bound_names() or step.natural_names())
                 bound["error"] = failure.message
             else:
-                failures.append(failure)
+                place.failures.append(failure)
                 names.alarm.has_rung = True
                 return StepState.FAILED
         names.steps[step.id] = bound
@@ -270,10 +269,11 @@ class Interpreter:
             self._execution.note(Kind.STEP_SKIPPED, key, {"reason": reason})
             self._execution.publish("skipped", key, {"reason": reason})
 
-    async def _substitute(self, step: BaseStep, prefix: str, names: Names) -> Outputs:
+    async def _substitute(self, step: BaseStep, place: Place) -> Outputs:
         """The outputs of the fallback step, run once however many steps fall back on it."""
-        other = self._definition.step(prefix + str(step.fallback_id))
-        key = prefix + other.id
+        names = place.names
+        other = self._definition.step(place.prefix + str(step.fallback_id))
+        key = place.prefix + other.id
         if key not in self._substitutes:
             self._substitutes[key] = asyncio.create_task(self._bound(other, key, names))
         bound = await self._substitutes[key]
@@ -363,7 +363,7 @@ class Interpreter:
             if plan.wait is not None:
                 waited = await self._wait(key, plan.wait)
             else:
-                await self._children(key, plan, children, names)
+                await self._children(Place(f"{key}/", names), plan, children)
 
     async def _wait(self, key: str, wait: Timer | Signal | ChildRun) -> dict[str, Json]:
         execution = self._execution
@@ -383,15 +383,13 @@ class Interpreter:
             complain=None if schema is None else lambda payload: _complaint(payload, schema),
         )
 
-    async def _children(
-        self, key: str, plan: Plan, children: dict[str, Outcome], names: Names
-    ) -> None:
+    async def _children(self, place: Place, plan: Plan, children: dict[str, Outcome]) -> None:
         """Run the plan's children that have not ended yet; stops early when one fails."""
         missing = (child for child in plan.children if child.key not in children)
         count = len(plan.children) - len(children)
         width = min(plan.max_concurrency or count, count)
         workers = [
-            asyncio.create_task(self._work_off(missing, key, children, names)) for _ in range(width)
+            asyncio.create_task(self._work_off(missing, place, children)) for _ in range(width)
         ]
         try:
             for worker in workers:
@@ -401,11 +399,12 @@ class Interpreter:
             raise
 
     async def _work_off(
-        self, missing: Iterator[Child], key: str, children: dict[str, Outcome], names: Names
+        self, missing: Iterator[Child], place: Place, children: dict[str, Outcome]
     ) -> None:
         for child in missing:
-            inside = names.inside(child)
-            failure = await self._scope(child.steps, f"{key}/{child.key}/", inside)
+            inside = place.names.inside(child)
+            inner = Place(f"{place.prefix}{child.key}/", inside)
+            failure = await self._scope(child.steps, inner)
             if failure is not None:
                 children[child.key] = Outcome(StepState.FAILED, {}, failure.message)
                 return

@@ -193,7 +193,7 @@ class Node:
     # -- claiming ------------------------------------------------------------------------------
 
     def _notice(self, batch: Batch) -> None:
-        """A commit landed: is there something to claim, or a message for a run that is here?"""
+        """Look at a commit that landed: something to claim, or a message for a run that is here."""
         for append in batch.appends:
             change = append.change
             if change is None:
@@ -209,13 +209,15 @@ class Node:
                 self._wake.set()
 
     async def _claim_forever(self) -> None:
+        trouble = ""
         while True:
             self._wake.clear()
             try:
                 pause_s = await self._claim_due()
             except StoreError as error:
-                logger.error("cannot look for runs to claim: %s", error.message)
-                pause_s = 1.0
+                if error.message != trouble:
+                    logger.error("cannot look for runs to claim: %s", error.message)
+                trouble, pause_s = error.message, 1.0
             if pause_s > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), pause_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -112,28 +113,26 @@ class Scheduler:
                 await self._store.commit(Batch(changes=(moved,)))
             return following
         for moment in times[:-1]:
-            await self._accept(name, value, moment, ())
-        await self._accept(name, value, times[-1], (moved,))
+            await self._accept(_planned(name, value, moment))
+        await self._accept(_planned(name, value, times[-1]), moved)
         return following
 
-    async def _accept(
-        self, name: str, value: dict[str, Json], moment: int, changes: tuple[PutRecord, ...]
-    ) -> None:
-        run_id = derived_run_id(_ROOT, f"{KIND}/{name}/{moment}")
-        new = NewRun(
-            run_id,
-            name,
-            value["version"],
-            value["digest"],
-            origin={"schedule": name, "planned_at": moment},
-            input=value["inputs"],
-        )
-        own = tuple(
-            PutRecord(change.kind, change.key, change.value, change.version, run_id)
-            for change in changes
-        )
-        head = Head(run_id, self._store.generation << 40)
+    async def _accept(self, new: NewRun, moved: PutRecord | None = None) -> None:
+        changes = () if moved is None else (replace(moved, run_id=new.run_id),)
+        head = Head(new.run_id, self._store.generation << 40)
         try:
-            await self._writer.append(head, (accepted_draft(new),), accept=new, changes=own)
+            await self._writer.append(head, (accepted_draft(new),), accept=new, changes=changes)
         except Refused:
             return  # somebody else fired this time; the next look sees the moved record
+
+
+def _planned(name: str, value: dict[str, Json], moment: int) -> NewRun:
+    """The run of one planned time, the same whoever starts it."""
+    return NewRun(
+        derived_run_id(_ROOT, f"{KIND}/{name}/{moment}"),
+        name,
+        value["version"],
+        value["digest"],
+        origin={"schedule": name, "planned_at": moment},
+        input=value["inputs"],
+    )

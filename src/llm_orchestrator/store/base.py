@@ -57,7 +57,7 @@ class Append(NamedTuple):
     """Inserts the row of `runs`; only with prev_seq 0."""
     change: StateChange | None = None
     changes: Sequence[Change] = ()
-    """Changes of other tables, also of other runs' inboxes: they stand and fall with the entries."""
+    """Changes of other tables, also of other runs' inboxes: they stand and fall with these."""
 
 
 class RunRow(NamedTuple):
@@ -226,7 +226,7 @@ class Outcome(StrEnum):
     CONFLICT = "conflict"
     """The run is there already, or a record that comes with it has moved."""
     DAMAGED = "damaged"
-    """Its pages cannot be read, or the predecessor is not there (damaged, or the store went back)."""
+    """Its pages cannot be read, or the predecessor is not there (or the store went back)."""
     UNFIT = "unfit"
     """Its content cannot be stored, whoever tries."""
 
@@ -303,7 +303,7 @@ class Look(Protocol):
         ...
 
     async def inbox_seq(self, run_id: str) -> int:
-        """How many messages the run was ever sent: what a park has seen when it asked this first."""
+        """How many messages the run was ever sent: what a park has seen if it asked this first."""
         ...
 
     async def progress(self, run_id: str, step: str) -> Progress | None:

@@ -1,9 +1,9 @@
 """Reading with suspicion: a run's rows become a Journal whose flaws are named.
 
-Three things vouch for each other: the chain, the row of `runs` (which repeats the digest of the entry
-of its last state change: the anchor), and the repairs of the past. A repair never deletes. It appends a
-`rewound` entry whose payload lists, under `lost`, the seq and stored digest of every row that it gives
-up; from then on those rows are skipped, here and in the fold.
+Three things vouch for each other: the chain, the row of `runs` (which repeats the digest of the
+entry of its last state change: the anchor), and the repairs of the past. A repair never deletes.
+It appends a `rewound` entry whose payload lists, under `lost`, the seq and stored digest of every
+row that it gives up; from then on those rows are skipped, here and in the fold.
 
 A flaw with seq 0 is one of the row of `runs`, not of the journal.
 """

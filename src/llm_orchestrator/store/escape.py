@@ -1,8 +1,9 @@
 """Any Python value as JSON: what a step returns is paid for, so nothing it returns may be refused.
 
-`default` knows the ordinary values that have one obvious form; `escape` takes all others, and never
-raises for what a foreign object does when it is looked at. What JSON lacks becomes an object with one
-key that starts with `$`; an object that looks like one is wrapped, so `unescape` cannot mistake it.
+`default` knows the ordinary values that have one obvious form; `escape` takes all others, and
+never raises for what a foreign object does when it is looked at. What JSON lacks becomes an object
+with one key that starts with `$`; an object that looks like one is wrapped, so `unescape` cannot
+mistake it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def escape(value: object, depth: int = 0) -> object:
         return {"$repr": _safe_repr(value)}
     try:
         return _escape(value, depth)
-    except Exception:  # whatever a foreign object does when asked, its repr is kept
+    except Exception:  # noqa: BLE001, whatever a foreign object does when asked, its repr is kept
         return {"$repr": _safe_repr(value)}
 
 
@@ -91,7 +92,7 @@ def _name(key: object) -> str:
 def _safe_repr(value: object) -> str:
     try:
         return repr(value)[:_REPR_CHARACTERS_MAX]
-    except Exception:
+    except Exception:  # noqa: BLE001 (a foreign object may raise anything)
         return f"<{type(value).__name__}>"
 
 

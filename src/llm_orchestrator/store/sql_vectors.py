@@ -59,7 +59,7 @@ class SqlVectors:
         *,
         top_k: int,
         namespace: str = "",
-        filter: Mapping[str, Json] | None = None,
+        filter: Mapping[str, Json] | None = None,  # noqa: A002 (the protocol's word)
         include_metadata: bool = True,
         include_vectors: bool = False,
     ) -> Sequence[Hit]:

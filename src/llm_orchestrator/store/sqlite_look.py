@@ -290,4 +290,5 @@ def _run_row(run_id: str, row: Row) -> RunRow:
     accepted: list[Any] = [*row[:8], parse(origin), parse(labels), parse_value(value)]
     accept = NewRun(run_id, *accepted)
     change = StateChange(state, reason, owner, wake_at, inbox_seq, output, error)
-    return RunRow(accept, change, *row[18:])
+    epoch, head_seq, head_digest, *times = row[18:]
+    return RunRow(accept, change, epoch, head_seq, head_digest or b"", *times)

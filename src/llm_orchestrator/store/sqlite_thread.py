@@ -43,7 +43,7 @@ class DatabaseThread:
             failure: BaseException | None = None
             try:
                 result = function()
-            except BaseException as error:  # carried to the caller, whatever it is
+            except BaseException as error:  # noqa: BLE001 (carried to the caller)
                 failure = error
             try:
                 loop.call_soon_threadsafe(_settle, future, result, failure)

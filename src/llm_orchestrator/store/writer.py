@@ -72,8 +72,8 @@ class Ticket:
         self,
         head: Head,
         drafts: Sequence[Draft],
-        future: asyncio.Future[None],
         *,
+        future: asyncio.Future[None],
         change: StateChange | None,
         accept: NewRun | None,
         changes: Sequence[Change],
@@ -231,7 +231,7 @@ class GroupWriter:
             future.exception()
             return future
         self._core.queue.append(
-            Ticket(head, drafts, future, change=change, accept=accept, changes=changes)
+            Ticket(head, drafts, future=future, change=change, accept=accept, changes=changes)
         )
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)

@@ -14,9 +14,9 @@ from llm_orchestrator.clock import Clock, RealClock, new_run_id
 from llm_orchestrator.config import Config
 from llm_orchestrator.engine.acceptance import KEY_RECORD, input_digest, key_of
 from llm_orchestrator.engine.control import Operator
+from llm_orchestrator.engine.driver import End, NodeOptions
 from llm_orchestrator.engine.execution import Publish
 from llm_orchestrator.engine.flows import Flow, Flows, is_code
-from llm_orchestrator.engine.driver import End, NodeOptions
 from llm_orchestrator.engine.node import Node, registration
 from llm_orchestrator.errors import (
     ConfigError,
@@ -33,6 +33,7 @@ from llm_orchestrator.store.sqlite import SQLiteStore
 if TYPE_CHECKING:
     from llm_orchestrator.engine.interpreter import Tools
 
+_FILE_ENDINGS = (".yaml", ".yml", ".json")
 logger = logging.getLogger(__name__)
 
 
@@ -198,7 +199,7 @@ class Orchestrator:
         if isinstance(workflow, CodeWorkflow):
             flow = self.node.add_code(workflow)
             return flow, registration(workflow), {} if inputs is None else inputs
-        if isinstance(workflow, Path) or workflow.endswith((".yaml", ".yml", ".json")):
+        if str(workflow).endswith(_FILE_ENDINGS):
             return await self._resolve_file(Path(workflow), inputs)
         found = await self.node.flows.find(workflow, None)
         stored = await self.store.shelf.workflow(workflow)

@@ -1,6 +1,7 @@
 """What only workflow files need: definitions, templates, step types, providers.
 
-Kept apart from orchestrator.py because it is slow to import, and a Python workflow needs none of it.
+Kept apart from orchestrator.py because it is slow to import, and a Python workflow needs none of
+it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def load_workflow(file: Path, config: Config, *, above: tuple[Path, ...] = ()) -
     place = file.resolve()
     if place in above:
         chain = " -> ".join(str(path.name) for path in (*above, place))
-        raise DefinitionError([Problem(str(file), 1, 1, f"workflow files call each other: {chain}")])
+        raise DefinitionError(
+            [Problem(str(file), 1, 1, f"workflow files call each other: {chain}")]
+        )
     definition = load_file(file, known_providers=known_providers(config))
     data = json.loads(definition.canonical())
     children: list[Workflow] = []
@@ -79,9 +82,7 @@ def _child_steps(data: Json) -> list[dict[str, Json]]:
 
 def as_workflow(definition: Definition) -> Workflow:
     """A definition as the store keeps it."""
-    return Workflow(
-        definition.name, definition.version, definition.digest, definition.canonical()
-    )
+    return Workflow(definition.name, definition.version, definition.digest, definition.canonical())
 
 
 def checked_inputs(definition: Definition, inputs: Json) -> Json:
