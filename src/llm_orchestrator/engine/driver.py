@@ -83,6 +83,11 @@ class Driver:
         limit = self._options.queues.get(queue)
         return (limit is None or self.queues[queue] < limit) and self.room > 0
 
+    def full_queues(self) -> list[str]:
+        """The queues whose limit is reached."""
+        limits = self._options.queues.items()
+        return [queue for queue, limit in limits if self.queues[queue] >= limit]
+
     async def stop(self, *, grace_s: float) -> None:
         """Let steps in flight end for `grace_s`, then release every run."""
         release = Happening(Event.RELEASE, reason="released")

@@ -237,7 +237,12 @@ class Node:
         if room <= 0:
             return POLL_S
         now = self._clock.now_us()
-        due = await self._store.look.claimable(now, min(room, CLAIM_MAX) + len(self._strange))
+        due = await self._store.look.claimable(
+            now,
+            min(room, CLAIM_MAX) + len(self._set_aside),
+            full_queues=self.driver.full_queues(),
+            strange=tuple(self._strange),
+        )
         wanted = self._choose(due)
         if wanted:
             await self._claim(wanted)
@@ -262,8 +267,6 @@ class Node:
         planned = Counter(self.driver.queues)
         for run in due:
             if run.run_id in self.driver.driven or run.run_id in self._set_aside:
-                continue
-            if run.digest in self._strange:
                 continue
             limit = self._options.queues.get(run.queue)
             if limit is not None and planned[run.queue] >= limit:

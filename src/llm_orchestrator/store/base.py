@@ -286,8 +286,18 @@ class Look(Protocol):
         """Output and error as the row of `runs` says (for lists; decisions use the journal)."""
         ...
 
-    async def claimable(self, now_us: int, limit: int) -> list[Run]:
-        """Runs that nobody drives and whose time has come, by priority, then age."""
+    async def claimable(
+        self,
+        now_us: int,
+        limit: int,
+        *,
+        full_queues: Sequence[str] = (),
+        strange: Sequence[str] = (),
+    ) -> list[Run]:
+        """Runs that nobody drives and whose time has come, by priority, then age.
+
+        Runs of `full_queues` and of workflows whose digest is `strange` here keep nobody waiting.
+        """
         ...
 
     async def owned(self, owners_alive: Sequence[str]) -> list[str]:

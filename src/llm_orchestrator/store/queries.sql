@@ -196,6 +196,8 @@ SELECT run_id, workflow, version, digest, state, reason, owner, epoch, priority,
        idempotency_key, parent_run_id, wake_at, inbox_seq, labels, created_at, started_at, finished_at
 FROM runs
 WHERE state IN ('pending', 'waiting') AND owner IS NULL AND wake_at <= :now
+  AND instr(:full_queues, ',' || queue || ',') = 0
+  AND instr(:strange, ',' || digest || ',') = 0
 ORDER BY priority DESC, wake_at, run_id LIMIT :limit;
 
 -- name: owned

@@ -112,7 +112,7 @@ class SQLiteLook:
         found = await self._rows(
             "runs",
             lambda runs: _filtered(runs, wanted),
-            states=f",{','.join(wanted.states)}," if wanted.states else "",
+            states=_listed(wanted.states),
             workflow=wanted.workflow,
             parent_run_id=wanted.parent_run_id,
             queue=wanted.queue,
@@ -130,14 +130,31 @@ class SQLiteLook:
         output, error = rows[0] if rows else (None, None)
         return parse_value(output), parse_value(error)
 
-    async def claimable(self, now_us: int, limit: int) -> list[Run]:
+    async def claimable(
+        self,
+        now_us: int,
+        limit: int,
+        *,
+        full_queues: Sequence[str] = (),
+        strange: Sequence[str] = (),
+    ) -> list[Run]:
         def due(runs: list[Run]) -> list[Run]:
             free = [run for run in runs if run.state in _NOT_FINAL and run.owner is None]
             ready = [run for run in free if run.wake_at <= now_us]
+            ready = [run for run in ready if run.queue not in full_queues]
+            ready = [run for run in ready if run.digest not in strange]
             ready.sort(key=lambda run: (-run.priority, run.wake_at, run.run_id))
             return ready[:limit]
 
-        return self._readable(await self._rows("claimable", due, now=now_us, limit=limit))
+        rows = await self._rows(
+            "claimable",
+            due,
+            now=now_us,
+            limit=limit,
+            full_queues=_listed(full_queues),
+            strange=_listed(strange),
+        )
+        return self._readable(rows)
 
     async def owned(self, owners_alive: Sequence[str]) -> list[str]:
         owner = owners_alive[0] if owners_alive else ""
@@ -260,6 +277,11 @@ def _filtered(runs: list[Run], wanted: RunFilter) -> list[Run]:
 
     chosen = [run for run in runs if fits(run)]
     return sorted(chosen, key=lambda run: run.run_id, reverse=True)[: wanted.limit]
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Words for `instr`, each between commas; empty for none."""
+    return f",{','.join(words)}," if words else ""
 
 
 def _run(row: Row) -> Run:
