@@ -92,7 +92,7 @@ def _name(key: object) -> str:
 def _safe_repr(value: object) -> str:
     try:
         return repr(value)[:_REPR_CHARACTERS_MAX]
-    except Exception:  # noqa: BLE001 (a foreign object may raise anything)
+    except Exception:  # noqa: BLE001 - as above
         return f"<{type(value).__name__}>"
 
 

@@ -51,9 +51,9 @@ CREATE TABLE journal (
     kind TEXT NOT NULL,
     step TEXT NOT NULL,
     attempt INTEGER NOT NULL,
-    payload BLOB NOT NULL,
     digest BLOB NOT NULL,
     recorded_at INTEGER NOT NULL,
+    payload BLOB NOT NULL, -- last: the predecessor check reads `digest` and not past a long payload
     PRIMARY KEY (run_id, seq)
 );
 CREATE TABLE inbox (
@@ -106,4 +106,4 @@ CREATE TABLE commits (
     entries INTEGER NOT NULL,
     digest BLOB NOT NULL,
     PRIMARY KEY (node_id, number)
-);
+) WITHOUT ROWID;

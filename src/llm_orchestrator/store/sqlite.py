@@ -22,7 +22,7 @@ from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import StoreDamaged, StoreError, StoreLocked
 from llm_orchestrator.store.base import Batch, Receipt
 from llm_orchestrator.store.queries import load_queries
-from llm_orchestrator.store.sqlite_file import EngineLock, prepare, translate
+from llm_orchestrator.store.sqlite_file import EngineLock, extend_log, prepare, translate
 from llm_orchestrator.store.sqlite_look import SQLiteLook
 from llm_orchestrator.store.sqlite_reader import SQLiteReader
 from llm_orchestrator.store.sqlite_share import ShareServer, send_batch, socket_path
@@ -70,7 +70,7 @@ class SQLiteStore:
                 )
             await self._clock.sleep(0.05)
         try:
-            await self._open_writer()
+            await self._open_writer(is_engine=True)
             self._server = ShareServer(socket_path(self.path), self.commit)
             await self._server.start()
         except BaseException:
@@ -86,7 +86,7 @@ class SQLiteStore:
                 await self._close_writer()
         await self._reader.open()
 
-    async def _open_writer(self) -> None:
+    async def _open_writer(self, *, is_engine: bool = False) -> None:
         self._write_thread = DatabaseThread("store-writer")
         incarnation = self._clock.random_bytes(16).hex()
 
@@ -97,6 +97,8 @@ class SQLiteStore:
                 raise StoreDamaged(f"{self.path} has lost its identity row", hint="llmo doctor")
             self._writer = BatchWriter(self._write_database, self.node_id, row[0])
             self.generation = row[1]
+            if is_engine:
+                extend_log(self._write_database)
 
         try:
             await self._write_thread.submit(start)
