@@ -147,22 +147,30 @@ class Driver:
         return execution is not None
 
     async def _deliver(self, execution: Execution) -> None:
+        gate = execution.gate
+        is_counted = gate.stop is None
+        if is_counted:
+            gate.enter()  # a run does not park while its mail is being fetched
         try:
             requests = await execution.mailbox.fetch()
+            gate.inbox_seen = execution.mailbox.seen
         except StoreDamaged as error:
             logger.error("run %s: %s", execution.run_id, error.message)
             return
-        execution.gate.inbox_seen = execution.mailbox.seen
+        finally:
+            if is_counted:
+                gate.leave()
         for message in requests:
             happening = happening_of(message)
             if happening is not None:
                 execution.requests.append(message.number)
                 at_once = happening.event is not Event.PAUSE
-                execution.gate.request_stop(happening, at_once=at_once)
+                gate.request_stop(happening, at_once=at_once)
 
     async def _drive(self, execution: Execution, flow: Flow, queue: str) -> None:
         try:
             happening = await outcome(execution, flow, self._clock)
+            execution.gate.close()
             if happening is not None:
                 await self._close(execution, happening)
         except (Fenced, StoreError) as error:

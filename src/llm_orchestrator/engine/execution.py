@@ -84,6 +84,8 @@ class Services:
     slots: Slots
     starter: Starter
     publish: Publish | None = None
+    tools: Callable[[], Any] | None = None
+    """Step types and providers, made when a run first needs them (engine.interpreter.Tools)."""
 
 
 class Extras:
@@ -156,11 +158,15 @@ class Execution:
         while True:
             if ready_at:
                 await gate.wait(key, ready_at)
+            if gate.stop is not None:
+                await gate.hold()
             gate.enter()
             try:
                 return await self._attempt(job, attempt)
             except _TryAgain as again:
                 attempt, ready_at = again.attempt, again.at_us
+            except Suspended:
+                ready_at = 0  # held above, while what is in flight beside it may end
             finally:
                 gate.leave()
 
@@ -177,7 +183,7 @@ class Execution:
     async def _attempt(self, job: _Job, attempt: int) -> Json:
         key, policy = job.key, job.policy
         is_once = policy.effect is Effect.ONCE
-        if is_once and key in self.fold.intents:
+        if is_once and self.fold.intents.pop(key, None) is not None:  # unknown once, then known
             found = await self._decide_unknown(job, attempt)
             if found is not None:
                 return await self._finish(job, attempt, found["result"])
@@ -275,7 +281,6 @@ class Execution:
         """Wait for a moment on the store's clock, across restarts."""
         planned = self.fold.waits.get(key)
         if planned is None:
-            self.gate.check()
             data: dict[str, Json] = {"for": "timer", "until": until_us}
             self.note(Kind.WAITING, key, data, at=at)
             self.publish("waiting", key, data)
@@ -312,7 +317,7 @@ class Execution:
                 self.publish("refused", key, data)
             elif until <= self.services.clock.now_us():
                 nothing = {"name": name, "payload": None, "by": None, "timed_out": True}
-                await self.record(Kind.SIGNAL, key, nothing)
+                await self._busy(self.record(Kind.SIGNAL, key, nothing))
                 return nothing
             else:
                 await self.gate.wait(key, until, self.mailbox.arrival())
@@ -321,7 +326,6 @@ class Execution:
         planned = self.fold.waits.get(key)
         if planned is not None:
             return int(planned["until"])
-        self.gate.check()
         until = NEVER
         if timeout_s is not None:
             until = self.services.clock.now_us() + int(timeout_s * MICROSECONDS)
@@ -344,7 +348,18 @@ class Execution:
 
     async def _consume(self, draft: Draft, message: Message) -> None:
         consume = Consume(self.run_id, (message.number,))
-        await self.services.writer.append(self.head, (draft,), changes=(consume,))
+        await self._busy(self.services.writer.append(self.head, (draft,), changes=(consume,)))
+
+    async def _busy(self, work: Awaitable[None]) -> None:
+        """Await a commit: the run must not park beside it, as if nothing were going on."""
+        if self.gate.stop is not None:
+            await work
+            return
+        self.gate.enter()
+        try:
+            await work
+        finally:
+            self.gate.leave()
 
     async def child(
         self,
@@ -358,6 +373,8 @@ class Execution:
         """Start a run of its own and wait for its end: {run_id, state, output, error}."""
         run_id = derived_run_id(self.run_id, key)
         if key not in self.fold.signals and key not in self.fold.waits:
+            if self.gate.stop is not None:
+                await self.gate.hold()
             self.gate.enter()
             try:
                 spec = ChildSpec(run_id, self.run_id, key, workflow, version, inputs)
@@ -374,7 +391,6 @@ class Execution:
         done = self.fold.finished.get(key)
         if done is not None:
             return done.result
-        self.gate.check()
         self.note(Kind.STEP_FINISHED, key, {"result": value}, at=at)
         return value
 

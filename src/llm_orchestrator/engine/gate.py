@@ -1,9 +1,10 @@
 """Who may start, who still works, and when a run leaves the process.
 
-Once a run is asked to stop, nothing new starts; what is in flight may end (its result is paid
-for); then the run's task is cancelled and leaves. When nothing executes and everything that is
-left waits for longer than PARK_S, the run asks itself to stop: it parks and costs no memory until
-its wake-up.
+Once a run is asked to stop, nothing new starts: whoever wants to is held. What is in flight may end
+(its result is paid for); then the run's task is cancelled and leaves. When nothing executes and
+everything that is left waits for longer than PARK_S, the run asks itself to stop: it parks and
+costs no memory until its wake-up. A run that parks although something was about to move would sleep
+through it, so time alone is no proof of idleness: a loaded loop may be slow to pass things on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ PARK_S = 1.0
 """Waits shorter than this stay in memory."""
 PARK_GRACE_S = 0.01
 """How long nothing may move before a waiting run parks."""
+PARK_TURNS = 40
+"""How many turns of the event loop nothing may move, after that: an end takes some to arrive."""
 NEVER = 1 << 62
 """A wake-up that only a message brings."""
 
@@ -42,7 +45,7 @@ class Gate:
         self._clock = clock
         self._executing = 0
         self._activity = 0
-        self._waits: dict[str, int] = {}
+        self._waits: dict[str, tuple[int, asyncio.Future[None] | None]] = {}
         self.task: asyncio.Task[None] | None = None
         self.stop: Happening | None = None
         self.inbox_seen = 0
@@ -54,13 +57,18 @@ class Gate:
         if (at_once or self._executing == 0) and self.task is not None:
             self.task.cancel()
 
-    def check(self) -> None:
-        """Raise Suspended when the run is leaving."""
-        if self.stop is not None:
-            raise Suspended(f"run {self._run_id} is leaving")
+    def close(self) -> None:
+        """The run's code has ended: no stop may interrupt the entry with which it leaves."""
+        self.task = None
+
+    async def hold(self) -> None:
+        """The run is leaving: start nothing, and tear nothing down that is still in flight."""
+        if self._executing == 0:
+            asyncio.get_running_loop().call_soon(self._leave_for_good)
+        await asyncio.get_running_loop().create_future()
 
     def enter(self) -> None:
-        """Work begins. Pair with `leave`."""
+        """Work begins. Pair with `leave`; `hold` first when there is a `stop`."""
         if self.stop is not None:
             raise Suspended(f"run {self._run_id} is leaving")
         self._executing += 1
@@ -80,8 +88,9 @@ class Gate:
         self, key: str, until_us: int, event: asyncio.Future[None] | None = None
     ) -> None:
         """Until the moment or the event, whichever comes first."""
-        self.check()
-        self._waits[key] = until_us
+        if self.stop is not None:
+            await self.hold()
+        self._waits[key] = (until_us, event)
         self._activity += 1
         self._arm()
         try:
@@ -103,13 +112,19 @@ class Gate:
     def _arm(self) -> None:
         if self._executing == 0:
             loop = asyncio.get_running_loop()
-            loop.call_later(PARK_GRACE_S, self._park_if_idle, self._activity)
+            loop.call_later(PARK_GRACE_S, self._park_if_idle, self._activity, PARK_TURNS)
 
-    def _park_if_idle(self, activity: int) -> None:
+    def _park_if_idle(self, activity: int, turns: int) -> None:
         if self._executing or not self._waits or activity != self._activity or self.stop:
             return
-        wake_at = min(self._waits.values())
+        wake_at = min(until for until, _ in self._waits.values())
         if wake_at - self._clock.now_us() < PARK_S * MICROSECONDS:
+            return
+        if any(event is not None and event.done() for _, event in self._waits.values()):
+            return  # its waiter is about to run
+        if turns:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._park_if_idle, activity, turns - 1)
             return
         reason = "timer" if wake_at < NEVER else "signal"
         self.request_stop(

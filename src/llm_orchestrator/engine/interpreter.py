@@ -22,6 +22,7 @@ from llm_orchestrator.engine.attempt import Attempt
 from llm_orchestrator.engine.execution import Execution
 from llm_orchestrator.engine.flows import Flow
 from llm_orchestrator.engine.graph import Graph
+from llm_orchestrator.engine.leaf import Call, fail_leaf, perform_leaf
 from llm_orchestrator.engine.probe import ask
 from llm_orchestrator.errors import AuthorError, StepFailed, TemplateError
 from llm_orchestrator.language.base import BaseStep
@@ -31,7 +32,7 @@ from llm_orchestrator.language.graph import dependency_table
 from llm_orchestrator.language.inputs import check_inputs
 from llm_orchestrator.language.render import render_step
 from llm_orchestrator.language.templates import Templates
-from llm_orchestrator.model import MICROSECONDS, Json, Kind, Policy, StepState, Usage, Workflow
+from llm_orchestrator.model import MICROSECONDS, Json, Kind, StepState, Usage, Workflow
 from llm_orchestrator.providers.base import Providers
 from llm_orchestrator.steps.base import (
     Child,
@@ -265,7 +266,6 @@ class Interpreter:
 
     def _skip(self, key: str, reason: str) -> None:
         if key not in self._execution.fold.skipped:
-            self._execution.gate.check()
             self._execution.note(Kind.STEP_SKIPPED, key, {"reason": reason})
             self._execution.publish("skipped", key, {"reason": reason})
 
@@ -295,11 +295,6 @@ class Interpreter:
         done = self._execution.fold.finished.get(key)
         if done is not None:
             return dict(done.result)
-        leaf = self._tools.step_types.leaf(step.type)
-        try:
-            config = render_step(step, self._tools.templates, names.all())
-        except TemplateError as error:
-            config, problem = None, error
         attempt = Attempt(
             self._execution,
             key,
@@ -308,20 +303,12 @@ class Interpreter:
             spend=self._spend,
             ask=self._probe(step, key),
         )
-
-        async def work(number: int) -> Json:
-            if config is None:
-                raise problem
-            await attempt.begin(number)
-            if self._limit is None:
-                return await leaf.execute(attempt, config)
-            async with self._limit:
-                return await leaf.execute(attempt, config)
-
-        policy = Policy()
-        if config is not None:
-            policy = config.policy(leaf.effect(config), leaf.is_paid)
-        return dict(await self._execution.perform(key, work, policy, extras=attempt))
+        try:
+            config = render_step(step, self._tools.templates, names.all())
+        except TemplateError as error:
+            return await fail_leaf(self._execution, attempt, error)
+        leaf = self._tools.step_types.leaf(step.type)
+        return await perform_leaf(self._execution, attempt, Call(leaf, config, self._limit))
 
     def _probe(
         self, step: BaseStep, key: str
