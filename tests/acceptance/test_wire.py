@@ -122,6 +122,34 @@ async def test_a_run_that_outlives_its_limit_fails_with_the_limit(tmp_path: Path
     assert caught.value.state == RunState.FAILED
 
 
+@workflow
+async def asks(ctx: Context, topic: str) -> list[object]:
+    answer = await ctx.use("llm", provider="echo", model="m", prompt=f"about {topic}")
+    await ctx.wait_signal("go")
+    vector = await ctx.use("embed", provider="echo", model="m", input=answer["text"])
+    return [answer["text"], len(vector["vector"])]
+
+
+async def test_python_uses_built_in_steps_and_their_results_are_kept(tmp_path: Path) -> None:
+    async with Orchestrator(url(tmp_path), workflows=[asks]) as orchestrator:
+        run_id = await orchestrator.start(asks, {"topic": "whales"})
+    async with Orchestrator(url(tmp_path), workflows=[asks]) as orchestrator:
+        await orchestrator.operator.signal(run_id, "go")
+        assert await orchestrator.result(run_id) == ["echo: about whales", 64]
+        state = await orchestrator.operator.state(run_id)
+    assert (state.finished["llm"].attempt, state.attempts, state.repeats) == (1, 2, 0)
+
+
+async def test_python_hears_what_does_not_fit_a_built_in_step(tmp_path: Path) -> None:
+    @workflow
+    async def wrong(ctx: Context) -> None:
+        await ctx.use("llm", provider="echo", modl="m", prompt="x")
+
+    async with Orchestrator(url(tmp_path)) as orchestrator:
+        with pytest.raises(RunFailed, match=r"missing key `model`.*`modl`"):
+            await orchestrator.run(wrong)
+
+
 def test_run_sync_needs_no_event_loop(tmp_path: Path) -> None:
     @workflow
     async def hello(ctx: Context, name: str) -> str:

@@ -72,6 +72,26 @@ class Context:
 
         return self._execution.perform(key, work, step.policy, at=at)
 
+    def use(self, step_type: str, /, *, name: str | None = None, **config: Any) -> Awaitable[Any]:
+        """Perform a built-in step type, as in a workflow file: its outputs by their natural names.
+
+            answer = await ctx.use("llm", provider="openai", model="gpt-5", prompt="...")
+            print(answer["text"])
+
+        Retries, effects, prices, streaming and resume work as they do there. Raises StepFailed,
+        and AuthorError for a configuration that does not fit the type.
+        """
+        key, at = self._place(name or step_type)
+        return self._use(key, {**config, "type": step_type}, at=at)
+
+    async def _use(self, key: str, config: dict[str, Any], *, at: int) -> Any:
+        done = self._fold.finished.get(key)
+        if done is not None:
+            return done.result
+        from llm_orchestrator.engine.use import use  # noqa: PLC0415 (pydantic and providers)
+
+        return await use(self._execution, key, config, at=at)
+
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Let time pass, also while the process is gone."""
         key, at = self._place("sleep")

@@ -83,14 +83,18 @@ class Flows:
             return self._flows.get(stored.digest)
         return self.add_definition(stored)
 
-    def _definition_flow(self, stored: Workflow) -> Flow:
-        from llm_orchestrator.engine.interpreter import definition_flow  # noqa: PLC0415 (slow)
-
+    def tools(self) -> Tools:
+        """Step types, templates and providers; made when they are first needed."""
         if self._tools is None:
             if self._make_tools is None:
                 raise NotFound("this engine runs Python workflows only")
             self._tools = self._make_tools()
-        return definition_flow(stored, self._tools)
+        return self._tools
+
+    def _definition_flow(self, stored: Workflow) -> Flow:
+        from llm_orchestrator.engine.interpreter import definition_flow  # noqa: PLC0415 (slow)
+
+        return definition_flow(stored, self.tools())
 
 
 def is_code(stored: Workflow) -> bool:

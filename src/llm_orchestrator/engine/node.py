@@ -78,7 +78,7 @@ class Node:
         self.writer = GroupWriter(store, clock)
         slots = Slots(self._options.steps_max)
         self._services = Services(
-            self.writer, store.look, store.commit, clock, slots, self, publish
+            self.writer, store.look, store.commit, clock, slots, self, publish, flows.tools
         )
         self._mender = Mender(store, self.writer)
         self._wake = asyncio.Event()

@@ -7,6 +7,7 @@ lock file's text names the owner, for the message that a second engine prints.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -106,9 +107,11 @@ def extend_log(database: sqlite3.Connection) -> None:
     """
     database.execute("PRAGMA cache_size=10")  # so that the pages spill into the log
     database.execute("BEGIN")
-    database.execute("CREATE TABLE filler (content)")
-    database.execute("INSERT INTO filler VALUES (zeroblob(?))", (_LOG_BYTES,))
-    database.execute("ROLLBACK")
+    with contextlib.suppress(sqlite3.OperationalError):  # no room: the first real commit says so
+        database.execute("CREATE TABLE filler (content)")
+        database.execute("INSERT INTO filler VALUES (zeroblob(?))", (_LOG_BYTES,))
+    if database.in_transaction:
+        database.execute("ROLLBACK")
     database.execute("PRAGMA cache_size=-2000")
 
 
