@@ -1,8 +1,8 @@
 """The entry point: global flags, which verb, and what an error looks like.
 
 Nothing heavy is imported here: `llmo --version` and `llmo --help` answer at once, and each verb's
-module is loaded when called. Data goes to stdout, everything else to stderr; the process ends
-with the exit code that the error itself carries (errors.py). Tracebacks are shown only with --debug.
+module is loaded when called. Data goes to stdout, everything else to stderr; the process ends with
+the exit code that the error itself carries (errors.py). Tracebacks are shown only with --debug.
 """
 
 from __future__ import annotations

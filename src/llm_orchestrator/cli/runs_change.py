@@ -1,8 +1,8 @@
 """The verbs of `llmo runs` that change runs. Each is one request to the engine's Operator.
 
 A run that is being driven is asked through its inbox; one that nobody drives is changed at once.
-With --dry-run the machine's own table says what would happen. Several ids: what can be done is done, the
-rest is named, and the exit code is 3 when only some could.
+With --dry-run the machine's own table says what would happen. Several ids: what can be done is
+done, the rest is named, and the exit code is 3 when only some could.
 """
 
 from __future__ import annotations

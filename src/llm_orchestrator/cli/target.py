@@ -83,7 +83,7 @@ class Target:
         return await Operator(store, clock).accept(new, register=register)
 
     def new_run(self, run_id: str, inputs: Json, **options: Any) -> NewRun:
-        """The run to accept. `options` as in NewRun; labels and priority win over the workflow's."""
+        """The run to accept. `options` as in NewRun; labels and priority win over its own."""
         labels = {**self.labels, **options.pop("labels", {})}
         priority = options.pop("priority", None)
         found = self.workflow

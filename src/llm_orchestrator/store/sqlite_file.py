@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import sqlite3
 from importlib.resources import files
@@ -26,6 +27,7 @@ from llm_orchestrator.errors import (
     StoreReadOnly,
 )
 
+logger = logging.getLogger(__name__)
 APPLICATION_ID = 0x4C4C4D4F
 """`LLMO`, in the file's header (SQLite `PRAGMA application_id`)."""
 
@@ -105,11 +107,13 @@ def extend_log(database: sqlite3.Connection) -> None:
     takes half as long again. SQLite reuses the log's length after each checkpoint, but an engine
     begins with an empty one.
     """
-    database.execute("PRAGMA cache_size=10")  # so that the pages spill into the log
-    database.execute("BEGIN")
-    with contextlib.suppress(sqlite3.OperationalError):  # no room: the first real commit says so
+    try:
+        database.execute("PRAGMA cache_size=10")  # so that the pages spill into the log
+        database.execute("BEGIN")
         database.execute("CREATE TABLE filler (content)")
         database.execute("INSERT INTO filler VALUES (zeroblob(?))", (_LOG_BYTES,))
+    except sqlite3.Error as error:  # a full disk or a damaged page: only speed is lost
+        logger.warning("the write-ahead log keeps its length: %s", error)
     if database.in_transaction:
         database.execute("ROLLBACK")
     database.execute("PRAGMA cache_size=-2000")

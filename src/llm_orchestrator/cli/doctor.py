@@ -1,0 +1,228 @@
+"""`llmo doctor`: what this machine, the store and the configuration are like, and what to mend.
+
+Reads only. Each check is a function of its own and says ok, warning or error, with the command that
+mends it. The exit code is 1 only when there is an error. It tells which keys are there, never one.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from llm_orchestrator.cli.options import ObjectFormat, make_app
+from llm_orchestrator.cli.output import print_object, print_table
+from llm_orchestrator.cli.session import Session, is_served, session_of
+from llm_orchestrator.errors import OrchestratorError, StoreAbsent, StoreError
+from llm_orchestrator.model import Json, RunState
+
+if TYPE_CHECKING:
+    from llm_orchestrator.store.sqlite import SQLiteStore
+
+app = make_app("Check this machine, the store and the providers' keys.")
+COLUMNS = ("check", "state", "finding", "hint")
+PYTHON_MIN = (3, 11)
+WAL_RESET_FIXED = (3, 51, 3)
+DISK_WARNING, DISK_ERROR = 1 << 30, 64 << 20
+CHECKED_RUNS_MAX = 200
+NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre"})
+KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "COHERE_API_KEY", "PINECONE_API_KEY")
+
+
+class Finding(NamedTuple):
+    """What one check found. `state`: ok, warning or error."""
+
+    check: str
+    state: str
+    finding: str
+    hint: str = ""
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    *,
+    output: Annotated[
+        ObjectFormat, typer.Option("--output", "-o", help="How to print.")
+    ] = ObjectFormat.TABLE,
+) -> int:
+    """Check everything that a run stands on; exit code 1 when something is broken."""
+    session = session_of(context)
+    findings = [_python(), _sqlite(library()), *_configured(session)]
+    rows: list[dict[str, Json]] = [finding._asdict() for finding in findings]
+    if output is ObjectFormat.TABLE:
+        print_table(rows, COLUMNS, key="finding")
+    else:
+        print_object(rows, output)
+    return 1 if any(finding.state == "error" for finding in findings) else 0
+
+
+def library() -> str:
+    """The version of the SQLite library."""
+    from llm_orchestrator.store.sqlite_file import library_version
+
+    return library_version()
+
+
+def _python() -> Finding:
+    found = platform.python_version()
+    if sys.version_info[:2] < PYTHON_MIN:
+        return Finding("python", "error", f"{found} is too old", "install Python 3.11 or later")
+    return Finding("python", "ok", f"{found} on {platform.system()} {platform.machine()}")
+
+
+def _sqlite(found: str) -> Finding:
+    """Law 12: a reset of the write-ahead log could lose a commit before 3.51.3."""
+    parts = tuple(int(part) for part in found.split("."))
+    if parts < WAL_RESET_FIXED:
+        return Finding(
+            "sqlite",
+            "warning",
+            f"{found} has the WAL-reset bug (mended in 3.51.3); we stay clear of it: one process "
+            "writes and checkpoints",
+            "let no other program write to the store's file",
+        )
+    return Finding("sqlite", "ok", found)
+
+
+def _configured(session: Session) -> list[Finding]:
+    """Everything that needs the configuration; a wrong one is a finding as well."""
+    try:
+        config = session.config
+        store = session.make_store()
+    except OrchestratorError as error:
+        return [Finding("configuration", "error", error.message, error.hint or "")]
+    findings = [Finding("configuration", "ok", f"data in {config.data_dir}")]
+    findings.append(_disk(store.path))
+    findings.append(_file_system(store.path, _mounts()))
+    findings += session.run(_store(session, store))
+    findings.append(_keys(session))
+    findings.append(_local(session))
+    return findings
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above `path` that is there."""
+    place = path.absolute().parent
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    return place
+
+
+def _disk(path: Path) -> Finding:
+    folder = _existing(path)
+    free = shutil.disk_usage(folder).free
+    text = f"{free / (1 << 30):.1f} GiB free under {folder}"
+    if free < DISK_ERROR:
+        return Finding("disk", "error", text, f"df -h '{folder}'")
+    if free < DISK_WARNING:
+        return Finding("disk", "warning", text, f"df -h '{folder}'")
+    return Finding("disk", "ok", text)
+
+
+def _mounts() -> str:
+    try:
+        return Path("/proc/self/mounts").read_text()
+    except OSError:
+        return ""
+
+
+def _file_system(path: Path, mounts: str) -> Finding:
+    """SQLite's write-ahead log and our lock need a file system of this machine."""
+    place, best, kind = str(_existing(path).resolve()), "", ""
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        mount = fields[1].replace("\\040", " ")
+        is_inside = place == mount or place.startswith(mount.rstrip("/") + "/")
+        if is_inside and len(mount) >= len(best):
+            best, kind = mount, fields[2]
+    if not kind:
+        return Finding("file system", "ok", "unknown here; it must not be a network one")
+    if kind in NETWORK or kind.startswith("fuse."):
+        return Finding(
+            "file system",
+            "error" if kind in NETWORK else "warning",
+            f"{place} is on {kind}, where locks and the write-ahead log cannot be trusted",
+            "llmo --store sqlite:////LOCAL/DISK/runs.db",
+        )
+    return Finding("file system", "ok", f"{kind} on {best}")
+
+
+async def _store(session: Session, store: SQLiteStore) -> list[Finding]:
+    try:
+        await store.open_as_client()
+        served = await is_served(store)
+        who = f"served by {_owner(store)}" if served else "no engine serves it"
+        findings = [Finding("store", "ok", f"{session.store_url}: {who}")]
+        findings.append(await _integrity(store))
+    except StoreAbsent as error:
+        return [Finding("store", "ok", f"{error.message} yet", error.hint or "")]
+    except StoreError as error:
+        return [Finding("store", "error", error.message, error.hint or "")]
+    finally:
+        await store.close()
+    return findings
+
+
+def _owner(store: SQLiteStore) -> str:
+    from llm_orchestrator.store.sqlite_file import EngineLock
+
+    return EngineLock(store.path).owner() or "an engine that is starting"
+
+
+async def _integrity(store: SQLiteStore) -> Finding:
+    """The file's own check, and the chains of the newest runs."""
+    from llm_orchestrator.store.base import RunFilter
+
+    broken = await store.look.structure()
+    newest = await store.look.runs(RunFilter(limit=CHECKED_RUNS_MAX))
+    journals = await store.look.load([run.run_id for run in newest])
+    damaged = [run_id for run_id, journal in journals.items() if journal.flaws]
+    if broken or damaged:
+        what = f"pages: {broken[0]}" if broken else f"run {damaged[0]} is damaged"
+        return Finding("integrity", "error", what, "llmo journal verify --all")
+    paused = sum(run.state is RunState.PAUSED for run in newest)
+    text = f"pages whole; newest {len(newest)} runs whole"
+    if paused:
+        hint = "llmo runs list --state paused"
+        return Finding("integrity", "ok", f"{text}; {paused} wait for a decision", hint)
+    return Finding("integrity", "ok", text)
+
+
+def _keys(session: Session) -> Finding:
+    secrets = session.config.secrets
+    wanted = dict.fromkeys(KEYS)
+    for provider in session.config.providers.values():
+        wanted |= dict.fromkeys(str(provider[key]) for key in provider if key.endswith("_env"))
+    found = ", ".join(f"{name} {'yes' if secrets.get(name) else 'no'}" for name in wanted)
+    hint = "" if secrets else "export OPENAI_API_KEY=...; provider echo needs none"
+    return Finding("provider keys", "ok", found, hint)
+
+
+def _local(session: Session) -> Finding:
+    from llm_orchestrator.providers import local_model
+
+    model = local_model.find(session.config.data_dir)
+    has_extra = find_spec("xllamacpp") is not None
+    if model is None:
+        return Finding("local model", "ok", "not fetched", "llmo local pull")
+    if not has_extra:
+        return Finding(
+            "local model",
+            "warning",
+            "the model is there, xllamacpp is not",
+            "pip install 'llm-orchestrator[local]'",
+        )
+    try:
+        number = version("xllamacpp")
+    except PackageNotFoundError:
+        number = "of unknown version"
+    return Finding("local model", "ok", f"{model.name}, xllamacpp {number}")
