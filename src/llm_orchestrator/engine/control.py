@@ -272,7 +272,7 @@ class Operator:
 
     async def _append(self, state: Fold, happening: Happening, drafts: tuple[Draft, ...]) -> Answer:
         decision = decide(state.state, state.epoch, happening)
-        head = Head(state.run_id, decision.epoch, state.seq, state.digest)
+        head = Head(state.run_id, decision.epoch, seq=state.seq, digest=state.digest)
         append = self._chain(head, [*drafts, decision.draft], change=decision.change)
         await self._commit(append)
         return Answer(state.run_id, decision.state, True, f"run is {decision.state}")

@@ -24,7 +24,13 @@ from llm_orchestrator.engine.flows import Flow
 from llm_orchestrator.engine.graph import Graph
 from llm_orchestrator.engine.leaf import Call, fail_leaf, perform_leaf
 from llm_orchestrator.engine.probe import ask
-from llm_orchestrator.errors import AuthorError, StepFailed, TemplateError
+from llm_orchestrator.errors import (
+    AuthorError,
+    OrchestratorError,
+    StepFailed,
+    StoreError,
+    TemplateError,
+)
 from llm_orchestrator.language.base import BaseStep
 from llm_orchestrator.language.definition import Definition
 from llm_orchestrator.language.definition import StepTypes as Schemas
@@ -154,7 +160,7 @@ class Interpreter:
         limit = definition.concurrency
         self._limit = asyncio.Semaphore(limit) if limit else None
         self._spent = execution.fold.usage
-        self._substitutes: dict[str, asyncio.Task[Outputs]] = {}
+        self._substitutes: dict[str, asyncio.Task[Outputs | None]] = {}
 
     async def run(self) -> Json:
         """The run's outputs. Raises StepFailed of the first step that failed.
@@ -235,31 +241,48 @@ class Interpreter:
     async def _step(self, step: BaseStep, place: Place, reason: str) -> StepState:
         key, names = place.prefix + step.id, place.names
         fold = self._execution.fold
+        if not reason and key in fold.skipped:
+            reason = fold.skipped[key]
         try:
-            if not reason and key in fold.skipped:
-                reason = fold.skipped[key]
             if not reason and step.condition is not None and not self._is_wanted(step, names):
                 reason = "its condition is false"
-            if reason and step.id in names.steps:
-                return StepState.COMPLETED  # done already, as the fallback of another
+        except TemplateError as error:
+            bound = await self._instead(step, place, _as_failure(key, error))
+        else:
+            if reason and key in self._substitutes:  # it was run already, in another's place
+                return StepState.COMPLETED if step.id in names.steps else StepState.FAILED
             if reason:
                 self._skip(key, reason)
                 return StepState.SKIPPED
-            bound = await self._bound(step, key, names)
-        except (StepFailed, TemplateError) as error:
-            failure = _as_failure(key, error)
-            if step.fallback_id:
-                bound = await self._substitute(step, place)
-            elif step.on_error == "continue":
-                bound = dict.fromkeys(step.bound_names() or step.natural_names())
-                bound["error"] = failure.message
-            else:
-                place.failures.append(failure)
-                names.alarm.has_rung = True
-                return StepState.FAILED
+            bound = await self._try(step, place)
+        if bound is None:
+            return StepState.FAILED
         names.steps[step.id] = bound
         names.outputs[step.id] = step.first_output(bound)
         return StepState.COMPLETED
+
+    async def _try(self, step: BaseStep, place: Place) -> Outputs | None:
+        """The step's outputs, or those that stand for them; None when it has failed for good."""
+        key = place.prefix + step.id
+        try:
+            return await self._bound(step, key, place.names)
+        except StoreError:
+            raise
+        except OrchestratorError as error:
+            return await self._instead(step, place, _as_failure(key, error))
+
+    async def _instead(
+        self, step: BaseStep, place: Place, failure: StepFailed
+    ) -> Outputs | None:
+        """What `on_error` gives in place of a failed step's outputs; None when the failure stands."""
+        if step.on_error == "continue":
+            nothing: Outputs = dict.fromkeys(step.bound_names() or step.natural_names())
+            return {**nothing, "error": failure.message}
+        bound = await self._substitute(step, place) if step.fallback_id else None
+        if bound is None:
+            place.failures.append(failure)
+            place.names.alarm.has_rung = True
+        return bound
 
     def _is_wanted(self, step: BaseStep, names: Names) -> bool:
         return self._tools.templates.is_true(step.condition or "", names.all())
@@ -269,14 +292,16 @@ class Interpreter:
             self._execution.note(Kind.STEP_SKIPPED, key, {"reason": reason})
             self._execution.publish("skipped", key, {"reason": reason})
 
-    async def _substitute(self, step: BaseStep, place: Place) -> Outputs:
+    async def _substitute(self, step: BaseStep, place: Place) -> Outputs | None:
         """The outputs of the fallback step, run once however many steps fall back on it."""
         names = place.names
         other = self._definition.step(place.prefix + str(step.fallback_id))
         key = place.prefix + other.id
         if key not in self._substitutes:
-            self._substitutes[key] = asyncio.create_task(self._bound(other, key, names))
+            self._substitutes[key] = asyncio.create_task(self._try(other, place))
         bound = await self._substitutes[key]
+        if bound is None:
+            return None
         names.steps[other.id] = bound
         names.outputs[other.id] = other.first_output(bound)
         natural = {name: bound.get(name) for name in other.natural_names() or tuple(bound)}
@@ -432,7 +457,7 @@ def _frozen(names: Names) -> Names:
     return Names(names.fixed, dict(names.steps), dict(names.outputs))
 
 
-def _as_failure(key: str, error: StepFailed | TemplateError) -> StepFailed:
+def _as_failure(key: str, error: OrchestratorError) -> StepFailed:
     if isinstance(error, StepFailed):
         return error
     return StepFailed(

@@ -239,7 +239,7 @@ class Mender:
             journal = await self.mend(await self.plan(journal))
         last = journal.entries[-1]
         state = fold(journal.run_id, journal.entries)
-        return state, Head(journal.run_id, state.epoch, last.seq, last.digest)
+        return state, Head(journal.run_id, state.epoch, seq=last.seq, digest=last.digest)
 
     async def mend(self, plan: Plan) -> Journal:
         """Do it, and read the run again. Raises StoreDamaged when it still does not fit."""
@@ -273,7 +273,7 @@ class Mender:
             decision = decide(state.state, state.epoch, happening)
             drafts.append(decision.draft)
             change = decision.change
-        head = Head(plan.run_id, state.epoch, last.seq, last.digest)
+        head = Head(plan.run_id, state.epoch, seq=last.seq, digest=last.digest)
         await self._writer.append(head, drafts, change=change)
 
     async def set_row(self, run_id: str) -> str:

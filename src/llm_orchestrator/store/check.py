@@ -62,9 +62,9 @@ def _fit(value: Any, kind: type, neutral: Any) -> Any:
 def check_journal(
     run_id: str,
     entries: Sequence[Entry],
-    broken: Sequence[Flaw],
     read_blob: ReadBlob,
     *,
+    broken: Sequence[Flaw] = (),
     anchor: Anchor | None = None,
 ) -> Journal:
     """Entries with blobs filled in and given-up rows left out, and every flaw that is left."""

@@ -92,7 +92,7 @@ def encode(data: Mapping[str, Json]) -> bytes:
     """Payload bytes for `data`. Never fails for its content; raises TooLarge for its size."""
     try:
         payload = _dumps(data).encode()
-    except Exception:  # noqa: BLE001 - foreign objects raise what they like when they are asked for their JSON
+    except Exception:  # noqa: BLE001 - foreign objects raise what they like
         payload = _ESCAPED + _dumps_ascii(escape(data)).encode("ascii")
     return _pack(payload)
 

@@ -275,7 +275,7 @@ class MemoryLook:
                 def read(digest: bytes, run_id: str = run_id) -> bytes | None:
                     return self._tables.blobs.get((run_id, digest))
 
-                journals[run_id] = check_journal(run_id, entries, (), read, anchor=anchor)
+                journals[run_id] = check_journal(run_id, entries, read, anchor=anchor)
         return journals
 
     async def stored(self, run_id: str) -> list[Entry]:
@@ -345,8 +345,21 @@ class MemoryLook:
         states = (RunState.PENDING, RunState.WAITING)
         return [run for run in self._runs() if run.state in states and run.owner is None]
 
-    async def claimable(self, now_us: int, limit: int) -> list[Run]:
-        due = [run for run in self._free() if run.wake_at <= now_us]
+    async def claimable(
+        self,
+        now_us: int,
+        limit: int,
+        *,
+        full_queues: Sequence[str] = (),
+        strange: Sequence[str] = (),
+    ) -> list[Run]:
+        due = [
+            run
+            for run in self._free()
+            if run.wake_at <= now_us
+            and run.queue not in full_queues
+            and run.digest not in strange
+        ]
         return sorted(due, key=lambda run: (-run.priority, run.wake_at, run.run_id))[:limit]
 
     async def owned(self, owners_alive: Sequence[str]) -> list[str]:

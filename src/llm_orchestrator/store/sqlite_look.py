@@ -65,7 +65,7 @@ class SQLiteLook:
         if complaint:
             flaws.append(Flaw(run_id, 0, complaint))
         read_blob = partial(self._blob, database, run_id)
-        return check_journal(run_id, entries, flaws, read_blob, anchor=anchor)
+        return check_journal(run_id, entries, read_blob, broken=flaws, anchor=anchor)
 
     def _anchor(self, database: sqlite3.Connection, run_id: str) -> tuple[Anchor | None, str]:
         """What the row of `runs` says of the journal's head, and what is wrong with the row."""

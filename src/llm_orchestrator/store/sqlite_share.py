@@ -172,8 +172,7 @@ def encode(value: object) -> Any:
         return {"appends": encode(value.appends), "changes": encode(value.changes)}
     name = type(value).__name__
     if name in _TYPES:
-        fields = value._asdict() if isinstance(value, tuple) else _fields(value)  # type: ignore[attr-defined]
-        return {"$": name, **{key: encode(item) for key, item in fields.items()}}
+        return {"$": name, **{key: encode(item) for key, item in _fields(value).items()}}
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
     if isinstance(value, Mapping):
@@ -208,8 +207,11 @@ def _plain(value: Any) -> Any:
     return _decode(value) if isinstance(value, dict) else value
 
 
-def _fields(value: object) -> dict[str, object]:
+def _fields(value: Any) -> dict[str, Any]:
+    if isinstance(value, tuple):
+        fields: dict[str, Any] = value._asdict()  # type: ignore[attr-defined]
+        return fields
     return {
         field.name: getattr(value, field.name)
-        for field in dataclasses.fields(value)  # type: ignore[arg-type]
+        for field in dataclasses.fields(value)
     }

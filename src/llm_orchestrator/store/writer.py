@@ -54,7 +54,7 @@ class Head:
     __slots__ = ("digest", "epoch", "is_fenced", "run_id", "seq")
 
     def __init__(
-        self, run_id: str, epoch: int = 0, seq: int = 0, digest: bytes = journal.GENESIS
+        self, run_id: str, epoch: int = 0, *, seq: int = 0, digest: bytes = journal.GENESIS
     ) -> None:
         self.run_id = run_id
         self.epoch = epoch
