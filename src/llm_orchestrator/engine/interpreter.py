@@ -271,9 +271,7 @@ class Interpreter:
         except OrchestratorError as error:
             return await self._instead(step, place, _as_failure(key, error))
 
-    async def _instead(
-        self, step: BaseStep, place: Place, failure: StepFailed
-    ) -> Outputs | None:
+    async def _instead(self, step: BaseStep, place: Place, failure: StepFailed) -> Outputs | None:
         """What `on_error` gives in place of a failed step's outputs; None when the failure stands."""
         if step.on_error == "continue":
             nothing: Outputs = dict.fromkeys(step.bound_names() or step.natural_names())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llm_orchestrator.engine.attempt import Attempt
 from llm_orchestrator.engine.execution import Execution
@@ -38,11 +38,11 @@ async def perform_leaf(
     return dict(await execution.perform(attempt.step, work, policy, extras=attempt, at=at))
 
 
-async def fail_leaf(execution: Execution, attempt: Attempt, error: OrchestratorError) -> Any:
+async def fail_leaf(execution: Execution, attempt: Attempt, error: OrchestratorError) -> Outputs:
     """Record that a step cannot even be configured. Raises StepFailed."""
 
     async def work(number: int) -> Json:
         await attempt.begin(number)
         raise error
 
-    return await execution.perform(attempt.step, work, Policy(), extras=attempt)
+    return dict(await execution.perform(attempt.step, work, Policy(), extras=attempt))

@@ -199,12 +199,13 @@ class Orchestrator:
         if isinstance(workflow, CodeWorkflow):
             flow = self.node.add_code(workflow)
             return flow, registration(workflow), {} if inputs is None else inputs
-        if str(workflow).endswith(_FILE_ENDINGS):
+        name = str(workflow)
+        if name.endswith(_FILE_ENDINGS):
             return await self._resolve_file(Path(workflow), inputs)
-        found = await self.node.flows.find(workflow, None)
-        stored = await self.store.shelf.workflow(workflow)
+        found = await self.node.flows.find(name, None)
+        stored = await self.store.shelf.workflow(name)
         if found is None or stored is None:
-            raise NotFound(f"the code of workflow {workflow} is not in this process")
+            raise NotFound(f"the code of workflow {name} is not in this process")
         if is_code(stored):
             return found, None, {} if inputs is None else inputs
         tools = _tools_module()
