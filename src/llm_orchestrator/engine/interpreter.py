@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 from collections import ChainMap
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -272,7 +272,7 @@ class Interpreter:
             return await self._instead(step, place, _as_failure(key, error))
 
     async def _instead(self, step: BaseStep, place: Place, failure: StepFailed) -> Outputs | None:
-        """What `on_error` gives in place of a failed step's outputs; None when the failure stands."""
+        """What `on_error` gives for a failed step's outputs; None when the failure stands."""
         if step.on_error == "continue":
             nothing: Outputs = dict.fromkeys(step.bound_names() or step.natural_names())
             return {**nothing, "error": failure.message}
@@ -409,7 +409,7 @@ class Interpreter:
             raise
 
     async def _work_off(
-        self, missing: Iterator[Child], place: Place, children: dict[str, Outcome]
+        self, missing: Generator[Child], place: Place, children: dict[str, Outcome]
     ) -> None:
         for child in missing:
             inside = place.names.inside(child)
@@ -417,12 +417,11 @@ class Interpreter:
             failure = await self._scope(child.steps, inner)
             if failure is not None:
                 children[child.key] = Outcome(StepState.FAILED, {}, failure.message)
+                missing.close()  # nobody begins another
                 return
             ids = {step.id for step in child.steps}
             outputs = {name: value for name, value in _own(inside).items() if name in ids}
             children[child.key] = Outcome(StepState.COMPLETED, outputs)
-            if any(outcome.state is StepState.FAILED for outcome in children.values()):
-                return
 
 
 class _Secrets(Mapping[str, Json]):
