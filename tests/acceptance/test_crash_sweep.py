@@ -79,6 +79,7 @@ def dry_run(world: World, name: str) -> tuple[list[str], dict[str, Any]]:
             if "point" in line:
                 points.append(line["name"])
             if "end" in line:
+                assert line["end"]["state"] == "completed"
                 return points, line["end"]
     raise AssertionError(f"the dry run ended without a result: {(folder / 'stderr').read_text()}")
 

@@ -64,7 +64,7 @@ outputs: {said: {value: "{{ steps.last.result }}, {{ steps.first.text }}"}}
 """
 
 DONE = """
-  - {id: last, type: transform, function: template, template: "%s"}
+  - {id: last, type: transform, function: template, template: "said %s"}
 """
 
 FLOWS: dict[str, Flow] = {
