@@ -1,9 +1,10 @@
 """A workflow in Python: fetch several pages at once, then make one digest of them.
 
-Shows: `@workflow`, `@step` with retries, `ctx.gather`, `ctx.map`, and that a finished step is not done
-again when the program is started a second time.
+Shows: `@workflow`, `@step` with retries, `ctx.gather`, `ctx.map`, and that a finished step is not
+done again when the program is started a second time.
 
-    python examples/python_digest.py            # and again: the same id, nothing is read twice
+    python examples/python_digest.py            # and again: the same run, nothing is read twice
+    llmo run examples/python_digest.py:digest -i '{"pages": ["eels", "terns"]}'
 """
 
 import asyncio

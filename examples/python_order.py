@@ -1,8 +1,8 @@
 """A workflow in Python that waits: for time, for a signal, for another workflow.
 
-Shows: `ctx.sleep`, `ctx.wait_signal` with a time limit, `ctx.run` (a child with a journal of its own),
-an effect that must not happen twice (`effect="once"`), `ctx.uuid` and `ctx.random`, which are the same
-at each replay. Kill the program while it waits and start it again: it goes on waiting.
+Shows: `ctx.sleep`, `ctx.wait_signal` with a time limit, `ctx.run` (a child with a journal of its
+own), an effect that must not happen twice (`effect="once"`), `ctx.uuid`, which is the same at each
+replay. Kill the program while it waits and start it again: it goes on waiting.
 
     python examples/python_order.py
 """

@@ -1,6 +1,7 @@
 """The tools of agent.yaml: what a model may call, and how the answer goes back to it.
 
-The engine finds this module by PYTHONPATH. Nothing here waits or retries: that is the engine's work.
+The engine finds this module by PYTHONPATH. Nothing here waits or retries: that is the engine's
+work.
 """
 
 import ast
@@ -39,18 +40,26 @@ def call(
     messages: list[dict[str, Any]], answer: str, tool_calls: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The conversation, with the model's calls and what they returned at its end."""
-    said = {"role": "assistant", "content": answer or None, "tool_calls": tool_calls}
+    said = {
+        "role": "assistant",
+        "content": answer or None,
+        "tool_calls": [_as_sent(one) for one in tool_calls],
+    }
     results = [
-        {"role": "tool", "tool_call_id": one["id"], "content": _perform(one["function"])}
-        for one in tool_calls
+        {"role": "tool", "tool_call_id": one["id"], "content": _perform(one)} for one in tool_calls
     ]
     return {"messages": [*messages, said, *results]}
 
 
-def _perform(function: dict[str, Any]) -> str:
+def _as_sent(one: dict[str, Any]) -> dict[str, Any]:
+    """A step's `tool_calls` are {id, name, arguments}; a message has OpenAI's shape."""
+    function = {"name": one["name"], "arguments": json.dumps(one["arguments"])}
+    return {"id": one["id"], "type": "function", "function": function}
+
+
+def _perform(one: dict[str, Any]) -> str:
     """A tool's result as text. A mistake of the model is an answer, not a failed step."""
     try:
-        arguments = json.loads(function["arguments"])
-        return json.dumps(TOOLS[function["name"]](**arguments))
+        return json.dumps(TOOLS[one["name"]](**one["arguments"]))
     except (KeyError, TypeError, ValueError, SyntaxError, ZeroDivisionError) as error:
         return f"error: {error}"

@@ -64,7 +64,7 @@ def _serve(options: argparse.Namespace) -> Any:
 
     if not Path(options.model).is_file():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), options.model)
-    threads = max(1, min(os.cpu_count() or 1, 8))
+    cores = max(1, min(os.cpu_count() or 1, 8))
     wanted = xllamacpp.CommonParams()
     wanted.model.path = options.model
     wanted.model_alias = {Path(options.model).name.split(".")[0].lower()}
@@ -79,7 +79,10 @@ def _serve(options: argparse.Namespace) -> Any:
     wanted.ui = False
     wanted.verbosity = _WARNINGS
     wanted.cors_origins = f"http://{HOST}"  # no web page of a stranger may ask
-    wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = threads
+    wanted.cpuparams_batch.n_threads = cores
+    # Each token waits for the slowest thread: with one for every core of a busy machine, ten times
+    # as long.
+    wanted.cpuparams.n_threads = max(1, cores // 2)
     wanted.endpoint_metrics = wanted.endpoint_slots = True
     return xllamacpp.Server(wanted)
 
