@@ -14,7 +14,17 @@ from typing import Any
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import StoreError
-from llm_orchestrator.model import Entry, Journal, Json, Message, NewRun, Run, RunState, Workflow
+from llm_orchestrator.model import (
+    Entry,
+    Flaw,
+    Journal,
+    Json,
+    Message,
+    NewRun,
+    Run,
+    RunState,
+    Workflow,
+)
 from llm_orchestrator.store import base
 from llm_orchestrator.store.base import Append, Batch, Outcome, Progress, Receipt, RunFilter, RunRow
 from llm_orchestrator.store.check import Anchor, check_journal
@@ -135,7 +145,7 @@ class MemoryStore:
         texts = (new.workflow, new.version, new.digest, new.queue, new.idempotency_key)
         _must_fit(*texts, new.parent_run_id, new.priority, new.wake_at)
         plain = replace(new, input=_stored(new.input))
-        change = base.StateChange(RunState.PENDING, wake_at=new.wake_at)
+        change = base.StateChange(RunState.PENDING.value, wake_at=new.wake_at)
         now = self._clock.now_us()
         self.tables.runs[new.run_id] = RunRow(plain, change, 0, 0, b"", now, None, None)
         self.tables.inbox_seqs[new.run_id] = 0
@@ -150,7 +160,7 @@ class MemoryStore:
             change = change._replace(wake_at=0)
         is_started = change.state == RunState.RUNNING and row.started_at is None
         self.tables.runs[append.run_id] = row._replace(
-            change=change,
+            change=change._replace(state=str(change.state)),
             epoch=last.epoch,
             head_seq=last.seq,
             head_digest=last.digest,
@@ -176,7 +186,7 @@ class MemoryStore:
             case base.PutProgress():
                 where = (change.run_id, change.step, change.attempt, change.part)
                 _must_fit(*where, change.text)
-                tables.progress.setdefault(where, (change.text, change.handle))
+                tables.progress.setdefault(where, (change.text, _stored(change.handle)))
             case base.DropProgress():
                 _drop(tables.progress, change.run_id, change.step)
             case base.PutVectors():
@@ -199,6 +209,7 @@ class MemoryStore:
             case base.DropRow():
                 if not any(key[0] == change.run_id for key in tables.journal):
                     tables.runs.pop(change.run_id, None)
+                    tables.inbox_seqs.pop(change.run_id, None)
             case base.Mend():
                 self._mend(change)
             case base.Expire():
@@ -209,7 +220,7 @@ class MemoryStore:
         tables = self.tables
         row = tables.runs.get(run_id)
         if row is not None and RunState(row.change.state).is_final:
-            del tables.runs[run_id]
+            del tables.runs[run_id], tables.inbox_seqs[run_id]
             for table in (tables.journal, tables.inbox, tables.blobs, tables.progress):
                 _drop(table, run_id)
 
@@ -271,11 +282,14 @@ class MemoryLook:
             if entries:
                 row = self._tables.runs.get(run_id)
                 anchor = Anchor(row.head_seq, row.head_digest) if row and row.head_seq else None
+                broken = [] if row else [Flaw(run_id, 0, "the row of runs is missing")]
 
                 def read(digest: bytes, run_id: str = run_id) -> bytes | None:
                     return self._tables.blobs.get((run_id, digest))
 
-                journals[run_id] = check_journal(run_id, entries, read, anchor=anchor)
+                journals[run_id] = check_journal(
+                    run_id, entries, read, broken=broken, anchor=anchor
+                )
         return journals
 
     async def stored(self, run_id: str) -> list[Entry]:
@@ -356,9 +370,7 @@ class MemoryLook:
         due = [
             run
             for run in self._free()
-            if run.wake_at <= now_us
-            and run.queue not in full_queues
-            and run.digest not in strange
+            if run.wake_at <= now_us and run.queue not in full_queues and run.digest not in strange
         ]
         return sorted(due, key=lambda run: (-run.priority, run.wake_at, run.run_id))[:limit]
 
