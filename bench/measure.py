@@ -75,13 +75,13 @@ def rss_kb() -> int:
 
 async def drive(one: Callable[[], Awaitable[object]], runs: int, in_flight: int) -> None:
     """`runs` runs, at most `in_flight` at once."""
-    limit = asyncio.Semaphore(in_flight)
+    left = iter(range(runs))
 
-    async def go() -> None:
-        async with limit:
+    async def worker() -> None:
+        for _ in left:
             await one()
 
-    await asyncio.gather(*(go() for _ in range(runs)))
+    await asyncio.gather(*(worker() for _ in range(in_flight)))
 
 
 async def until(is_true: Callable[[], bool], pause_s: float = 0.02) -> None:

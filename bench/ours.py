@@ -25,9 +25,10 @@ from bench.measure import (
     until,
 )
 from llm_orchestrator import Context, Orchestrator, step, workflow
+from llm_orchestrator.model import Json, RunState
 
 WARM_UP_RUNS = 20
-WAITING_WARM_UP = 1_000
+WAITING_WARM_UP = 5_000
 
 
 class Flows:
@@ -35,7 +36,7 @@ class Flows:
 
     def __init__(self, size: int = 200, *, is_stuck: bool = False) -> None:
         result = payload(size)
-        self.in_five = self.past_six = 0
+        self.in_five = self.past_six = self.parked = 0
 
         @step
         async def no_op(number: int) -> object:
@@ -74,6 +75,11 @@ class Flows:
 
         self.chain, self.fan, self.crash, self.sleeper = chain, fan, crash, sleeper
 
+    def watch(self, run_id: str, what: str, step: str, attempt: int, data: dict[str, Json]) -> None:
+        """Count the runs that have left to wait."""
+        if what == RunState.WAITING and not step:
+            self.parked += 1
+
 
 async def chains(engine: Orchestrator, flows: Flows, runs: int) -> dict[str, float]:
     """W1 and W4."""
@@ -108,14 +114,15 @@ async def fan_out(engine: Orchestrator, flows: Flows) -> dict[str, float]:
 
 
 async def waiting(engine: Orchestrator, flows: Flows) -> dict[str, float]:
-    """W6: how much the process grows, once what every process needs is there (the warm-up)."""
+    """W6: how much the process grows once its caches are full (that is what the warm-up does)."""
 
     async def one() -> None:
         await engine.start(flows.sleeper)
 
     async def get_waiting(runs: int) -> None:
+        wanted = flows.parked + runs
         await drive(one, runs, 1_000)
-        await until(lambda: not list(engine.node.driver.driven), 0.01)
+        await until(lambda: flows.parked == wanted and not list(engine.node.driver.driven), 0.01)
         gc.collect()
 
     await get_waiting(WAITING_WARM_UP)
@@ -145,7 +152,10 @@ async def after_crash(flows: Flows) -> None:
 async def work_on(work: str, file: Path, runs: int) -> dict[str, float]:
     """One workload on a store of its own; returns what was measured."""
     flows = Flows(size_of(work), is_stuck=work == "W5-before")
-    async with Orchestrator(f"sqlite:///{file}", workflows=[flows.crash]) as engine:
+    publish = flows.watch if work == "W6" else None
+    async with Orchestrator(
+        f"sqlite:///{file}", workflows=[flows.crash], publish=publish
+    ) as engine:
         if work in ("W1", "W4"):
             return await chains(engine, flows, runs)
         if work == "W2":
