@@ -54,7 +54,6 @@ def changes() -> st.SearchStrategy[base.Change]:
         ),
         st.builds(_register, NAMES, NAMES),
         st.builds(base.Expire, st.tuples(run_id, run_id)),
-        st.builds(base.DropRow, run_id),
     )
 
 
@@ -133,6 +132,7 @@ async def everything(store: Store, now: int) -> dict[str, Any]:
         "labelled": await look.runs(RunFilter(label=("n", "2"), limit=2)),
         "paused": await look.runs(RunFilter(states=(RunState.PAUSED, RunState.FAILED))),
         "ids": await look.run_ids(),
+        "unfinished": await look.unfinished(),
         "rows": [repr(await look.row(run_id)) for run_id in RUNS],
         "results": [await look.result(run_id) for run_id in RUNS],
         "claimable": await look.claimable(now, 3),

@@ -11,7 +11,6 @@ from llm_orchestrator.model import Draft, Kind, Message, RunState, Workflow
 from llm_orchestrator.store.base import (
     Consume,
     DropProgress,
-    DropRow,
     Expire,
     Mend,
     Outcome,
@@ -328,14 +327,14 @@ async def test_an_entry_is_put_back_as_it_was(store: Store) -> None:
     assert decode(journal.entries[1].payload) == {"result": "a"}
 
 
-async def test_a_row_without_a_journal_can_be_dropped_and_no_other(store: Store) -> None:
-    writer = await accepted(store)
+async def test_a_row_without_a_journal_is_damage_and_none_is_nothing(store: Store) -> None:
     stray = new_run()
     _, append = accepting(stray)
     await land(store, append._replace(entries=()))
-    assert await store.look.run(stray.run_id) is not None
-    await land(store, changes=[DropRow(stray.run_id), DropRow(writer.run_id)])
-    assert await store.look.run_ids() == [writer.run_id]
+    journals = await store.look.load([stray.run_id, "nobody"])
+    assert list(journals) == [stray.run_id]
+    assert [flaw.seq for flaw in journals[stray.run_id].flaws] == [1]
+    assert await store.look.unfinished() == [stray.run_id]
 
 
 async def test_a_journal_without_its_tail_is_found_by_its_anchor(store: Store) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.acceptance import accepted_data, accepted_draft, key_record
+from llm_orchestrator.engine.audit import settle_rows
 from llm_orchestrator.engine.driver import Driver, NodeOptions
 from llm_orchestrator.engine.execution import ChildSpec, Execution, Publish, Services
 from llm_orchestrator.engine.flows import Flow, Flows
@@ -46,6 +47,7 @@ from llm_orchestrator.model import (
 from llm_orchestrator.store.base import (
     Batch,
     Change,
+    Mend,
     Post,
     PutRecord,
     Register,
@@ -93,6 +95,7 @@ class Node:
         self._registered: set[str] = set()
         self._is_stopping = False
         self._claimer: asyncio.Task[None] | None = None
+        self._settler: asyncio.Task[list[str]] | None = None
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -102,13 +105,15 @@ class Node:
         self._store.on_commit(self._notice)
         await self._take_over()
         self._claimer = asyncio.create_task(self._claim_forever(), name="claimer")
+        self._settler = asyncio.create_task(settle_rows(self._store, self._mender), name="settler")
 
     async def stop(self, *, grace_s: float = 0.0) -> None:
         """Let steps in flight end for `grace_s`, release every run, commit what is queued."""
         self._is_stopping = True
-        if self._claimer is not None:
-            self._claimer.cancel()
-            await asyncio.gather(self._claimer, return_exceptions=True)
+        for task in (self._claimer, self._settler):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self.driver.stop(grace_s=grace_s)
         await self.writer.close()
 
@@ -200,9 +205,14 @@ class Node:
                 if append.accept is not None:
                     self._wake.set()
             elif change.state in (RunState.PENDING, RunState.WAITING):
+                self._set_aside.discard(append.run_id)  # somebody has taken it up again
                 self._wake.set()
         for post in batch.every_change():
-            if isinstance(post, PutRecord):
+            if isinstance(post, Mend):  # what it was set aside for may be over
+                self._set_aside.discard(post.run_id)
+                self._has_orphans = True
+                self._wake.set()
+            elif isinstance(post, PutRecord):
                 if post.kind == "schedule":
                     self._wake.set()
             elif isinstance(post, Post) and not self.driver.deliver(post.run_id):
@@ -225,7 +235,8 @@ class Node:
     async def _take_over(self) -> None:
         """Go on with what dead nodes left. Runs whose code is not here wait for `add_code`."""
         self._has_orphans = False
-        orphans = await self._store.look.owned([self.node_id])
+        owned = await self._store.look.owned([self.node_id])
+        orphans = [run_id for run_id in owned if run_id not in self._set_aside]
         for start in range(0, len(orphans), CLAIM_MAX):
             await self._claim(orphans[start : start + CLAIM_MAX])
 

@@ -172,13 +172,6 @@ class Mend:
 
 
 @dataclass(frozen=True, slots=True)
-class DropRow:
-    """Forget a row of `runs` that no journal knows: damage made it."""
-
-    run_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class TrimCommits:
     """Forget the rows of `commits` of one node up to a number."""
 
@@ -197,7 +190,6 @@ Change = (
     | PutVectors
     | Expire
     | Mend
-    | DropRow
     | TrimCommits
 )
 
@@ -280,6 +272,10 @@ class Look(Protocol):
 
     async def run_ids(self) -> list[str]:
         """Every run of which there is a row or an entry."""
+        ...
+
+    async def unfinished(self) -> list[str]:
+        """Runs whose row is not final, or of which there are entries and no row."""
         ...
 
     async def result(self, run_id: str) -> tuple[Json, Json]:

@@ -204,12 +204,7 @@ class MemoryStore:
         self.tables.workflows[key] = replace(flow, created_at=created_at)
 
     def _rare(self, change: base.Change) -> None:
-        tables = self.tables
         match change:
-            case base.DropRow():
-                if not any(key[0] == change.run_id for key in tables.journal):
-                    tables.runs.pop(change.run_id, None)
-                    tables.inbox_seqs.pop(change.run_id, None)
             case base.Mend():
                 self._mend(change)
             case base.Expire():
@@ -278,18 +273,18 @@ class MemoryLook:
     async def load(self, run_ids: Sequence[str]) -> dict[str, Journal]:
         journals = {}
         for run_id in run_ids:
-            entries = await self.stored(run_id)
-            if entries:
-                row = self._tables.runs.get(run_id)
-                anchor = Anchor(row.head_seq, row.head_digest) if row and row.head_seq else None
-                broken = [] if row else [Flaw(run_id, 0, "the row of runs is missing")]
+            entries, row = await self.stored(run_id), self._tables.runs.get(run_id)
+            if not entries and row is None:
+                continue
+            broken = [] if row else [Flaw(run_id, 0, "the row of runs is missing")]
+            if not entries:
+                broken.append(Flaw(run_id, 1, "row missing: there is no journal", False))
+            anchor = Anchor(row.head_seq, row.head_digest) if row and row.head_seq else None
 
-                def read(digest: bytes, run_id: str = run_id) -> bytes | None:
-                    return self._tables.blobs.get((run_id, digest))
+            def read(digest: bytes, run_id: str = run_id) -> bytes | None:
+                return self._tables.blobs.get((run_id, digest))
 
-                journals[run_id] = check_journal(
-                    run_id, entries, read, broken=broken, anchor=anchor
-                )
+            journals[run_id] = check_journal(run_id, entries, read, broken=broken, anchor=anchor)
         return journals
 
     async def stored(self, run_id: str) -> list[Entry]:
@@ -348,6 +343,10 @@ class MemoryLook:
 
     async def run_ids(self) -> list[str]:
         return sorted({key[0] for key in self._tables.journal} | set(self._tables.runs))
+
+    async def unfinished(self) -> list[str]:
+        done = {run.run_id for run in self._runs() if run.state.is_final}
+        return [run_id for run_id in await self.run_ids() if run_id not in done]
 
     async def result(self, run_id: str) -> tuple[Json, Json]:
         row = self._tables.runs.get(run_id)
@@ -432,12 +431,14 @@ class MemoryShelf:
             and version in (None, flow.version)
             and digest in (None, flow.digest)
         ]
-        found.sort(key=lambda flow: (flow.created_at, flow.version))
+        found.sort(key=lambda flow: (flow.created_at, flow.version, flow.digest))
         return found[-1] if found else None
 
     async def workflows(self) -> list[Workflow]:
         found = self._store.tables.workflows.values()
-        return sorted(found, key=lambda flow: (flow.name, flow.created_at))
+        return sorted(
+            found, key=lambda flow: (flow.name, flow.created_at, flow.version, flow.digest)
+        )
 
     async def record(self, kind: str, key: str) -> tuple[Json, int]:
         return self._store.tables.records.get((kind, key), (None, 0))

@@ -90,16 +90,23 @@ ON CONFLICT (name, version, digest) DO UPDATE SET definition = excluded.definiti
 -- name: workflow
 SELECT name, version, digest, definition, created_at FROM workflows
 WHERE name = :name AND (:version IS NULL OR version = :version) AND (:digest IS NULL OR digest = :digest)
-ORDER BY created_at DESC, version DESC LIMIT 1;
+ORDER BY created_at DESC, version DESC, digest DESC LIMIT 1;
 
 -- name: workflows
-SELECT name, version, digest, definition, created_at FROM workflows ORDER BY name, created_at;
+SELECT name, version, digest, definition, created_at FROM workflows
+ORDER BY name, created_at, version, digest;
 
 -- name: record
 SELECT value, version, digest FROM records WHERE kind = :kind AND key = :key;
 
 -- name: records
 SELECT key, value, version, digest FROM records WHERE kind = :kind ORDER BY key;
+
+-- name: all_records
+SELECT kind, key, version, value, digest FROM records;
+
+-- name: all_progress
+SELECT run_id, step, attempt, part, text, handle, digest FROM progress;
 
 -- name: insert_record
 INSERT INTO records (kind, key, value, version, digest) VALUES (:kind, :key, :value, 1, :digest);
@@ -178,6 +185,19 @@ WITH RECURSIVE found (run_id) AS (
 )
 SELECT run_id FROM found WHERE run_id IS NOT NULL;
 
+-- name: unfinished_rows
+SELECT run_id FROM runs WHERE state NOT IN ('completed', 'failed', 'cancelled') ORDER BY run_id;
+
+-- name: ids_without_row
+WITH RECURSIVE found (run_id) AS (
+    SELECT MIN(run_id) FROM journal
+    UNION ALL
+    SELECT (SELECT MIN(run_id) FROM journal WHERE run_id > found.run_id)
+    FROM found WHERE found.run_id IS NOT NULL
+)
+SELECT run_id FROM found
+WHERE run_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.run_id = found.run_id);
+
 -- name: result
 SELECT output, error FROM runs WHERE run_id = :run_id;
 
@@ -243,10 +263,6 @@ ON CONFLICT (run_id, seq) DO UPDATE SET
 
 -- name: drop_row
 DELETE FROM runs WHERE run_id = :run_id;
-
--- name: drop_stray
-DELETE FROM runs WHERE run_id = :run_id
-    AND NOT EXISTS (SELECT 1 FROM journal WHERE run_id = :run_id);
 
 -- name: set_row
 -- The rest of a row that is rebuilt from its journal. Messages that came meanwhile still count.

@@ -7,7 +7,6 @@ lock file's text names the owner, for the message that a second engine prints.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import logging

@@ -16,10 +16,17 @@ from llm_orchestrator.store.check import Anchor, check_journal
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.sqlite_file import is_damage
 from llm_orchestrator.store.sqlite_reader import SQLiteReader, parse, parse_value
-from llm_orchestrator.store.sqlite_salvage import Row, read_entries, read_run_ids, read_run_rows
+from llm_orchestrator.store.sqlite_salvage import (
+    Row,
+    read_entries,
+    read_run_ids,
+    read_run_rows,
+    read_unfinished,
+)
 from llm_orchestrator.store.sqlite_write import row_digest
 
 logger = logging.getLogger(__name__)
+_NO_ROW = "the row of runs is missing"
 _NOT_FINAL = (RunState.PENDING, RunState.WAITING)
 _WHOLE, _TEXT, _MAYBE_WHOLE, _MAYBE_TEXT = (int,), (str,), (int, type(None)), (str, type(None))
 _RUN_COLUMNS: tuple[tuple[type, ...], ...] = (
@@ -59,9 +66,11 @@ class SQLiteLook:
 
     def _load(self, database: sqlite3.Connection, run_id: str) -> Journal | None:
         entries, flaws = read_entries(database, run_id)
-        if not entries and not flaws:
-            return None
         anchor, complaint = self._anchor(database, run_id)
+        if not entries and not flaws:
+            if complaint == _NO_ROW:
+                return None
+            flaws.append(Flaw(run_id, 1, "row missing: there is no journal", is_mendable=False))
         if complaint:
             flaws.append(Flaw(run_id, 0, complaint))
         read_blob = partial(self._blob, database, run_id)
@@ -75,7 +84,7 @@ class SQLiteLook:
         except sqlite3.DatabaseError as error:
             return None, f"the row of runs cannot be read: {error}"
         if row is None:
-            return None, "the row of runs is missing"
+            return None, _NO_ROW
         seq, digest = row
         if seq == 0 and digest is None:
             return None, ""
@@ -124,6 +133,9 @@ class SQLiteLook:
 
     async def run_ids(self) -> list[str]:
         return await self._reader.snapshot(read_run_ids)
+
+    async def unfinished(self) -> list[str]:
+        return await self._reader.snapshot(read_unfinished)
 
     async def result(self, run_id: str) -> tuple[Json, Json]:
         rows = await self._reader.rows("result", run_id=run_id)
@@ -253,6 +265,10 @@ class SQLiteLook:
                 found = [] if rows == [("ok",)] else [str(row[0]) for row in rows]
                 for node_id, *_ in database.execute(self._queries["commit_gaps"].sql):
                     found.append(f"commits of node {node_id} are missing")
+                for name in ("all_records", "all_progress"):
+                    for *columns, digest in database.execute(self._queries[name].sql):
+                        if digest != row_digest(*columns):
+                            found.append(f"row {columns[:-1]} does not fit its digest")
             except sqlite3.DatabaseError as error:
                 return [str(error)]
             return found

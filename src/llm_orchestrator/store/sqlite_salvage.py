@@ -71,8 +71,17 @@ def read_run_rows(database: sqlite3.Connection) -> list[Row]:
 
 def read_run_ids(database: sqlite3.Connection) -> list[str]:
     """Every run of which a row or an entry can be found."""
+    return _ids(database, "ids_of_rows", "ids_of_entries")
+
+
+def read_unfinished(database: sqlite3.Connection) -> list[str]:
+    """Every run whose row is not final, or is missing."""
+    return _ids(database, "unfinished_rows", "ids_without_row")
+
+
+def _ids(database: sqlite3.Connection, *names: str) -> list[str]:
     found: set[str] = set()
-    for name in ("ids_of_rows", "ids_of_entries"):
+    for name in names:
         found.update(_column(database, load_queries()[name].sql))
     return sorted(found)
 

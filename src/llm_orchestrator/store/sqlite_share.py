@@ -54,7 +54,6 @@ _TYPES: dict[str, type[Any]] = {
         base.Expire,
         base.Mend,
         base.RunRow,
-        base.DropRow,
         base.TrimCommits,
     )
 }
@@ -211,7 +210,4 @@ def _fields(value: Any) -> dict[str, Any]:
     if isinstance(value, tuple):
         fields: dict[str, Any] = value._asdict()  # type: ignore[attr-defined]
         return fields
-    return {
-        field.name: getattr(value, field.name)
-        for field in dataclasses.fields(value)
-    }
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

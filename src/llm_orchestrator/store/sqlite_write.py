@@ -23,7 +23,6 @@ from llm_orchestrator.store.base import (
     Change,
     Consume,
     DropProgress,
-    DropRow,
     Expire,
     Mend,
     Outcome,
@@ -286,8 +285,6 @@ class BatchWriter:
                     if self._execute("expire_run", run_id=run_id).rowcount == 1:
                         for table in ("journal", "inbox", "blobs", "progress"):
                             self._execute(f"expire_{table}", run_id=run_id)
-            case DropRow():
-                self._execute("drop_stray", run_id=change.run_id)
             case TrimCommits():
                 self._execute("trim_commits", node_id=change.node_id, number=change.number)
 
