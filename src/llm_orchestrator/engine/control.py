@@ -73,8 +73,8 @@ class Operator:
             changes.append(key_record(new))
         drafts = [accepted_draft(new)]
         fresh = Head(new.run_id, self._store.generation << 40)
-        append = self._chain(fresh, drafts, accept=new)
-        receipt = await self._store.commit(Batch(appends=(append,), changes=changes))
+        append = self._chain(fresh, drafts, accept=new)._replace(changes=tuple(changes))
+        receipt = await self._store.commit(Batch(appends=(append,)))
         if new.run_id not in receipt.refused:
             return new.run_id
         if new.idempotency_key is None:
