@@ -19,7 +19,7 @@ from typing import Any
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.acceptance import accepted_data, accepted_draft, key_record
-from llm_orchestrator.engine.audit import settle_rows
+from llm_orchestrator.engine.audit import settle
 from llm_orchestrator.engine.driver import Driver, NodeOptions
 from llm_orchestrator.engine.execution import ChildSpec, Execution, Publish, Services
 from llm_orchestrator.engine.flows import Flow, Flows
@@ -105,7 +105,7 @@ class Node:
         self._store.on_commit(self._notice)
         await self._take_over()
         self._claimer = asyncio.create_task(self._claim_forever(), name="claimer")
-        self._settler = asyncio.create_task(settle_rows(self._store, self._mender), name="settler")
+        self._settler = asyncio.create_task(settle(self._store, self._mender), name="settler")
 
     async def stop(self, *, grace_s: float = 0.0) -> None:
         """Let steps in flight end for `grace_s`, release every run, commit what is queued."""
@@ -230,7 +230,9 @@ class Node:
                 trouble, pause_s = error.message, 1.0
             if pause_s > 0:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), pause_s)
+                    # not wait_for: before Python 3.12 it loses a cancel that meets a wake-up
+                    async with asyncio.timeout(pause_s):
+                        await self._wake.wait()
 
     async def _take_over(self) -> None:
         """Go on with what dead nodes left. Runs whose code is not here wait for `add_code`."""
