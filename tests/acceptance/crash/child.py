@@ -70,7 +70,7 @@ def main(order: dict[str, Any]) -> None:
     WITNESS.path, WITNESS.url = folder / "witness", order["url"]
     try:
         asyncio.run(_bounded(order, folder))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (told to the parent, whatever it is)
         say({"error": traceback.format_exc()})
 
 
@@ -184,7 +184,7 @@ async def _end(engine: Orchestrator, run_id: str, flow: Flow) -> tuple[str, Json
             if error.reason != "unknown_outcome" or not flow.choose:
                 raise
             [step] = flow.once
-            found = RESULTS.get(step, {"result": {"bytes": 0}})
+            found = RESULTS.get(step, {"result": {"bytes": 22}})
             say({"decided": flow.choose, "step": step})
             await engine.operator.decide(run_id, step, flow.choose, result=found)  # type: ignore[arg-type]
 

@@ -20,7 +20,8 @@ HEAD = """
 name: %s
 inputs: {url: {type: string}, folder: {type: string}}
 steps:
-  - {id: first, type: llm, provider: openai, model: fake, prompt: Begin, stream: false, max_tokens: 4}
+  - {id: first, type: llm, provider: openai, model: fake, prompt: Begin, stream: false,
+     max_tokens: 4}
 """
 EFFECT = """
     action: http
@@ -81,8 +82,8 @@ FLOWS: dict[str, Flow] = {
         ' prompt: "Tell {{ steps.first.text }}"}\n' + DONE % "{{ steps.ask.text }}"
     ),
     "embed": Flow(
-        '  - {id: vec, type: embed, provider: openai, model: fake, input: "{{ steps.first.text }}"}\n'
-        + DONE % "{{ steps.vec.vector }}",
+        "  - {id: vec, type: embed, provider: openai, model: fake,"
+        ' input: "{{ steps.first.text }}"}\n' + DONE % "{{ steps.vec.vector }}",
         embeds="vec",
     ),
     "vectors": Flow(
@@ -224,8 +225,8 @@ FLOWS: dict[str, Flow] = {
         ),
     ),
     "child": Flow(
-        '  - {id: sub, type: workflow, workflow: crash_inner, inputs: {word: "{{ steps.first.text }}"}}\n'
-        + DONE % "{{ steps.sub.output.said }}",
+        "  - {id: sub, type: workflow, workflow: crash_inner,"
+        ' inputs: {word: "{{ steps.first.text }}"}}\n' + DONE % "{{ steps.sub.output.said }}",
         child="""
 name: crash_inner
 inputs: {word: {type: string}}

@@ -1,9 +1,9 @@
-"""Where a child process may be stopped, and the wrappers around production code that stop it there.
+"""Where a child process may be stopped, and the wrappers that stop it there.
 
-Production code has no kill switch. The child is built through `wire` with a store whose every commit
-is a point (before it, after it), step types whose every leaf is one (before, after, each streamed
-piece) and HTTP requests (before one is sent, once its answer begins). At its point the process says
-so and does nothing any more, until somebody kills it.
+Production code has no kill switch. The child is built through `wire` with a store whose every
+commit is a point (before it, after it), step types whose every leaf is one (before, after, each
+streamed piece) and HTTP requests (before one is sent, once its answer begins). At its point the
+process says so and does nothing any more, until somebody kills it.
 """
 
 from __future__ import annotations

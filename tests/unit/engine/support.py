@@ -12,7 +12,7 @@ import asyncio
 import heapq
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -36,7 +36,7 @@ from llm_orchestrator.wire import Orchestrator
 from tests.unit.steps.support import Shelf
 
 T = TypeVar("T")
-HANG_S = 400 * 86_400.0
+HANG_S = 86_400.0
 """Virtual seconds after which a test counts as hung."""
 
 
@@ -217,21 +217,24 @@ class Engine(Orchestrator):
             store=store,
             publish=self._heard,
         )
-        self._watchers: list[tuple[Callable[[str, str, str], bool], asyncio.Event]] = []
+        self._news: asyncio.Future[None] | None = None
+        self.ended: tuple[str, Json] = ("", None)
+        self.journal: list[Entry] = []
 
     def _heard(self, run_id: str, what: str, step: str, attempt: int, data: Any) -> None:
         self.events.append((run_id, what, step))
-        for wanted, event in self._watchers:
-            if wanted(run_id, what, step):
-                event.set()
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
-    async def happens(self, what: str, step: str = "", run_id: str = "") -> None:
-        """Until the engine publishes it (again); an earlier one does not count."""
-        event = asyncio.Event()
-        entry = (lambda r, w, s: w == what and s == step and run_id in ("", r), event)
-        self._watchers.append(entry)
-        await event.wait()
-        self._watchers.remove(entry)
+    async def happens(self, what: str, step: str = "", *, times: int = 1) -> None:
+        """Until the engine has published it so often, over all of its life."""
+
+        def count() -> int:
+            return sum(1 for _, said, key in self.events if (said, key) == (what, step))
+
+        while count() < times:
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
 
     def _make_tools(self) -> Tools:
         async def close() -> None: ...
@@ -265,17 +268,6 @@ class Engine(Orchestrator):
         found = await self.entries(run_id)
         return [(entry.step, decode(entry.payload)) for entry in found if entry.kind == kind]
 
-    def die(self) -> None:
-        """Stop as a killed process does: nothing is released, nothing is committed any more."""
-        loop = asyncio.get_running_loop()
-        for task in asyncio.all_tasks(loop):
-            if task is not asyncio.current_task():
-                task.cancel()
-
 
 def provider_error(kind: type[ProviderError], **more: Any) -> ProviderError:
     return kind("as the test says", **more)
-
-
-def names(table: Mapping[str, Any]) -> list[str]:
-    return sorted(table)
