@@ -59,7 +59,10 @@ def _options(command: Any) -> list[str]:
 
 
 def _takes_run(command: Any) -> bool:
-    return any(str(item.metavar or "").startswith(("RUN", "[RUN")) for item in command.params)
+    return any(
+        item.param_type_name == "argument" and str(item.metavar).startswith(("RUN", "[RUN"))
+        for item in command.params
+    )
 
 
 def bash(words: dict[str, tuple[list[str], bool]]) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from llm_orchestrator.cli.options import ObjectFormat, make_app
-from llm_orchestrator.cli.output import print_object, print_table
+from llm_orchestrator.cli.output import count, print_object, print_table
 from llm_orchestrator.cli.session import Session, is_served, session_of
 from llm_orchestrator.errors import OrchestratorError, StoreAbsent, StoreError
 from llm_orchestrator.model import Json, RunState
@@ -57,7 +57,7 @@ def doctor(
     findings = [_python(), _sqlite(library()), *_configured(session)]
     rows: list[dict[str, Json]] = [finding._asdict() for finding in findings]
     if output is ObjectFormat.TABLE:
-        print_table(rows, COLUMNS, key="finding")
+        print_table(rows, COLUMNS)
     else:
         print_object(rows, output)
     return 1 if any(finding.state == "error" for finding in findings) else 0
@@ -190,7 +190,7 @@ async def _integrity(store: SQLiteStore) -> Finding:
         what = f"pages: {broken[0]}" if broken else f"run {damaged[0]} is damaged"
         return Finding("integrity", "error", what, "llmo journal verify --all")
     paused = sum(run.state is RunState.PAUSED for run in newest)
-    text = f"pages whole; newest {len(newest)} runs whole"
+    text = f"pages whole; newest {count(len(newest), 'run')} whole"
     if paused:
         hint = "llmo runs list --state paused"
         return Finding("integrity", "ok", f"{text}; {paused} wait for a decision", hint)

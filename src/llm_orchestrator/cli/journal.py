@@ -12,7 +12,7 @@ import typer
 
 from llm_orchestrator.cli.given import read_ids
 from llm_orchestrator.cli.options import DryRun, Format, Output, RunId, make_app
-from llm_orchestrator.cli.output import emit, print_rows
+from llm_orchestrator.cli.output import count, emit, print_rows
 from llm_orchestrator.cli.session import Session, session_of
 from llm_orchestrator.errors import NotFound, StoreDamaged
 from llm_orchestrator.model import Json
@@ -45,7 +45,7 @@ def verify(
     flaws, runs, entries = session.run(_verify(session, ids))
     print_rows(flaws, output, columns=COLUMNS)
     damaged = len({str(flaw["run_id"]) for flaw in flaws})
-    session.note(f"checked {runs} runs, {entries} entries: {damaged or 'none'} damaged")
+    session.note(f"checked {count(runs, 'run')}, {entries} entries: {damaged or 'none'} damaged")
     if flaws:
         first = next((str(flaw["run_id"]) for flaw in flaws if flaw["run_id"] != "-"), None)
         if first:

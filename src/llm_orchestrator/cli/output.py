@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from io import StringIO
@@ -20,6 +21,9 @@ from llm_orchestrator.model import MICROSECONDS, Json
 
 Row = Mapping[str, Json]
 CELL_MAX = 60
+CUT = frozenset({"note", "labels", "payload", "value"})
+"""Columns whose texts a table may cut, unless they hold an id."""
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-")
 _STYLES = {
     "completed": "green",
     "ok": "green",
@@ -51,7 +55,7 @@ def print_rows(
     elif kind == "yaml":
         emit(to_yaml([dict(row) for row in rows]).rstrip("\n"))
     else:
-        print_table(rows, columns, key=key)
+        print_table(rows, columns)
 
 
 def print_object(value: Json, kind: str) -> None:
@@ -59,12 +63,11 @@ def print_object(value: Json, kind: str) -> None:
     emit(to_yaml(value).rstrip("\n") if kind == "yaml" else to_json(value))
 
 
-def print_table(rows: Sequence[Row], columns: Sequence[str], *, key: str = "run_id") -> None:
+def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
     """Columns as wide as their content. Prints nothing at all for no rows."""
     if not rows:
         return
-    whole = {key, "run_id", "digest", "command", "hint"}
-    table = [[_cell(row.get(name), is_whole=name in whole) for name in columns] for row in rows]
+    table = [[_cell(row.get(name), is_whole=name not in CUT) for name in columns] for row in rows]
     heads = [name.removesuffix("_id").replace("_", " ").upper() for name in columns]
     widths = [max(map(len, column)) for column in zip(heads, *table, strict=True)]
     write = _Colour() if sys.stdout.isatty() else None
@@ -106,7 +109,9 @@ def _cell(value: Json, *, is_whole: bool) -> str:
     else:
         text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
     text = printable(" ".join(text.split()))
-    return text if is_whole or len(text) <= CELL_MAX else text[: CELL_MAX - 1] + "…"
+    if is_whole or len(text) <= CELL_MAX or _ID.search(text):
+        return text
+    return text[: CELL_MAX - 1] + "…"
 
 
 def emit(text: str) -> None:
@@ -179,6 +184,11 @@ def duration(milliseconds: float | None) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m{seconds:02d}s" if hours else f"{minutes}m{seconds:02d}s"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def dollars(amount: float) -> str:

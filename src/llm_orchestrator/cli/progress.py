@@ -45,10 +45,9 @@ class Progress:
 
     # -- what happened -------------------------------------------------------------------------
 
-    def publish(
-        self, run_id: str, what: str, step: str, attempt: int, data: dict[str, Json]
-    ) -> None:
-        """The engine's word: see engine.execution.Publish."""
+    def publish(self, *told: Any) -> None:
+        """The engine's word: (run_id, what, step, attempt, data), see engine.execution.Publish."""
+        run_id, what, step, attempt, data = told
         if run_id != self.run_id:
             return
         if what == "chunk":
@@ -67,7 +66,7 @@ class Progress:
         if self._live is not None:
             self._live.update(_table(self.rows))
             return
-        self._line(_sentence(row, what, data, self.run_id))
+        self._line(_sentence(row, what, data, run_id=self.run_id))
 
     def chunk(self, step: str, text: str) -> None:
         """A piece of a streamed answer."""
@@ -138,7 +137,7 @@ def _apply(row: StepView, what: str, data: dict[str, Json]) -> None:
         row.error = str(data.get("message", ""))
 
 
-def _sentence(row: StepView, what: str, data: dict[str, Json], run_id: str) -> str:
+def _sentence(row: StepView, what: str, data: dict[str, Json], *, run_id: str) -> str:
     head = f"step {row.step}"
     if what == "unavailable":
         return f"{head} waits for its provider: {row.error}"

@@ -72,7 +72,7 @@ def _usage(error: BaseException) -> tuple[str, str] | None:
         return None
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "llmo"
-    message = error.format_message()
+    message = error.format_message().replace("Value error, ", "")
     return message[:1].lower() + message[1:], f"{path} --help"
 
 

@@ -16,7 +16,7 @@ import typer
 from llm_orchestrator.cli import target as targets
 from llm_orchestrator.cli.given import merge_inputs, read_pairs
 from llm_orchestrator.cli.options import DryRun, make_app
-from llm_orchestrator.cli.output import dollars, duration, emit, print_object
+from llm_orchestrator.cli.output import count, dollars, duration, emit, print_object
 from llm_orchestrator.cli.report import say
 from llm_orchestrator.cli.run_result import Ask, ResultFormat, print_result
 from llm_orchestrator.cli.session import Session, is_served, session_of
@@ -212,6 +212,7 @@ def _needs_code(ask: Ask) -> str:
 
 
 async def _execute(session: Session, ask: Ask, *, target: targets.Target, new: NewRun) -> int:
+    from llm_orchestrator.cli.closing import close_engine
     from llm_orchestrator.engine.driver import NodeOptions
     from llm_orchestrator.wire import Orchestrator
 
@@ -244,7 +245,7 @@ async def _execute(session: Session, ask: Ask, *, target: targets.Target, new: N
             return await _finish(session, orchestrator.store, run_id, ask=ask, progress=progress)
     finally:
         progress.close()
-        await orchestrator.close(grace_s=grace_s)
+        await close_engine(orchestrator, grace_s=grace_s)
     session.note(f"run {run_id} is released and goes on with the next engine\nhint: llmo serve")
     return left
 
@@ -306,7 +307,7 @@ async def _finish(
 
 def _summary(state: Fold, now: int) -> str:
     used = state.usage
-    facts = [f"{len(state.finished)} steps", duration((now - state.created_at) / 1000)]
+    facts = [count(len(state.finished), "step"), duration((now - state.created_at) / 1000)]
     if used.input_tokens or used.output_tokens:
         facts.append(f"{used.input_tokens}+{used.output_tokens} tokens")
     if used.cost_usd:

@@ -198,10 +198,10 @@ def signal(
     context: typer.Context,
     run_id: RunId,
     name: Annotated[str, typer.Argument(help="The signal's name.")],
+    *,
     payload: Annotated[
         str | None, typer.Argument(metavar="[JSON|@FILE|-]", help="What to hand over.")
     ] = None,
-    *,
     key: Annotated[
         str | None, typer.Option("--key", help="The same key again changes nothing.")
     ] = None,

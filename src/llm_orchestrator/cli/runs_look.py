@@ -212,7 +212,7 @@ def _print_run(facts: dict[str, Json], steps: list[dict[str, Json]], output: Obj
             emit(f"{name + ':':<10}{value}")
     if steps:
         emit("")
-        print_table([_step_row(step) for step in steps], STEP_COLUMNS, key="step")
+        print_table([_step_row(step) for step in steps], STEP_COLUMNS)
 
 
 def _step_row(step: dict[str, Json]) -> dict[str, Json]:
@@ -275,7 +275,7 @@ async def _explain(session: Session, run_id: str) -> tuple[dict[str, Json], int]
             queue_running=len(await store.look.runs(running)) if limit is not None else 0,
             queue_max=limit,
         )
-        found = reason_of(state, row, session.clock.now_us(), around)
+        found = reason_of(state, row, session.clock.now_us(), around=around)
         return {
             "run_id": run_id,
             "state": str(state.state),

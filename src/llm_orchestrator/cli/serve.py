@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm_orchestrator.cli.options import make_app
+from llm_orchestrator.cli.output import count
 from llm_orchestrator.cli.session import Session, session_of
 
 if TYPE_CHECKING:
     from llm_orchestrator.language.code import CodeWorkflow
-    from llm_orchestrator.model import Json
 
 app = make_app("Execute the runs of a store until told to stop.")
 _ENDS = frozenset({"completed", "failed", "cancelled", "paused"})
@@ -69,6 +69,7 @@ async def _serve(
     steps_max: int | None,
     runs_max: int | None,
 ) -> int:
+    from llm_orchestrator.cli.closing import close_engine
     from llm_orchestrator.cli.signals import Stop
     from llm_orchestrator.engine.driver import NodeOptions
     from llm_orchestrator.engine.node import registration
@@ -92,24 +93,24 @@ async def _serve(
     try:
         for workflow in workflows:
             await orchestrator.operator.register(registration(workflow))
-        count = len(list(orchestrator.node.driver.driven))
+        left = len(list(orchestrator.node.driver.driven))
         session.note(
             f"ready: {session.store_url} is served by {orchestrator.node.node_id}"
-            + (f", {count} runs go on" if count else "")
+            + (f", {count(left, 'run')} taken over" if left else "")
         )
         await stop.wait()
-        count = len(list(orchestrator.node.driver.driven))
+        left = len(list(orchestrator.node.driver.driven))
     finally:
-        await orchestrator.close(grace_s=grace_s)
-    session.note(f"stopped: {count} runs were released and go on with the next engine")
+        await close_engine(orchestrator, grace_s=grace_s)
+    session.note(f"stopped: {count(left, 'run')} released for the next engine")
     return stop.exit_code
 
 
 def _teller(session: Session) -> Any:
     """One line for each run that ends."""
 
-    def publish(run_id: str, what: str, step: str, attempt: int, data: dict[str, Json]) -> None:
-        del attempt, data
+    def publish(*told: Any) -> None:
+        run_id, what, step, _, _ = told
         if not step and what in _ENDS:
             session.note(f"run {run_id} {what}")
 

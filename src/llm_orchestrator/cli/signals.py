@@ -12,12 +12,16 @@ import signal
 import sys
 from collections.abc import Callable
 
+ECHO_S = 0.3
+"""A shell or `timeout` may send one wish twice, to the process and to its group."""
+
 
 class Stop:
     """Waits for the first signal. Use inside a running loop; `close` gives the handlers back."""
 
     def __init__(self, on_first: Callable[[], None]) -> None:
         self.number = 0
+        self._first_at = 0.0
         self._event = asyncio.Event()
         self._on_first = on_first
         self._loop = asyncio.get_running_loop()
@@ -39,9 +43,12 @@ class Stop:
             self._loop.remove_signal_handler(number)
 
     def _take(self, number: int) -> None:
+        now = self._loop.time()
+        if self.number and now - self._first_at < ECHO_S:
+            return
         if self.number:
             sys.stderr.flush()
             os._exit(128 + number)
-        self.number = number
+        self.number, self._first_at = number, now
         self._event.set()
         self._on_first()

@@ -34,7 +34,7 @@ class Surroundings(NamedTuple):
     queue_max: int | None = None
 
 
-def explain(fold: Fold, row: Run | None, now: int, around: Surroundings) -> Explanation:
+def explain(fold: Fold, row: Run | None, now: int, *, around: Surroundings) -> Explanation:
     """Why the run stands where it stands. `now` is microseconds on the store's clock."""
     wake_at = row.wake_at if row is not None else 0
     if fold.state is RunState.PENDING:
