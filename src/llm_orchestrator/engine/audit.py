@@ -1,17 +1,18 @@
-"""Looking at everything: does the store still say one thing?
+"""Looking at everything, whether it still says one thing.
 
-`verify_store` only reads, and names every flaw it finds. `settle_rows` is what an engine does when
-it starts: a run whose row contradicts its journal would sleep for ever (nobody looks for it), so the
-rows of all runs that are not finished are compared with their journals, and rebuilt from them.
+`verify_store` only reads, and names every flaw it finds. `settle` is what an engine does when it
+starts: a run whose row contradicts its journal would sleep for ever (nobody looks for it), and one
+with a damaged journal takes no signal. So the unfinished runs are looked at once, and mended.
 """
 
 from __future__ import annotations
 
 import logging
+
 from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.replay import fold
 from llm_orchestrator.engine.rows import contradiction
-from llm_orchestrator.errors import StoreDamaged, StoreError
+from llm_orchestrator.errors import Fenced, OrchestratorError, StoreDamaged
 from llm_orchestrator.model import Flaw, Journal
 from llm_orchestrator.store.base import Store
 
@@ -51,19 +52,36 @@ async def _flaws_of(store: Store, run_id: str, journal: Journal) -> list[Flaw]:
     return flaws
 
 
-async def settle_rows(store: Store, mender: Mender) -> list[str]:
-    """Rebuild the rows of unfinished runs that contradict their journals; the runs' ids.
+async def settle(store: Store, mender: Mender) -> list[str]:
+    """Mend unfinished runs that nobody drives here, rows and journals; the ids of those mended.
 
-    A run that cannot be settled is reported and left as it is.
+    A run that cannot be mended is reported and left as it is.
     """
     settled = []
-    for run_id in await store.look.unfinished():
-        try:
-            if await _wrong_row(store, run_id) and await mender.set_row(run_id):
-                settled.append(run_id)
-        except StoreError as error:
-            logger.error("the row of run %s cannot be settled: %s", run_id, error.message)
+    run_ids = await store.look.unfinished()
+    for start in range(0, len(run_ids), _AT_ONCE):
+        some = run_ids[start : start + _AT_ONCE]
+        for run_id, journal in (await store.look.load(some)).items():
+            try:
+                if await _settle_one(store, mender, journal):
+                    settled.append(run_id)
+            except Fenced:
+                continue  # somebody has claimed it meanwhile, and mended it
+            except OrchestratorError as error:
+                logger.error("run %s cannot be settled: %s", run_id, error.message)
     return settled
+
+
+async def _settle_one(store: Store, mender: Mender, journal: Journal) -> bool:
+    if any(flaw.seq for flaw in journal.flaws):
+        row = await store.look.row(journal.run_id)
+        if row is None or row.change.owner != store.node_id:
+            await mender.whole(journal)
+            return True
+        return False
+    if journal.flaws or await _wrong_row(store, journal.run_id):
+        return bool(await mender.set_row(journal.run_id))
+    return False
 
 
 async def _wrong_row(store: Store, run_id: str) -> str:

@@ -112,14 +112,15 @@ def plan(journal: Journal, stored: Sequence[Entry], row: RunRow | None) -> Plan:
             )
         else:
             lost[seq] = rows[seq].digest if seq in rows else b""
-    steps = {rows[seq].step for seq in lost if seq in rows and rows[seq].kind in _HARMLESS}
+    redone = (Kind.STEP_FINISHED, Kind.STEP_SKIPPED)
+    steps = {rows[seq].step for seq in lost if seq in rows and rows[seq].kind in redone}
     return Plan(
         run_id,
         tuple(journal.flaws),
         tuple(entries.values()),
         tuple(blobs),
         tuple(lost.items()),
-        tuple(sorted(steps - {""})),
+        tuple(sorted(steps)),
         _doubt(lost, rows, row),
     )
 

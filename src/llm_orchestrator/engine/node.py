@@ -207,6 +207,8 @@ class Node:
             elif change.state in (RunState.PENDING, RunState.WAITING):
                 self._set_aside.discard(append.run_id)  # somebody has taken it up again
                 self._wake.set()
+            elif change.state is not RunState.RUNNING:
+                self.driver.tell(append.run_id)
         for post in batch.every_change():
             if isinstance(post, Mend):  # what it was set aside for may be over
                 self._set_aside.discard(post.run_id)
