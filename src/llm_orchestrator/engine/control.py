@@ -22,6 +22,7 @@ from llm_orchestrator.engine.acceptance import (
     key_of,
     key_record,
 )
+from llm_orchestrator.engine.driver import End, news
 from llm_orchestrator.engine.machine import TRANSITIONS, Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, checkpoints, fold
 from llm_orchestrator.errors import NotFound, Refused, StoreDamaged
@@ -274,7 +275,12 @@ class Operator:
         decision = decide(state.state, state.epoch, happening)
         head = Head(state.run_id, decision.epoch, seq=state.seq, digest=state.digest)
         append = self._chain(head, [*drafts, decision.draft], change=decision.change)
-        await self._commit(append)
+        parent = state.accepted.get("parent_run_id")
+        changes: tuple[Change, ...] = ()
+        if parent and decision.state.is_final:
+            end = End(state.run_id, decision.state, decision.change.reason, error=decision.error)
+            changes = (news(parent, end),)
+        await self._commit(append._replace(changes=changes) if changes else append)
         return Answer(state.run_id, decision.state, True, f"run is {decision.state}")
 
     def _chain(

@@ -18,6 +18,7 @@ from llm_orchestrator.engine.drive import outcome
 from llm_orchestrator.engine.execution import Execution
 from llm_orchestrator.engine.flows import Flow
 from llm_orchestrator.engine.machine import Event, Happening, decide
+from llm_orchestrator.engine.replay import fold
 from llm_orchestrator.errors import Fenced, StoreDamaged, StoreError
 from llm_orchestrator.model import Json, Message, RunState
 from llm_orchestrator.store.base import Batch, Change, Consume, Post, RunFilter, Store
@@ -105,6 +106,23 @@ class Driver:
         future: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self._ends.setdefault(run_id, []).append(future)
         return future
+
+    def tell(self, run_id: str) -> None:
+        """Somebody else ended or paused a run that is not here: tell who waits for it."""
+        if run_id in self._ends and run_id not in self._driven:
+            self._spawn(self._tell(run_id))
+
+    async def _tell(self, run_id: str) -> None:
+        journal = (await self._store.look.load([run_id]))[run_id]
+        state = fold(run_id, journal.entries)
+        if state.state.is_final or state.state is RunState.PAUSED:
+            end = End(run_id, state.state, state.reason, state.output, state.error)
+            self._settle(end)
+
+    def _settle(self, end: End) -> None:
+        for future in self._ends.pop(end.run_id, ()):
+            if not future.done():
+                future.set_result(end)
 
     # -- driving -------------------------------------------------------------------------------
 
@@ -194,7 +212,7 @@ class Driver:
             decision.error,
         )
         if parent and decision.state.is_final:
-            changes.append(_news(parent, end))
+            changes.append(news(parent, end))
         await self._writer.append(
             execution.head, (decision.draft,), change=decision.change, changes=changes
         )
@@ -202,9 +220,7 @@ class Driver:
         if decision.state is RunState.CANCELLED:
             await self._cancel_children(execution.run_id)
         if decision.state.is_final or decision.state is RunState.PAUSED:
-            for future in self._ends.pop(execution.run_id, ()):
-                if not future.done():
-                    future.set_result(end)
+            self._settle(end)
 
     async def _cancel_children(self, run_id: str) -> None:
         children = await self._store.look.runs(RunFilter(parent_run_id=run_id, limit=100_000))
@@ -229,7 +245,8 @@ def happening_of(message: Message) -> Happening | None:
     return None
 
 
-def _news(parent_run_id: str, end: End) -> Post:
+def news(parent_run_id: str, end: End) -> Post:
+    """What a parent hears of its child's end, whoever ended it."""
     name = f"child:{end.run_id}"
     payload = {"state": end.state, "output": end.output, "error": end.error}
     return Post(parent_run_id, "signal", name, payload, sender_key=name)
