@@ -35,7 +35,7 @@ from tests.acceptance.crash.witness import WITNESS
 
 Json = Any
 SECONDS_MAX = 60
-RESULTS = {
+RESULTS: dict[str, Json] = {
     "post": {"body": None, "status": 200, "headers": {}},
     "hook": {"body": None, "status": 200, "headers": {}},
 }

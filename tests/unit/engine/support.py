@@ -85,7 +85,7 @@ class VirtualClock:
     async def sleep(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        handle = loop.call_later(seconds, lambda: future.done() or future.set_result(None))
+        handle = loop.call_later(seconds, _wake, future)
         try:
             await future
         finally:
@@ -96,6 +96,11 @@ class VirtualClock:
 
     def random_bytes(self, count: int) -> bytes:
         return self._random.randbytes(count)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Inline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ def one(**fields: Json) -> dict[str, Json]:
     return {"id": "it", "type": "work", **fields}
 
 
-def run_one(folder: Path, errors: list[BaseException] | None = None, **fields: Json) -> Engine:
+def run_one(folder: Path, errors: Sequence[BaseException] = (), **fields: Json) -> Engine:
     """Run a definition of one step to its end; the engine keeps the ledger."""
     engine = Engine(folder / "runs.db")
-    engine.work.errors["it"] = list(errors or [])
+    engine.work.errors["it"] = list(errors)
 
     async def main() -> None:
         async with engine:
@@ -133,8 +134,8 @@ def test_a_budget_refuses_the_next_paid_step(tmp_path: Path) -> None:
 # -- unknown outcomes -----------------------------------------------------------------------------
 
 
-def unknown(folder: Path, policy: str, then: list[BaseException] | None = None) -> Engine:
-    errors = [provider_error(ProviderUnknownOutcome), *(then or [])]
+def unknown(folder: Path, policy: str, then: Sequence[BaseException] = ()) -> Engine:
+    errors = [provider_error(ProviderUnknownOutcome), *then]
     return run_one(folder, errors, effect="once", on_unknown=policy)
 
 
