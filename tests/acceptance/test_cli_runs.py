@@ -295,9 +295,9 @@ complete_for llmo run hel
     assert done.stdout.splitlines() == ["workflows", "watch", "--state", run_id, "hello.yaml"]
 
 
-def test_a_reader_that_leaves_early_is_no_failure(llmo: Shell) -> None:
-    llmo("run", "hello.yaml")
-    with llmo.start("schema") as process:
+@pytest.mark.parametrize("word", ["--help", "schema"])
+def test_a_reader_that_leaves_early_is_no_failure(llmo: Shell, word: str) -> None:
+    with llmo.start(word) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
