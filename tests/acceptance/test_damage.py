@@ -1,8 +1,8 @@
-"""One flipped byte, anywhere: never a wrong result, nobody else touched, and the run says what came of it.
+"""One flipped byte, anywhere: never a wrong result, nobody else touched, and the run says why.
 
 A store with runs of all kinds is copied for each flip. The checked journal is read, an engine opens
-and goes on, and every run must end as it would have without the flip, or say why it cannot. The seed
-in a failing test's name makes the same flip again.
+and goes on, and every run must end as it would have without the flip, or say why it cannot. The
+damaged file of a failing seed is kept as `damaged.db` in the test's folder.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def no_defects(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 async def flaws_of(path: Path) -> list[Flaw] | None:
-    """All that the checked journal finds; None when the store cannot even be opened, and says why."""
+    """All that the checked journal finds; None when the store says that it cannot be opened."""
     store = SQLiteStore(path, node_id="reader", clock=RealClock())
     try:
         await store.open_as_client()
@@ -109,12 +109,13 @@ def flipped(original: Original, path: Path, offset: int, mask: int) -> Path:
         old.unlink()
     content = bytearray(original.content)
     content[offset] ^= mask
+    path.with_name("damaged.db").write_bytes(content)
     path.write_bytes(content)
     return path
 
 
 def outcomes(original: Original, path: Path) -> tuple[Found, set[str], Counter[str]]:
-    """What came of the runs, those that did not end as they should, and the steps made in excess."""
+    """What came of the runs, those that ended otherwise than they should, and steps in excess."""
     found, made = asyncio.run(recover(path, original.run_ids))
     other = {run_id for run_id in original.run_ids if found[run_id] != original.right[run_id]}
     return found, other, made - original.made

@@ -185,18 +185,10 @@ WITH RECURSIVE found (run_id) AS (
 )
 SELECT run_id FROM found WHERE run_id IS NOT NULL;
 
--- name: unfinished_rows
-SELECT run_id FROM runs WHERE state NOT IN ('completed', 'failed', 'cancelled') ORDER BY run_id;
-
--- name: ids_without_row
-WITH RECURSIVE found (run_id) AS (
-    SELECT MIN(run_id) FROM journal
-    UNION ALL
-    SELECT (SELECT MIN(run_id) FROM journal WHERE run_id > found.run_id)
-    FROM found WHERE found.run_id IS NOT NULL
-)
-SELECT run_id FROM found
-WHERE run_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.run_id = found.run_id);
+-- name: states
+-- From the table, past its index: a row whose own id is damaged is there under its right one only
+-- in the index. Differs because only SQLite says it so.
+SELECT run_id, state FROM runs NOT INDEXED;
 
 -- name: result
 SELECT output, error FROM runs WHERE run_id = :run_id;
@@ -205,10 +197,12 @@ SELECT output, error FROM runs WHERE run_id = :run_id;
 SELECT head_seq, head_digest FROM runs WHERE run_id = :run_id;
 
 -- name: run_row
+-- The last column is the id as the table has it (found was the row through the index).
 SELECT workflow, version, digest, priority, queue, idempotency_key, parent_run_id, wake_first,
        origin, labels, input,
        state, reason, owner, wake_at, inbox_seq, output, error,
-       epoch, head_seq, head_digest, created_at, started_at, finished_at
+       epoch, head_seq, head_digest, created_at, started_at, finished_at,
+       (SELECT own.run_id FROM runs AS own NOT INDEXED WHERE own.rowid = runs.rowid)
 FROM runs WHERE run_id = :run_id;
 
 -- name: claimable

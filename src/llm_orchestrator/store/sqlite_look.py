@@ -328,5 +328,7 @@ def _run_row(run_id: str, row: Row) -> RunRow:
     accepted: list[Any] = [*row[:8], parse(origin), parse(labels), parse_value(value)]
     accept = NewRun(run_id, *accepted)
     change = StateChange(state, reason, owner, wake_at, inbox_seq, output, error)
-    epoch, head_seq, head_digest, *times = row[18:]
+    epoch, head_seq, head_digest, *times, own_id = row[18:]
+    if own_id != run_id:
+        raise StoreDamaged(f"the row of run {run_id} has another id", run_id=run_id)
     return RunRow(accept, change, epoch, head_seq, head_digest or b"", *times)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llm_orchestrator.model import Entry, Flaw
+from llm_orchestrator.model import Entry, Flaw, RunState
 from llm_orchestrator.store.check import entry_of
 from llm_orchestrator.store.journal import GAP_MAX
 from llm_orchestrator.store.queries import load_queries
 
 logger = logging.getLogger(__name__)
 Row = Sequence[Any]
+_FINAL = frozenset(state.value for state in RunState if state.is_final)
 
 
 def read_entries(database: sqlite3.Connection, run_id: str) -> tuple[list[Entry], list[Flaw]]:
@@ -71,25 +72,37 @@ def read_run_rows(database: sqlite3.Connection) -> list[Row]:
 
 def read_run_ids(database: sqlite3.Connection) -> list[str]:
     """Every run of which a row or an entry can be found."""
-    return _ids(database, "ids_of_rows", "ids_of_entries")
+    return sorted({*_column(database, "ids_of_rows"), *_column(database, "ids_of_entries")})
 
 
 def read_unfinished(database: sqlite3.Connection) -> list[str]:
     """Every run whose row is not final, or is missing."""
-    return _ids(database, "unfinished_rows", "ids_without_row")
-
-
-def _ids(database: sqlite3.Connection, *names: str) -> list[str]:
-    found: set[str] = set()
-    for name in names:
-        found.update(_column(database, load_queries()[name].sql))
+    states = {row[0]: row[1] for row in _pairs(database, "states")}
+    found = {run_id for run_id, state in states.items() if state not in _FINAL}
+    found.update(run_id for run_id in _column(database, "ids_of_entries") if run_id not in states)
     return sorted(found)
 
 
-def _column(database: sqlite3.Connection, sql: str) -> Iterable[str]:
+def _column(database: sqlite3.Connection, name: str) -> Iterator[str]:
+    return (run_id for run_id, *_ in _pairs(database, name))
+
+
+def _pairs(database: sqlite3.Connection, name: str) -> Iterator[Row]:
+    """Rows that begin with a run's id; damaged ids are reported and left out."""
     try:
-        for row in database.execute(sql):
-            if isinstance(row[0], str):
-                yield row[0]
+        for row in database.execute(load_queries()[name].sql):
+            if isinstance(row[0], str) and is_text(row[0]):
+                yield row
+            else:
+                logger.error("a run's id is damaged: %r", row[0])
     except sqlite3.DatabaseError as error:
-        logger.error("an index cannot be read to its end: %s", error)
+        logger.error("the ids of runs cannot be read to their end: %s", error)
+
+
+def is_text(value: str) -> bool:
+    """False for what a flipped bit leaves of text: no statement takes it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -3,8 +3,8 @@
 The fast path writes all appends with one `executemany` and counts the rows. When the count is
 short, the primary key objects or a run's content or pages are at fault, the transaction is rolled
 back and the batch is applied again one run at a time, each under a savepoint: the guilty run stands
-alone and is named, the others land. What is wrong with the disk as a whole (full, gone) fails the
-whole batch, with nothing written.
+alone and is named, the others land. What is wrong with the disk as a whole (full, gone), or with
+pages that belong to no run of the batch, fails the whole batch, with nothing written.
 """
 
 from __future__ import annotations
@@ -74,9 +74,19 @@ class BatchWriter:
         self._incarnation = incarnation
         self._queries = load_queries()
         self._number = self._last_number()
+        self._is_healed = False
 
     def apply(self, batch: Batch, now_us: int) -> Receipt:
         """One transaction. Raises sqlite3.Error or StoreError with nothing written."""
+        try:
+            receipt = self._apply_once(batch, now_us)
+        except sqlite3.Error as error:
+            if not self._heal(error):
+                raise
+            return self._apply_once(batch, now_us)
+        return receipt
+
+    def _apply_once(self, batch: Batch, now_us: int) -> Receipt:
         database = self._database
         database.execute("BEGIN IMMEDIATE")
         try:
@@ -94,6 +104,23 @@ class BatchWriter:
                 database.execute("ROLLBACK")
             raise
         return receipt
+
+    def _heal(self, error: sqlite3.Error) -> bool:
+        """An index that contradicts its table can be made anew; once, for it reads the whole table.
+
+        Not those of the journal: its key columns stand in table and index, and the index is the
+        copy that reads go by.
+        """
+        if self._is_healed or not is_damage(error):
+            return False
+        self._is_healed = True
+        for table in ("runs", "inbox", "records"):
+            try:
+                self._database.execute(f"REINDEX {table}")
+            except sqlite3.Error as trouble:
+                logger.error("the indexes of %s are damaged and stay so: %s", table, trouble)
+        logger.error("pages are damaged (%s); indexes were made anew from their tables", error)
+        return True
 
     def _last_number(self) -> int:
         """A client opens for each of its commits; an engine begins anew with each life."""
@@ -153,6 +180,9 @@ class BatchWriter:
             blame = _blame(error)
             if blame is None or not database.in_transaction:
                 raise
+            is_damaged = isinstance(error, sqlite3.Error) and is_damage(error)
+            if is_damaged and (append is None or not self._is_healed):
+                raise  # to be healed; or it belongs to no run that could be named in the receipt
             database.execute("ROLLBACK TO one")
             database.execute("RELEASE one")
             return blame if append is None else self._judge(append, blame)
