@@ -11,16 +11,19 @@ import asyncio
 import json
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.config import Config
 from llm_orchestrator.engine import gate
+from llm_orchestrator.engine.control import Choice
 from llm_orchestrator.engine.replay import fold
 from llm_orchestrator.errors import RunFailed, RunPaused
 from llm_orchestrator.language.load import load_text
-from llm_orchestrator.model import Entry, Workflow
+from llm_orchestrator.model import Entry, Usage, Workflow
+from llm_orchestrator.providers.prices import PriceBook
 from llm_orchestrator.store.base import Batch, Register
+from llm_orchestrator.store.journal import decode
 from llm_orchestrator.store.sqlite import SQLiteStore
 from llm_orchestrator.wire import Orchestrator
 from llm_orchestrator.wire.tools import make_tools
@@ -56,6 +59,9 @@ def warm_up() -> None:
             tools.step_types.control(kind)
     for provider in ("openai", "anthropic"):
         tools.providers.llm(provider)
+        PriceBook().price(provider, "fake", used=Usage(1, 1))  # loads the table of prices
+    tools.providers.embedding("openai")
+    import numpy  # noqa: F401
     from llm_orchestrator.steps import action_file, action_http, action_log  # noqa: F401
 
 
@@ -186,7 +192,8 @@ async def _end(engine: Orchestrator, run_id: str, flow: Flow) -> tuple[str, Json
             [step] = flow.once
             found = RESULTS.get(step, {"result": {"bytes": 22}})
             say({"decided": flow.choose, "step": step})
-            await engine.operator.decide(run_id, step, flow.choose, result=found)  # type: ignore[arg-type]
+            choose = cast("Choice", flow.choose)
+            await engine.operator.decide(run_id, step, choose, result=found)
 
 
 async def _look(folder: Path) -> list[dict[str, Any]]:
@@ -216,13 +223,15 @@ async def _judge(
     row = await store.look.run(run_id)
     if row is None:
         return {"run": run_id, "wrong": [*wrong, "no row"], "entries": []}
-    stored = await store.look.result(run_id)
+    kept_row = await store.look.row(run_id)
+    assert kept_row is not None
+    stored = [_value(kept_row.change.output), _value(kept_row.change.error)]
     for name, own, kept in (
         ("state", state.state, row.state),
         ("reason", state.reason, row.reason),
         ("owner", state.owner, row.owner),
         ("epoch", state.epoch, row.epoch),
-        ("result", [state.output, state.error], list(stored)),
+        ("result", [state.output, state.error], stored),
         ("workflow", state.accepted["workflow"], row.workflow),
     ):
         if own != kept:
@@ -239,3 +248,7 @@ async def _judge(
 
 
 _FREE = ("now", "random", "uuid")
+
+
+def _value(column: bytes | None) -> Json:
+    return None if column is None else decode(column).get("value")

@@ -10,6 +10,7 @@ its stdin ends it ends, and the kernel kills its children with it.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import random
@@ -90,7 +91,11 @@ def forks() -> Iterator[Forks]:
     """A warm server until the block ends."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", __name__]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy starts none: forking is safe
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", "the fork server did not start"
@@ -106,6 +111,8 @@ def main() -> None:
 
     child.warm_up()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    gc.collect()
+    gc.freeze()  # what is shared is not walked, and so not copied, by every child
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
