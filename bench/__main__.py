@@ -4,8 +4,10 @@
     python -m bench --quick              one round of ours and the ideal
     python -m bench W1 W2 --rounds 3     only these workloads
     python -m bench --profile W1         where our processor time goes
+    python -m bench --table FILE         the table of an earlier session
 
-The table goes to stdout, every single measurement to bench/results/latest.jsonl.
+The table goes to stdout and, when everything was measured, into docs/explanation/performance.md;
+every single measurement goes to bench/results/latest.jsonl.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from bench.contestants import CONTESTANTS, ROOT, Contestant
 from bench.measure import canary
+from bench.page import read_results, write_page
 from bench.session import Failed, measure
 from bench.table import WORKS, Result, table
 
@@ -34,12 +37,23 @@ def main() -> None:
 
         profile(chosen.profile)
         return
+    if chosen.table:
+        show(read_results(chosen.table), WORKS)
+        return
     contestants = [one for one in CONTESTANTS if not (chosen.quick and one.is_peer)]
     if any(one.is_peer for one in contestants):
         subprocess.run([ROOT / "bench" / "peers" / "setup"], check=True)
     works = chosen.works or WORKS
     results = session(contestants, works, 1 if chosen.quick else chosen.rounds)
+    show(results, works)
+
+
+def show(results: list[Result], works: list[str]) -> None:
+    """Print the table; a session of everything becomes the documented one."""
     print(table(results, [work for work in WORKS if work in works]))
+    measured = {(result.contestant, result.work) for result in results}
+    if all((one.name, work) in measured for one in CONTESTANTS for work in one.works):
+        write_page(results)
 
 
 def arguments() -> argparse.Namespace:
@@ -50,6 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (5)")
     parser.add_argument("--quick", action="store_true", help="one round, no peers")
     parser.add_argument("--profile", metavar="W1", choices=["W1", "W2", "W3", "W4", "W6"])
+    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, show FILE")
     chosen = parser.parse_args()
     unknown = sorted(set(chosen.works) - set(WORKS))
     if unknown:
