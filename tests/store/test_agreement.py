@@ -134,7 +134,6 @@ async def everything(store: Store, now: int) -> dict[str, Any]:
         "ids": await look.run_ids(),
         "unfinished": await look.unfinished(),
         "rows": [repr(await look.row(run_id)) for run_id in RUNS],
-        "results": [await look.result(run_id) for run_id in RUNS],
         "claimable": await look.claimable(now, 3),
         "owned": await look.owned(["owner1"]),
         "next_wake": await look.next_wake(),

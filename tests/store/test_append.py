@@ -69,7 +69,9 @@ async def test_entries_land_in_order_and_a_state_change_lands_with_its_entry(sto
     assert (run.state, run.owner, run.epoch) == (RunState.COMPLETED, None, writer.epoch)
     assert run.started_at is not None
     assert run.finished_at is not None
-    assert await store.look.result(writer.run_id) == ([1, None], None)
+    row = await store.look.row(writer.run_id)
+    assert row is not None
+    assert row.change.output == encode({"value": [1, None]})
 
 
 async def test_a_stale_owner_is_fenced_and_the_rest_of_the_batch_lands(store: Store) -> None:

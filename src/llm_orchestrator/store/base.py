@@ -278,10 +278,6 @@ class Look(Protocol):
         """Runs whose row is not final, or of which there are entries and no row."""
         ...
 
-    async def result(self, run_id: str) -> tuple[Json, Json]:
-        """Output and error as the row of `runs` says (for lists; decisions use the journal)."""
-        ...
-
     async def claimable(
         self,
         now_us: int,

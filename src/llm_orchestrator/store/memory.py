@@ -348,12 +348,6 @@ class MemoryLook:
         done = {run.run_id for run in self._runs() if run.state.is_final}
         return [run_id for run_id in await self.run_ids() if run_id not in done]
 
-    async def result(self, run_id: str) -> tuple[Json, Json]:
-        row = self._tables.runs.get(run_id)
-        if row is None:
-            return None, None
-        return _value(row.change.output), _value(row.change.error)
-
     def _free(self) -> list[Run]:
         states = (RunState.PENDING, RunState.WAITING)
         return [run for run in self._runs() if run.state in states and run.owner is None]

@@ -190,9 +190,6 @@ SELECT run_id FROM found WHERE run_id IS NOT NULL;
 -- in the index. Differs because only SQLite says it so.
 SELECT run_id, state FROM runs NOT INDEXED;
 
--- name: result
-SELECT output, error FROM runs WHERE run_id = :run_id;
-
 -- name: anchor
 SELECT head_seq, head_digest FROM runs WHERE run_id = :run_id;
 

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from llm_orchestrator.errors import StoreDamaged
-from llm_orchestrator.model import Entry, Flaw, Journal, Json, Message, NewRun, Run, RunState
+from llm_orchestrator.model import Entry, Flaw, Journal, Message, NewRun, Run, RunState
 from llm_orchestrator.store.base import Progress, RunFilter, RunRow, StateChange
 from llm_orchestrator.store.check import Anchor, check_journal
 from llm_orchestrator.store.queries import load_queries
+from llm_orchestrator.store.sqlite_change import row_digest
 from llm_orchestrator.store.sqlite_file import is_damage
 from llm_orchestrator.store.sqlite_reader import SQLiteReader, parse, parse_value
 from llm_orchestrator.store.sqlite_salvage import (
@@ -23,7 +24,6 @@ from llm_orchestrator.store.sqlite_salvage import (
     read_run_rows,
     read_unfinished,
 )
-from llm_orchestrator.store.sqlite_write import row_digest
 
 logger = logging.getLogger(__name__)
 _NO_ROW = "the row of runs is missing"
@@ -136,11 +136,6 @@ class SQLiteLook:
 
     async def unfinished(self) -> list[str]:
         return await self._reader.snapshot(read_unfinished)
-
-    async def result(self, run_id: str) -> tuple[Json, Json]:
-        rows = await self._reader.rows("result", run_id=run_id)
-        output, error = rows[0] if rows else (None, None)
-        return parse_value(output), parse_value(error)
 
     async def claimable(
         self,

@@ -7,8 +7,8 @@ import logging
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Json, Workflow
 from llm_orchestrator.store.check import definition_digest
+from llm_orchestrator.store.sqlite_change import row_digest
 from llm_orchestrator.store.sqlite_reader import SQLiteReader, parse
-from llm_orchestrator.store.sqlite_write import row_digest
 
 logger = logging.getLogger(__name__)
 
