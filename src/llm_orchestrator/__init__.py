@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.context import Context
-    from llm_orchestrator.wire import Orchestrator
     from llm_orchestrator.language.code import step, workflow
+    from llm_orchestrator.wire import Orchestrator
 
 __all__ = ["Context", "Orchestrator", "step", "workflow"]
 __version__ = "0.1.0"

@@ -19,6 +19,7 @@ from llm_orchestrator.engine.execution import Execution
 from llm_orchestrator.engine.flows import Flow
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.replay import fold
+from llm_orchestrator.engine.retention import Retention
 from llm_orchestrator.errors import Fenced, StoreDamaged, StoreError
 from llm_orchestrator.model import Json, Message, RunState
 from llm_orchestrator.store.base import Batch, Change, Consume, Post, RunFilter, Store
@@ -34,6 +35,7 @@ class NodeOptions:
     runs_max: int = 1_000
     steps_max: int = 1_000
     queues: dict[str, int] = field(default_factory=dict)
+    retention: Retention = field(default_factory=Retention)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from llm_orchestrator.engine.flows import Flow, Flows
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.replay import Fold
+from llm_orchestrator.engine.retention import expire
 from llm_orchestrator.engine.slots import Slots
 from llm_orchestrator.errors import (
     Fenced,
@@ -57,6 +58,7 @@ from llm_orchestrator.store.writer import GroupWriter, Head
 
 logger = logging.getLogger(__name__)
 POLL_S = 5.0
+RETENTION_PERIOD_S = 60.0
 CLAIM_MAX = 500
 
 
@@ -95,6 +97,7 @@ class Node:
         self._registered: set[str] = set()
         self._is_stopping = False
         self._claimer: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self._settler: asyncio.Task[list[str]] | None = None
 
     # -- life ----------------------------------------------------------------------------------
@@ -105,17 +108,28 @@ class Node:
         self._store.on_commit(self._notice)
         await self._take_over()
         self._claimer = asyncio.create_task(self._claim_forever(), name="claimer")
+        if self._options.retention:
+            self._keeper = asyncio.create_task(self._expire_forever(), name="retention")
         self._settler = asyncio.create_task(settle(self._store, self._mender), name="settler")
 
     async def stop(self, *, grace_s: float = 0.0) -> None:
         """Let steps in flight end for `grace_s`, release every run, commit what is queued."""
         self._is_stopping = True
-        for task in (self._claimer, self._settler):
+        self.writer.hurry()
+        for task in (self._claimer, self._settler, self._keeper):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         await self.driver.stop(grace_s=grace_s)
         await self.writer.close()
+
+    async def _expire_forever(self) -> None:
+        while True:
+            try:
+                await expire(self._store, self._options.retention, self._clock)
+            except StoreError as error:
+                logger.error("finished runs could not be removed: %s", error.message)
+            await self._clock.sleep(RETENTION_PERIOD_S)
 
     def add_code(self, workflow: CodeWorkflow[Any]) -> Flow:
         """Make a Python workflow runnable here; runs that waited for its code may start now."""

@@ -84,7 +84,8 @@ class SQLiteStore:
                 await self._open_writer()
             finally:
                 await self._close_writer()
-        await self._reader.open()
+        for row in await self._reader.rows("incarnation"):
+            self.generation = row[1]
 
     async def _open_writer(self, *, is_engine: bool = False) -> None:
         self._write_thread = DatabaseThread("store-writer")

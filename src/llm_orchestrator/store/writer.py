@@ -200,6 +200,7 @@ class GroupWriter:
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_closing = False
+        self._is_hurried = False
         self.batches = 0
         self.entries = 0
 
@@ -237,9 +238,13 @@ class GroupWriter:
             self._wake.set_result(None)
         return future
 
+    def hurry(self) -> None:
+        """From now on a store that cannot take a batch is given a few seconds, not for ever."""
+        self._is_hurried = True
+
     async def close(self) -> None:
         """Commit what is queued, then stop."""
-        self._is_closing = True
+        self._is_closing = self._is_hurried = True
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
         if self._task is not None:
@@ -284,7 +289,7 @@ class GroupWriter:
             try:
                 return await self._store.commit(batch)
             except StoreError as error:
-                if not error.retryable or (self._is_closing and tries >= len(_RETRY_S)):
+                if not error.retryable or (self._is_hurried and tries >= len(_RETRY_S)):
                     raise
                 log = logger.error if tries == 0 else logger.debug
                 log("%s; results are kept in memory and written when there is room", error.message)

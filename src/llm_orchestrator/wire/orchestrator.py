@@ -18,6 +18,7 @@ from llm_orchestrator.engine.driver import End, NodeOptions
 from llm_orchestrator.engine.execution import Publish
 from llm_orchestrator.engine.flows import Flow, Flows, is_code
 from llm_orchestrator.engine.node import Node, registration
+from llm_orchestrator.engine.retention import Retention
 from llm_orchestrator.errors import (
     ConfigError,
     NotFound,
@@ -86,6 +87,7 @@ class Orchestrator:
             runs_max=self.config.runs_max,
             steps_max=self.config.steps_max,
             queues=dict(self.config.queues),
+            retention=Retention(self.config.retention_days, self.config.retention_runs),
         )
         self._publish = publish
         self._tools: Tools | None = None
