@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
@@ -107,10 +108,8 @@ async def build(path: Path) -> None:
         for run_id in ids:
             await engine.result(run_id)
         broken = await engine.start(failed, {"what": "failed"})
-        try:
+        with contextlib.suppress(RunFailed):
             await engine.result(broken)
-        except RunFailed:
-            pass
         parked = [await engine.start(waiting, {"what": f"waiting{n}"}) for n in range(8)]
         await engine.start(parent, {"what": "parent0"})
         await engine.start(parent, {"what": "parent1"})

@@ -282,8 +282,7 @@ class Execution:
         planned = self.fold.waits.get(key)
         if planned is None:
             data: dict[str, Json] = {"for": "timer", "until": until_us}
-            self.note(Kind.WAITING, key, data, at=at)
-            self.publish("waiting", key, data)
+            self._begin_wait(key, data, at)
         else:
             until_us = int(planned["until"])
         if until_us > self.services.clock.now_us():
@@ -330,9 +329,14 @@ class Execution:
         if timeout_s is not None:
             until = self.services.clock.now_us() + int(timeout_s * MICROSECONDS)
         data: dict[str, Json] = {"for": "signal", "name": name, "until": until}
-        self.note(Kind.WAITING, key, data, at=at)
-        self.publish("waiting", key, data)
+        self._begin_wait(key, data, at)
         return until
+
+    def _begin_wait(self, key: str, data: dict[str, Json], at: int) -> None:
+        """Record a wait, and say so once it is durable: an answer may come at once."""
+        landed = self.note(Kind.WAITING, key, data, at=at)
+        if self.services.publish is not None:
+            landed.add_done_callback(lambda _: self.publish("waiting", key, data))
 
     async def _take(self, key: str, message: Message) -> dict[str, Json]:
         data: dict[str, Json] = {
@@ -394,10 +398,12 @@ class Execution:
         self.note(Kind.STEP_FINISHED, key, {"result": value}, at=at)
         return value
 
-    def note(self, kind: Kind, key: str, data: dict[str, Json], *, at: int = -1) -> None:
+    def note(
+        self, kind: Kind, key: str, data: dict[str, Json], *, at: int = -1
+    ) -> asyncio.Future[None]:
         """Append without waiting. Entries of a run land in the order in which they are queued."""
         placed = {**data, "at": at} if at >= 0 else data
-        self.services.writer.append(self.head, (Draft(kind, key, 0, encode(placed)),))
+        return self.services.writer.append(self.head, (Draft(kind, key, 0, encode(placed)),))
 
     async def record(
         self, kind: Kind, key: str, data: dict[str, Json], *, attempt: int = 0

@@ -11,7 +11,9 @@ MESSAGE_CHARACTERS_MAX = 4_000
 def describe(error: BaseException) -> dict[str, Json]:
     """An error as it stands in the journal: {kind, message} and what else helps to mend it."""
     kind = getattr(error, "kind", None) if isinstance(error, OrchestratorError) else None
-    message = str(error) or type(error).__name__
+    message = str(error)
+    if not isinstance(error, OrchestratorError):  # a KeyError's text alone is just a key
+        message = f"{type(error).__name__}: {message}" if message else type(error).__name__
     facts: dict[str, Json] = {
         "kind": kind or type(error).__name__,
         "message": message[:MESSAGE_CHARACTERS_MAX],

@@ -303,7 +303,8 @@ class Interpreter:
         names.steps[other.id] = bound
         names.outputs[other.id] = other.first_output(bound)
         natural = {name: bound.get(name) for name in other.natural_names() or tuple(bound)}
-        return step.bind(natural, self._tools.templates)
+        bound = step.bind(natural, self._tools.templates)
+        return {**dict.fromkeys(step.bound_names()), **bound}
 
     async def _bound(self, step: BaseStep, key: str, names: Names) -> Outputs:
         if self._tools.step_types.is_control(step.type):

@@ -31,6 +31,10 @@ from llm_orchestrator.store.shared import StoreState
 from llm_orchestrator.store.sql_vectors import SqlVectors
 
 
+OWN_NAMES = frozenset({"openai", "anthropic", "cohere", "local", "echo"})
+"""Providers with settings of their own; an entry in the file may still limit them."""
+
+
 class Loaded(NamedTuple):
     """A workflow file with everything it stands on. `children` are to be registered with it."""
 
@@ -116,7 +120,7 @@ def provider_settings(config: Config) -> ProviderSettings:
             requests_per_minute=int(entry.get("requests_per_minute", 0)),
             tokens_per_minute=int(entry.get("tokens_per_minute", 0)),
         )
-        if "base_url" in entry:
+        if name not in OWN_NAMES:
             named[name] = _address(entry, secrets)
 
     def official(name: str) -> Address:
@@ -140,7 +144,7 @@ def provider_settings(config: Config) -> ProviderSettings:
 def _address(entry: Mapping[str, Any], secrets: Mapping[str, str]) -> Address:
     variable = str(entry.get("api_key_env", ""))
     return Address(
-        str(entry["base_url"]),
+        str(entry.get("base_url", "")),
         secrets.get(variable, ""),
         variable,
         fallback_urls=tuple(entry.get("fallback_urls", ())),
