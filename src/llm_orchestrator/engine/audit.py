@@ -15,6 +15,7 @@ from llm_orchestrator.engine.rows import contradiction
 from llm_orchestrator.errors import Fenced, OrchestratorError, StoreDamaged
 from llm_orchestrator.model import Flaw, Journal
 from llm_orchestrator.store.base import Store
+from llm_orchestrator.store.check import INDEX_DAMAGED, definition_digest
 
 logger = logging.getLogger(__name__)
 _AT_ONCE = 50
@@ -32,10 +33,8 @@ async def verify_store(store: Store) -> list[Flaw]:
         for run_id, journal in (await store.look.load(some)).items():
             flaws += await _flaws_of(store, run_id, journal)
     for flow in await store.shelf.workflows():
-        try:
-            await store.shelf.workflow(flow.name, flow.version, flow.digest)
-        except StoreDamaged as error:
-            flaws.append(Flaw("", 0, error.message))
+        if definition_digest(flow.definition) != flow.digest:
+            flaws.append(Flaw("", 0, f"the definition of {flow.name} does not fit its digest"))
     return flaws
 
 
@@ -73,7 +72,7 @@ async def settle(store: Store, mender: Mender) -> list[str]:
 
 
 async def _settle_one(store: Store, mender: Mender, journal: Journal) -> bool:
-    if any(flaw.seq for flaw in journal.flaws):
+    if any(flaw.seq or flaw.what == INDEX_DAMAGED for flaw in journal.flaws):
         row = await store.look.row(journal.run_id)
         if row is None or row.change.owner != store.node_id:
             await mender.whole(journal)

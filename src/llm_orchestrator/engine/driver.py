@@ -20,7 +20,7 @@ from llm_orchestrator.engine.flows import Flow
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.replay import fold
 from llm_orchestrator.engine.retention import Retention
-from llm_orchestrator.errors import Fenced, StoreDamaged, StoreError
+from llm_orchestrator.errors import Fenced, OrchestratorError, StoreDamaged, StoreError
 from llm_orchestrator.model import Json, Message, RunState
 from llm_orchestrator.store.base import Batch, Change, Consume, Post, RunFilter, Store
 from llm_orchestrator.store.writer import GroupWriter
@@ -69,6 +69,9 @@ class Driver:
         self._driven: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ends: dict[str, list[asyncio.Future[End]]] = {}
+        self._troubles: dict[str, OrchestratorError] = {}
+        self.lost: dict[str, BaseException] = {}
+        """Runs that left because they could not be written, and why; the node looks after them."""
         self.queues: Counter[str] = Counter()
 
     @property
@@ -104,10 +107,28 @@ class Driver:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def wait_end(self, run_id: str) -> asyncio.Future[End]:
-        """Ends when the run reaches a final state or pauses, in this process."""
+        """Ends when the run reaches a final state or pauses, in this process.
+
+        Raises what keeps the run from being driven here (StoreError's subclasses).
+        """
         future: asyncio.Future[End] = asyncio.get_running_loop().create_future()
-        self._ends.setdefault(run_id, []).append(future)
+        if run_id in self._troubles:
+            _refuse(future, self._troubles[run_id])
+        else:
+            self._ends.setdefault(run_id, []).append(future)
         return future
+
+    def ended(self, end: End) -> None:
+        """Tell everybody who waits for this run."""
+        for future in self._ends.pop(end.run_id, ()):
+            if not future.done():
+                future.set_result(end)
+
+    def give_up(self, run_id: str, trouble: OrchestratorError) -> None:
+        """Nobody need wait for this run: it cannot be driven here until something changes."""
+        self._troubles[run_id] = trouble
+        for future in self._ends.pop(run_id, ()):
+            _refuse(future, trouble)
 
     def tell(self, run_id: str) -> None:
         """Somebody else ended or paused a run that is not here: tell who waits for it."""
@@ -115,21 +136,19 @@ class Driver:
             self._spawn(self._tell(run_id))
 
     async def _tell(self, run_id: str) -> None:
-        journal = (await self._store.look.load([run_id]))[run_id]
+        journal = (await self._store.look.load([run_id])).get(run_id)
+        if journal is None or not journal.entries:
+            return
         state = fold(run_id, journal.entries)
         if state.state.is_final or state.state is RunState.PAUSED:
             end = End(run_id, state.state, state.reason, state.output, state.error)
-            self._settle(end)
-
-    def _settle(self, end: End) -> None:
-        for future in self._ends.pop(end.run_id, ()):
-            if not future.done():
-                future.set_result(end)
+            self.ended(end)
 
     # -- driving -------------------------------------------------------------------------------
 
     def admit(self, execution: Execution, queue: str) -> None:
         """Count a run in, before its claim is sent."""
+        self._troubles.pop(execution.run_id, None)
         self._driven[execution.run_id] = execution
         self.queues[queue] += 1
 
@@ -176,6 +195,8 @@ class Driver:
             gate.inbox_seen = execution.mailbox.seen
         except StoreDamaged as error:
             logger.error("run %s: %s", execution.run_id, error.message)
+            facts = {"kind": error.kind, "message": error.message}
+            gate.request_stop(Happening(Event.PAUSE, "damaged", error=facts))
             return
         finally:
             if is_counted:
@@ -195,6 +216,8 @@ class Driver:
                 await self._close(execution, happening)
         except (Fenced, StoreError) as error:
             logger.warning("run %s left this node: %s", execution.run_id, error)
+            self.lost[execution.run_id] = error
+            self._on_room()
         finally:
             self.dismiss(execution, queue)
 
@@ -222,7 +245,7 @@ class Driver:
         if decision.state is RunState.CANCELLED:
             await self._cancel_children(execution.run_id)
         if decision.state.is_final or decision.state is RunState.PAUSED:
-            self._settle(end)
+            self.ended(end)
 
     async def _cancel_children(self, run_id: str) -> None:
         children = await self._store.look.runs(RunFilter(parent_run_id=run_id, limit=100_000))
@@ -233,6 +256,12 @@ class Driver:
         ]
         if posts:
             await self._store.commit(Batch(changes=posts))
+
+
+def _refuse(future: asyncio.Future[End], trouble: OrchestratorError) -> None:
+    if not future.done():
+        future.set_exception(trouble)
+        future.exception()  # a waiter that is gone leaves no "never retrieved" warning
 
 
 def happening_of(message: Message) -> Happening | None:

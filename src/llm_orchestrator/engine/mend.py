@@ -30,8 +30,8 @@ from llm_orchestrator.engine.rows import contradiction, row_of
 from llm_orchestrator.errors import Refused, StoreDamaged, TooLarge
 from llm_orchestrator.model import Draft, Entry, Flaw, Journal, Json, Kind, RunState
 from llm_orchestrator.store import journal as chains
-from llm_orchestrator.store.base import Batch, Mend, PutBlob, RunRow, Store
-from llm_orchestrator.store.check import within_reach
+from llm_orchestrator.store.base import Batch, Mend, PutBlob, Reindex, RunRow, Store
+from llm_orchestrator.store.check import INDEX_DAMAGED, within_reach
 from llm_orchestrator.store.journal import encode
 from llm_orchestrator.store.writer import GroupWriter, Head
 
@@ -236,6 +236,10 @@ class Mender:
         A run that needs a person is paused with reason `damaged`; its fold says so.
         Raises StoreDamaged when nothing says what the run is.
         """
+        if any(flaw.what == INDEX_DAMAGED for flaw in journal.flaws):
+            logger.error("run %s: %s; it is made anew", journal.run_id, INDEX_DAMAGED)
+            await self._store.commit(Batch(changes=(Reindex(),)))
+            journal = await self._load(journal.run_id)
         if journal.flaws:
             journal = await self.mend(await self.plan(journal))
         last = journal.entries[-1]

@@ -20,12 +20,12 @@ from typing import Any
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.acceptance import accepted_data, accepted_draft, key_record
 from llm_orchestrator.engine.audit import settle
-from llm_orchestrator.engine.driver import Driver, NodeOptions
+from llm_orchestrator.engine.driver import Driver, End, NodeOptions
 from llm_orchestrator.engine.execution import ChildSpec, Execution, Publish, Services
 from llm_orchestrator.engine.flows import Flow, Flows
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.mend import Mender
-from llm_orchestrator.engine.replay import Fold
+from llm_orchestrator.engine.replay import Fold, fold
 from llm_orchestrator.engine.retention import expire
 from llm_orchestrator.engine.slots import Slots
 from llm_orchestrator.errors import (
@@ -93,6 +93,7 @@ class Node:
         """Digests of workflows whose code is not here."""
         self._set_aside: set[str] = set()
         """Runs that could not be claimed although they looked due; not tried again by this node."""
+        self._taken_back: set[str] = set()
         self._has_orphans = False
         self._registered: set[str] = set()
         self._is_stopping = False
@@ -258,10 +259,31 @@ class Node:
         for start in range(0, len(orphans), CLAIM_MAX):
             await self._claim(orphans[start : start + CLAIM_MAX])
 
+    async def _take_back(self) -> None:
+        """Runs that left because an entry did not land: damage is mended, then they go on, once."""
+        lost = dict(self.driver.lost)
+        self.driver.lost.clear()
+        for run_id, error in lost.items():
+            if run_id in self._taken_back and isinstance(error, OrchestratorError):
+                self.driver.give_up(run_id, error)
+        again = [run_id for run_id in lost if run_id not in self._taken_back]
+        self._taken_back.update(again)
+        journals = await self._store.look.load(again)
+        await self._claim([run_id for run_id in again if self._is_mine(journals.get(run_id))])
+
+    def _is_mine(self, journal: Journal | None) -> bool:
+        """True when nobody else has taken the run, as far as its journal can be read."""
+        if journal is None or not journal.entries:
+            return True
+        last = fold(journal.run_id, journal.entries)
+        return last.state is not RunState.RUNNING or last.owner == self.node_id
+
     async def _claim_due(self) -> float:
         """Claim what is due and fits; returns how long nothing more will be due."""
         if self._has_orphans:
             await self._take_over()
+        if self.driver.lost:
+            await self._take_back()
         room = self.driver.room
         if room <= 0:
             return POLL_S
@@ -314,6 +336,7 @@ class Node:
                 continue  # somebody was quicker
             if isinstance(result, OrchestratorError):
                 logger.error("run %s is set aside: %s", run_id, result.message)
+                self.driver.give_up(run_id, result)
             elif isinstance(result, BaseException):
                 raise result
             if result is not True:
@@ -331,6 +354,8 @@ class Node:
             self._strange.add(state.accepted["digest"])
             return True  # it waits for its code
         if state.state not in (RunState.PENDING, RunState.RUNNING, RunState.WAITING):
+            end = End(run_id, state.state, state.reason, state.output, state.error)
+            self.driver.ended(end)
             return False
         is_orphan = state.state is RunState.RUNNING
         event = Event.TAKEOVER if is_orphan else Event.CLAIM

@@ -172,6 +172,11 @@ class Mend:
 
 
 @dataclass(frozen=True, slots=True)
+class Reindex:
+    """Make all indexes anew from their tables."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrimCommits:
     """Forget the rows of `commits` of one node up to a number."""
 
@@ -190,6 +195,7 @@ Change = (
     | PutVectors
     | Expire
     | Mend
+    | Reindex
     | TrimCommits
 )
 

@@ -20,6 +20,8 @@ from llm_orchestrator.store import journal
 
 ReadBlob = Callable[[bytes], bytes | None]
 TAIL_MAX = 100
+INDEX_DAMAGED = "the index of the journal contradicts the table"
+"""A flaw of the store that hides rows of a run; making the index anew is its cure."""
 
 
 class Anchor(NamedTuple):

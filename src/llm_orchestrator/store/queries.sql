@@ -13,6 +13,10 @@ WHERE :prev_seq = 0
 -- name: digest_at
 SELECT digest FROM journal WHERE run_id = :run_id AND seq = :seq;
 
+-- name: scan_digest
+-- Like digest_at, past the index. Differs because only SQLite says it so.
+SELECT digest FROM journal NOT INDEXED WHERE run_id = :run_id AND seq = :seq;
+
 -- name: incarnation
 SELECT incarnation, generation FROM store;
 
@@ -147,9 +151,16 @@ DO UPDATE SET vector = excluded.vector, metadata = excluded.metadata;
 SELECT id, vector, metadata FROM vectors WHERE index_name = :index_name AND namespace = :namespace
 ORDER BY id;
 
--- name: journal
+-- name: journal_from
+-- A run's rows and the first one behind them: an index whose key was damaged shows there.
 SELECT run_id, seq, epoch, kind, step, attempt, payload, digest, recorded_at FROM journal
-WHERE run_id = :run_id ORDER BY seq;
+WHERE run_id >= :run_id ORDER BY run_id, seq;
+
+-- name: journal_scan
+-- The same rows past the index, from the table itself: slow, and a second copy of the keys.
+-- Differs because only SQLite says it so.
+SELECT run_id, seq, epoch, kind, step, attempt, payload, digest, recorded_at
+FROM journal NOT INDEXED WHERE run_id = :run_id ORDER BY seq;
 
 -- name: journal_row
 SELECT run_id, seq, epoch, kind, step, attempt, payload, digest, recorded_at FROM journal

@@ -6,6 +6,7 @@ Runs inside BatchWriter's transaction and never opens or ends one.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from hashlib import blake2b
 
@@ -23,12 +24,15 @@ from llm_orchestrator.store.base import (
     PutRecord,
     PutVectors,
     Register,
+    Reindex,
     RunRow,
     StateChange,
     TrimCommits,
 )
 from llm_orchestrator.store.journal import canonical, encode
 from llm_orchestrator.store.queries import load_queries
+
+logger = logging.getLogger(__name__)
 
 
 class Refusal(Exception):
@@ -115,6 +119,8 @@ class ChangeWriter:
                     if self.execute("expire_run", run_id=run_id).rowcount == 1:
                         for table in ("journal", "inbox", "blobs", "progress"):
                             self.execute(f"expire_{table}", run_id=run_id)
+            case Reindex():
+                make_indexes(self._database)
             case TrimCommits():
                 self.execute("trim_commits", node_id=change.node_id, number=change.number)
 
@@ -223,3 +229,12 @@ def _row_columns(row: RunRow) -> dict[str, object]:
     values = row._asdict()
     del values["accept"], values["change"], values["created_at"]
     return {**state_columns(row.change), **values}
+
+
+def make_indexes(database: sqlite3.Connection) -> None:
+    """Make the indexes anew from their tables; one that cannot be is reported."""
+    for table in ("runs", "journal", "inbox", "records"):
+        try:
+            database.execute(f"REINDEX {table}")
+        except sqlite3.Error as error:
+            logger.error("the indexes of %s are damaged and stay so: %s", table, error)

@@ -71,6 +71,8 @@ def connect(path: Path, *, is_read_only: bool = False) -> sqlite3.Connection:
             database.close()
         if isinstance(error, sqlite3.Error):
             raise translate(error, path) from error
+        if isinstance(error, UnicodeDecodeError):  # SQLite quotes the damaged schema
+            raise StoreDamaged(f"the schema of {path} is damaged", hint="llmo doctor") from error
         raise
     return database
 

@@ -23,6 +23,7 @@ from llm_orchestrator.store.sqlite_salvage import (
     read_run_ids,
     read_run_rows,
     read_unfinished,
+    scan_entries,
 )
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,24 @@ class SQLiteLook:
 
     def _load(self, database: sqlite3.Connection, run_id: str) -> Journal | None:
         entries, flaws = read_entries(database, run_id)
+        journal = self._checked(database, run_id, entries, flaws=flaws)
+        if journal is None or not any(flaw.seq for flaw in journal.flaws):
+            return journal
+        scanned, flaws = scan_entries(database, run_id)
+        other = self._checked(database, run_id, scanned, flaws=flaws)
+        is_better = other is not None and len(other.entries) > len(journal.entries)
+        return other if is_better else journal
+
+    def _checked(
+        self,
+        database: sqlite3.Connection,
+        run_id: str,
+        entries: Sequence[Entry],
+        *,
+        flaws: list[Flaw],
+    ) -> Journal | None:
         anchor, complaint = self._anchor(database, run_id)
-        if not entries and not flaws:
+        if not entries and not any(flaw.seq for flaw in flaws):
             if complaint == _NO_ROW:
                 return None
             flaws.append(Flaw(run_id, 1, "row missing: there is no journal", is_mendable=False))
@@ -101,7 +118,11 @@ class SQLiteLook:
         return row[0] if row and isinstance(row[0], bytes) else None
 
     async def stored(self, run_id: str) -> list[Entry]:
-        return await self._reader.snapshot(lambda database: read_entries(database, run_id)[0])
+        def work(database: sqlite3.Connection) -> list[Entry]:
+            found = [read(database, run_id)[0] for read in (read_entries, scan_entries)]
+            return max(found, key=len)
+
+        return await self._reader.snapshot(work)
 
     # -- runs ----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llm_orchestrator.errors import StoreDamaged
+from llm_orchestrator.errors import StoreDamaged, StoreError
 from llm_orchestrator.model import Json
 from llm_orchestrator.store.journal import decode
 from llm_orchestrator.store.queries import load_queries
@@ -44,7 +44,9 @@ class SQLiteReader:
             result: T = await self._thread.submit(work)
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
-        except MemoryError as error:  # a flipped length asks for more than there is
+        except UnicodeEncodeError as error:
+            raise StoreError("a name that is no text cannot be looked up") from error
+        except (MemoryError, UnicodeDecodeError) as error:  # a flipped length, a flipped schema
             raise StoreDamaged(
                 f"pages of {self._path} are damaged", hint="llmo journal verify --all"
             ) from error

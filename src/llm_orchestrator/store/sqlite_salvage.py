@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_orchestrator.model import Entry, Flaw, RunState
-from llm_orchestrator.store.check import entry_of
+from llm_orchestrator.store.check import INDEX_DAMAGED, entry_of
 from llm_orchestrator.store.journal import GAP_MAX
 from llm_orchestrator.store.queries import load_queries
 
@@ -23,13 +23,31 @@ _FINAL = frozenset(state.value for state in RunState if state.is_final)
 
 def read_entries(database: sqlite3.Connection, run_id: str) -> tuple[list[Entry], list[Flaw]]:
     """A run's rows in order, and a flaw for each that is there and cannot be read."""
-    query = load_queries()["journal"]
+    query = load_queries()["journal_from"]
+    entries: list[Entry] = []
+    try:
+        for row in database.execute(query.sql, query.bind(run_id=run_id)):
+            if row[0] != run_id:
+                if row[1] == 1:
+                    break
+                return scan_entries(database, run_id)  # no run begins there: the key is damaged
+            entry = entry_of(row)
+            if entry is not None:
+                entries.append(entry)
+    except sqlite3.DatabaseError:
+        return _entries_one_by_one(database, run_id)
+    return sorted(entries, key=lambda entry: entry.seq), []
+
+
+def scan_entries(database: sqlite3.Connection, run_id: str) -> tuple[list[Entry], list[Flaw]]:
+    """Like `read_entries`, past the index: the table is a second copy of its keys."""
+    query = load_queries()["journal_scan"]
     try:
         rows = database.execute(query.sql, query.bind(run_id=run_id)).fetchall()
     except sqlite3.DatabaseError:
         return _entries_one_by_one(database, run_id)
     entries = [entry for row in rows if (entry := entry_of(row)) is not None]
-    return sorted(entries, key=lambda entry: entry.seq), []
+    return entries, [Flaw(run_id, 0, INDEX_DAMAGED)]
 
 
 def _entries_one_by_one(

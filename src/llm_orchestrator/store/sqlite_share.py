@@ -54,6 +54,7 @@ _TYPES: dict[str, type[Any]] = {
         base.Expire,
         base.Mend,
         base.RunRow,
+        base.Reindex,
         base.TrimCommits,
     )
 }

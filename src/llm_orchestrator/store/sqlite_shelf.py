@@ -35,7 +35,8 @@ class SQLiteShelf:
         return found
 
     async def workflows(self) -> list[Workflow]:
-        return [Workflow(*row) for row in await self._reader.rows("workflows")]
+        rows = await self._reader.rows("workflows")
+        return [Workflow(*row) for row in rows if isinstance(row[3], bytes)]
 
     async def record(self, kind: str, key: str) -> tuple[Json, int]:
         rows = await self._reader.rows("record", kind=kind, key=key)

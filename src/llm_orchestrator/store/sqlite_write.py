@@ -23,7 +23,12 @@ from llm_orchestrator.store.base import (
     Receipt,
 )
 from llm_orchestrator.store.queries import load_queries
-from llm_orchestrator.store.sqlite_change import ChangeWriter, Refusal, state_columns
+from llm_orchestrator.store.sqlite_change import (
+    ChangeWriter,
+    Refusal,
+    make_indexes,
+    state_columns,
+)
 from llm_orchestrator.store.sqlite_file import is_damage
 
 logger = logging.getLogger(__name__)
@@ -42,6 +47,10 @@ _UNFIT = (
 """What a driver and its encoders say of values that no column takes."""
 
 
+class _Uncounted(Exception):
+    """The batch is good; only the table that counts commits is damaged."""
+
+
 class BatchWriter:
     """Applies batches on the one writing connection. Not thread-safe: one thread owns it."""
 
@@ -53,16 +62,19 @@ class BatchWriter:
         self._changes = ChangeWriter(database)
         self._number = self._last_number()
         self._is_healed = False
+        self._is_counting = True
 
     def apply(self, batch: Batch, now_us: int) -> Receipt:
         """One transaction. Raises sqlite3.Error or StoreError with nothing written."""
-        try:
-            receipt = self._apply_once(batch, now_us)
-        except sqlite3.Error as error:
-            if not self._heal(error):
-                raise
-            return self._apply_once(batch, now_us)
-        return receipt
+        while True:
+            try:
+                return self._apply_once(batch, now_us)
+            except _Uncounted as error:
+                logger.error("table commits is damaged; commits go on uncounted: %s", error)
+                self._is_counting = False
+            except sqlite3.Error as error:
+                if not self._heal(error):
+                    raise
 
     def _apply_once(self, batch: Batch, now_us: int) -> Receipt:
         database = self._database
@@ -84,20 +96,12 @@ class BatchWriter:
         return receipt
 
     def _heal(self, error: sqlite3.Error) -> bool:
-        """An index that contradicts its table can be made anew; once, for it reads the whole table.
-
-        Not those of the journal: its key columns stand in table and index, and the index is the
-        copy that reads go by.
-        """
+        """An index that contradicts its table can be made anew; once, for it reads whole tables."""
         if self._is_healed or not is_damage(error):
             return False
         self._is_healed = True
-        for table in ("runs", "inbox", "records"):
-            try:
-                self._database.execute(f"REINDEX {table}")
-            except sqlite3.Error as trouble:
-                logger.error("the indexes of %s are damaged and stay so: %s", table, trouble)
-        logger.error("pages are damaged (%s); indexes were made anew from their tables", error)
+        logger.error("pages are damaged (%s); indexes are made anew from their tables", error)
+        make_indexes(self._database)
         return True
 
     def _last_number(self) -> int:
@@ -150,6 +154,7 @@ class BatchWriter:
                 rows = _journal_rows(append)
                 cursor = database.executemany(self._queries["append"].sql, rows)
                 if rows and cursor.rowcount != len(rows):
+                    self._look_past_index(append)
                     raise Refusal(Outcome.DAMAGED)
                 self._apply_beside(append, now_us)
             for change in changes:
@@ -167,6 +172,13 @@ class BatchWriter:
         database.execute("RELEASE one")
         return Outcome.LANDED
 
+    def _look_past_index(self, append: Append) -> None:
+        """Raises what heals when the predecessor is there, and only the index hides it."""
+        query = self._queries["scan_digest"]
+        values = query.bind(run_id=append.run_id, seq=append.prev_seq)
+        if self._database.execute(query.sql, values).fetchone() == (append.prev_digest,):
+            raise sqlite3.DatabaseError("malformed: the index of the journal hides a row")
+
     def _judge(self, append: Append, blame: Outcome) -> Outcome:
         """Law 2: my digest at my seq means that it had landed before; another one means fenced."""
         if blame is Outcome.UNFIT:
@@ -183,6 +195,8 @@ class BatchWriter:
 
     def _count(self, batch: Batch, receipt: Receipt) -> None:
         """One row per commit, so that a missing one shows. Damage there stops nobody."""
+        if not self._is_counting:
+            return
         landed = [
             append
             for append in batch.appends
@@ -198,9 +212,9 @@ class BatchWriter:
                 digest=blake2b(digests, digest_size=32).digest(),
             )
         except sqlite3.Error as error:
-            if not is_damage(error) or not self._database.in_transaction:
-                raise
-            logger.error("the table of commits is damaged; commits go on uncounted: %s", error)
+            if is_damage(error):
+                raise _Uncounted(error) from error
+            raise
         self._number += 1
 
     def _apply_beside(self, append: Append, now_us: int) -> None:
@@ -236,6 +250,8 @@ def _blame(error: Exception) -> Outcome | None:
     if isinstance(error, sqlite3.IntegrityError):
         return Outcome.CONFLICT
     if isinstance(error, sqlite3.Error) and is_damage(error):
+        return Outcome.DAMAGED
+    if isinstance(error, UnicodeDecodeError):  # SQLite quotes what is damaged
         return Outcome.DAMAGED
     return Outcome.UNFIT if isinstance(error, _UNFIT) else None
 
