@@ -62,6 +62,7 @@ def warm_up() -> None:
         PriceBook().price(provider, "fake", used=Usage(1, 1))  # loads the table of prices
     tools.providers.embedding("openai")
     import numpy  # noqa: F401
+
     from llm_orchestrator.steps import action_file, action_http, action_log  # noqa: F401
 
 

@@ -3,11 +3,14 @@
 Production code has no kill switch. The child is built through `wire` with a store whose every
 commit is a point (before it, after it), step types whose every leaf is one (before, after, each
 streamed piece) and HTTP requests (before one is sent, once its answer begins). At its point the
-process says so and does nothing any more, until somebody kills it.
+process says so and does nothing any more, until somebody kills it. Before a commit the disk is
+slow for a moment first, and whatever does not wait for the commit goes on: an effect that is issued
+before its intent is durable shows.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +24,8 @@ from llm_orchestrator.store.sqlite import SQLiteStore
 from llm_orchestrator.wire import Orchestrator
 
 Say = Callable[[dict[str, Any]], None]
+SLOW_S = 0.05
+"""How long the disk is slow; an effect reaches the fake server in a tenth of that."""
 
 
 class Points:
@@ -30,8 +35,22 @@ class Points:
         self.count = 0
         self._stop_at = stop_at
         self._say = say
+        self._is_frozen = False
+
+    def is_next(self) -> bool:
+        """True when the next point is the one to stop at."""
+        return self.count + 1 == self._stop_at
+
+    def freeze(self) -> None:
+        """Until `thaw`, points that are passed do not count: this one has been reached."""
+        self._is_frozen = True
+
+    def thaw(self) -> None:
+        self._is_frozen = False
 
     def hit(self, name: str) -> None:
+        if self._is_frozen:
+            return
         self.count += 1
         is_last = self.count == self._stop_at
         self._say({"point": self.count, "name": name, "stopped": is_last})
@@ -46,6 +65,10 @@ class StoppingStore(SQLiteStore):
 
     async def commit(self, batch: Batch) -> Receipt:
         name = _name(batch)
+        if self.points.is_next():
+            self.points.freeze()
+            await asyncio.sleep(SLOW_S)
+            self.points.thaw()
         self.points.hit(f"before commit of {name}")
         receipt = await super().commit(batch)
         self.points.hit(f"after commit of {name}")

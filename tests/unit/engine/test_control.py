@@ -13,6 +13,8 @@ from llm_orchestrator import Context, step, workflow
 from llm_orchestrator.engine.driver import NodeOptions
 from llm_orchestrator.errors import NotFound, Refused, RunFailed, RunPaused
 from llm_orchestrator.model import RunState
+from llm_orchestrator.store.base import Batch, Receipt
+from llm_orchestrator.store.sqlite import SQLiteStore
 from tests.unit.engine.support import Engine, VirtualClock, definition, virtually
 
 Json = Any
@@ -70,6 +72,37 @@ def test_whoever_waits_hears_of_a_parked_runs_end(tmp_path: Path, request_name: 
             await result
 
     with_engine(tmp_path, test)
+
+
+class Crossing(SQLiteStore):
+    """A store in which something else happens just before a run's last entry lands."""
+
+    first: Callable[[], Awaitable[None]] | None = None
+
+    async def commit(self, batch: Batch) -> Receipt:
+        states = [append.change.state for append in batch.appends if append.change]
+        if RunState.COMPLETED in states and self.first is not None:
+            first, self.first = self.first, None
+            await first()
+        return await super().commit(batch)
+
+
+def test_a_cancel_that_crosses_the_runs_last_entry_comes_too_late(tmp_path: Path) -> None:
+    store = Crossing(tmp_path / "runs.db", node_id="crossing", clock=VirtualClock())
+
+    async def test(engine: Engine) -> None:
+        run_id = await engine.begin(definition(steps=[work("a", takes=5.0)]))
+
+        async def cancel() -> None:
+            await engine.operator.cancel(run_id)
+            await VirtualClock().sleep(1)
+
+        store.first = cancel
+        assert await engine.result(run_id) == {"a": {"value": "a"}}
+        assert await state_of(engine, run_id) is RunState.COMPLETED
+        assert (run_id, "completed", "") in engine.events
+
+    with_engine(tmp_path, test, store=store)
 
 
 @workflow(name="inner")
