@@ -30,7 +30,6 @@ from llm_orchestrator.store.base import Store
 from llm_orchestrator.store.shared import StoreState
 from llm_orchestrator.store.sql_vectors import SqlVectors
 
-
 OWN_NAMES = frozenset({"openai", "anthropic", "cohere", "local", "echo"})
 """Providers with settings of their own; an entry in the file may still limit them."""
 
