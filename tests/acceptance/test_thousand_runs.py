@@ -38,20 +38,20 @@ def said(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-async def recorded(folder: Path) -> tuple[set[str], dict[str, int]]:
-    """Every finished step by its idempotency key, and the length of each run that has not ended."""
+async def recorded(folder: Path) -> tuple[set[str], set[str], int]:
+    """Finished steps and open attempts by idempotency key, and how many runs have not ended."""
     store = SQLiteStore(folder / "runs.db", node_id="looking", clock=RealClock())
     await store.open_as_client()
     try:
-        finished, lengths = set(), dict[str, int]()
+        finished, open_steps, unfinished = set(), set(), 0
         journals = await store.look.load(await store.look.run_ids())
         for run_id, journal in journals.items():
             assert list(journal.flaws) == []
             state = fold(run_id, journal.entries)
             finished |= {f"{run_id}/{key}" for key in state.finished}
-            if not state.state.is_final:
-                lengths[run_id] = len(journal.entries)
-        return finished, lengths
+            open_steps |= {f"{run_id}/{key}" for key in state.intents}
+            unfinished += not state.state.is_final
+        return finished, open_steps, unfinished
     finally:
         await store.close()
 
@@ -70,12 +70,10 @@ async def test_a_thousand_runs_survive_kill_9_and_repeat_at_most_what_was_in_fli
                     break
             first.kill()
             first.wait()
-        fake.wait_idle()
-        was_finished, unfinished_before = await recorded(tmp_path)
+        was_finished, open_steps, unfinished = await recorded(tmp_path)
         called = {line["idempotency_key"] for line in fake.arrived("")}
-        in_flight = called - was_finished
-        begun, advanced_s, before = time.monotonic(), 0.0, Counter[str]()
-        before.update(line["idempotency_key"] for line in fake.arrived(""))
+        in_flight = (called | open_steps) - was_finished
+        begun, advanced_s = time.monotonic(), 0.0
         with engine(tmp_path, fake) as second:
             for line in said(second):
                 if "opened" in line:
@@ -86,15 +84,15 @@ async def test_a_thousand_runs_survive_kill_9_and_repeat_at_most_what_was_in_fli
                     break
             second.wait()
         calls = Counter(line["idempotency_key"] for line in fake.arrived(""))
-    finished, unfinished = await recorded(tmp_path)
+    finished, open_steps, left = await recorded(tmp_path)
     repeated = sum(count - 1 for count in calls.values())
     print(
-        f"{len(unfinished_before)} runs and {len(in_flight)} calls in flight at the kill, "
+        f"{unfinished} runs and {len(in_flight)} calls in flight at the kill, "
         f"{repeated} issued twice; all had advanced {advanced_s:.2f} s after the start, "
         f"all were complete after {end['seconds']:.2f} s"
     )
     assert end["complete"] == RUNS
-    assert unfinished == {}
+    assert (left, open_steps) == (0, set())
     assert all(result["said"].count(", ") == 1 for result in end["results"])
     assert was_finished <= finished
     assert len(finished) == 2 * RUNS
