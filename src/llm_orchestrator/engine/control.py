@@ -234,8 +234,9 @@ class Operator:
         journal = (await self._store.look.load([run_id])).get(run_id)
         if journal is None:
             raise NotFound(f"there is no run {run_id}", hint="llmo runs list")
-        if journal.flaws:
-            flaw = journal.flaws[0]
+        damaged = [flaw for flaw in journal.flaws if flaw.seq]  # others are not of the journal
+        if damaged:
+            flaw = damaged[0]
             raise StoreDamaged(
                 f"run {run_id} is damaged at entry {flaw.seq}: {flaw.what}",
                 run_id=run_id,

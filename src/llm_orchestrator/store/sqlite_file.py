@@ -7,6 +7,7 @@ lock file's text names the owner, for the message that a second engine prints.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -95,10 +96,26 @@ def prepare(path: Path, incarnation: str, now_us: int) -> sqlite3.Connection:
             database.execute(pragma)
         if database.execute("PRAGMA user_version").fetchone()[0] == 0:
             _create(database, incarnation, now_us)
-    except sqlite3.Error as error:
+        elif _schema_of(database) != _schema():
+            raise StoreDamaged(f"the schema of {path} is damaged", hint="llmo doctor")
+    except BaseException as error:
         database.close()
-        raise translate(error, path) from error
+        if isinstance(error, sqlite3.Error):
+            raise translate(error, path) from error
+        raise
     return database
+
+
+def _schema() -> set[tuple[object, ...]]:
+    """What a store's schema must be, as SQLite keeps it."""
+    text = files("llm_orchestrator.store").joinpath("schema_sqlite.sql").read_text()
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(text)
+        return _schema_of(database)
+
+
+def _schema_of(database: sqlite3.Connection) -> set[tuple[object, ...]]:
+    return set(database.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema"))
 
 
 def extend_log(database: sqlite3.Connection) -> None:

@@ -35,7 +35,7 @@ def read_entries(database: sqlite3.Connection, run_id: str) -> tuple[list[Entry]
             if entry is not None:
                 entries.append(entry)
     except sqlite3.DatabaseError:
-        return _entries_one_by_one(database, run_id)
+        return scan_entries(database, run_id)
     return sorted(entries, key=lambda entry: entry.seq), []
 
 
