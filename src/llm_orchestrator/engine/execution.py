@@ -136,6 +136,8 @@ class Execution:
         self.services = services
         self.gate = Gate(fold.run_id, services.clock)
         self.mailbox = Mailbox(fold.run_id, services.look, fold.redeliver)
+        self._unsent: set[tuple[str, int]] = set()
+        """Attempts whose intent is recorded and that a provider's absence kept from being made."""
         self.requests: list[int] = []
         """Numbers of the requests that made the run stop; consumed by its closing entry."""
 
@@ -191,8 +193,10 @@ class Execution:
             if is_once or policy.is_paid:
                 if job.extras is not None:
                     job.extras.before()
-                intent: dict[str, Json] = {"key": self.idempotency_key(key)}
-                await self.record(Kind.INTENT, key, intent, attempt=attempt)
+                if (key, attempt) not in self._unsent:
+                    intent: dict[str, Json] = {"key": self.idempotency_key(key)}
+                    await self.record(Kind.INTENT, key, intent, attempt=attempt)
+                self._unsent.discard((key, attempt))
             return await self._finish(job, attempt, await self._work(job, attempt))
         except Exception as error:
             if is_once and isinstance(error, ProviderUnknownOutcome | StepTimeout):
@@ -235,6 +239,7 @@ class Execution:
         facts = describe(error)
         if isinstance(error, ProviderUnavailable):  # nothing was sent: no attempt is burnt
             self.publish("unavailable", key, facts, attempt=attempt)
+            self._unsent.add((key, attempt))
             pause_s = error.retry_after_s or 1.0
             return _TryAgain(attempt, clock.now_us() + int(pause_s * MICROSECONDS))
         is_final = attempt >= retry.max_attempts or not is_retryable(error, retry)
@@ -258,12 +263,15 @@ class Execution:
         choice = str(decision["choose"]) if decision else job.policy.on_unknown.value
         if choice == "finished" and decision:
             return {"result": decision.get("result")}
+        data: dict[str, Json] = {"step": key}
         if choice == OnUnknown.PROBE and job.extras is not None:
-            return await job.extras.probe()
+            try:
+                return await job.extras.probe()
+            except Exception as error:  # noqa: BLE001 (still unknown: a person decides)
+                choice, data["probe"] = OnUnknown.ASK, describe(error)
         if choice == OnUnknown.RETRY:
             return None
         if choice == OnUnknown.ASK:
-            data: dict[str, Json] = {"step": key}
             self.gate.request_stop(Happening(Event.PAUSE, reason="unknown_outcome", data=data))
             raise Suspended(f"step {key} waits for a decision")
         facts: dict[str, Json] = {

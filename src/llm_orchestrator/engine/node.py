@@ -20,13 +20,13 @@ from typing import Any
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.acceptance import accepted_data, accepted_draft, key_record
 from llm_orchestrator.engine.audit import settle
+from llm_orchestrator.engine.chores import expire_forever, fire_schedules
 from llm_orchestrator.engine.driver import Driver, End, NodeOptions
 from llm_orchestrator.engine.execution import ChildSpec, Execution, Publish, Services
 from llm_orchestrator.engine.flows import Flow, Flows
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.replay import Fold, fold
-from llm_orchestrator.engine.retention import expire
 from llm_orchestrator.engine.slots import Slots
 from llm_orchestrator.errors import (
     Fenced,
@@ -58,7 +58,6 @@ from llm_orchestrator.store.writer import GroupWriter, Head
 
 logger = logging.getLogger(__name__)
 POLL_S = 5.0
-RETENTION_PERIOD_S = 60.0
 CLAIM_MAX = 500
 
 
@@ -110,7 +109,9 @@ class Node:
         await self._take_over()
         self._claimer = asyncio.create_task(self._claim_forever(), name="claimer")
         if self._options.retention:
-            self._keeper = asyncio.create_task(self._expire_forever(), name="retention")
+            self._keeper = asyncio.create_task(
+                expire_forever(self._store, self._options.retention, self._clock), name="retention"
+            )
         self._settler = asyncio.create_task(settle(self._store, self._mender), name="settler")
 
     async def stop(self, *, grace_s: float = 0.0) -> None:
@@ -123,14 +124,6 @@ class Node:
                 await asyncio.gather(task, return_exceptions=True)
         await self.driver.stop(grace_s=grace_s)
         await self.writer.close()
-
-    async def _expire_forever(self) -> None:
-        while True:
-            try:
-                await expire(self._store, self._options.retention, self._clock)
-            except StoreError as error:
-                logger.error("finished runs could not be removed: %s", error.message)
-            await self._clock.sleep(RETENTION_PERIOD_S)
 
     def add_code(self, workflow: CodeWorkflow[Any]) -> Flow:
         """Make a Python workflow runnable here; runs that waited for its code may start now."""
@@ -298,19 +291,14 @@ class Node:
         if wanted:
             await self._claim(wanted)
             return 0.0
-        moments = [await self._store.look.next_wake(), await self._fire_schedules()]
+        moments = [
+            await self._store.look.next_wake(),
+            await fire_schedules(self._store, self.writer, self._clock),
+        ]
         wake_at = min((moment for moment in moments if moment and moment > now), default=None)
         if wake_at is None:
             return POLL_S
         return min(POLL_S, max(0.001, (wake_at - now) / MICROSECONDS))
-
-    async def _fire_schedules(self) -> int | None:
-        """Cron, once a look: the module is loaded only where there is a schedule."""
-        if not await self._store.shelf.records("schedule"):
-            return None
-        from llm_orchestrator.engine.schedule import Scheduler  # noqa: PLC0415 (rarely needed)
-
-        return await Scheduler(self._store, self.writer, self._clock).fire()
 
     def _choose(self, due: Sequence[Run]) -> list[str]:
         """Of the runs that are due, those that a queue's limit and this process's code allow."""
