@@ -58,9 +58,7 @@ from llm_orchestrator.store.writer import GroupWriter, Head
 
 logger = logging.getLogger(__name__)
 POLL_S = 5.0
-CLAIM_MA        planned = await fire_schedules(self._store, self.writer, self._clock)
-        moments = [await self._store.look.next_wake(), planned]
- = 500
+CLAIM_MAX = 500
 
 
 class Node:
@@ -251,12 +249,8 @@ class Node:
         self._has_orphans = False
         owned = await self._store.look.owned([self.node_id])
         orphans = [run_id for run_id in owned if run_id not in self._set_aside]
-        for start in range(0, len(orphans), CLAIM_MA        planned = await fire_schedules(self._store, self.writer, self._clock)
-        moments = [await self._store.look.next_wake(), planned]
-):
-            await self._claim(orphans[start : start + CLAIM_MA        planned = await fire_schedules(self._store, self.writer, self._clock)
-        moments = [await self._store.look.next_wake(), planned]
-])
+        for start in range(0, len(orphans), CLAIM_MAX):
+            await self._claim(orphans[start : start + CLAIM_MAX])
 
     async def _take_back(self) -> None:
         """Runs that left because an entry did not land: damage is mended, then they go on, once."""
@@ -289,9 +283,7 @@ class Node:
         now = self._clock.now_us()
         due = await self._store.look.claimable(
             now,
-            min(room, CLAIM_MA        planned = await fire_schedules(self._store, self.writer, self._clock)
-        moments = [await self._store.look.next_wake(), planned]
-) + len(self._set_aside),
+            min(room, CLAIM_MAX) + len(self._set_aside),
             full_queues=self.driver.full_queues(),
             strange=tuple(self._strange),
         )
@@ -299,8 +291,10 @@ class Node:
         if wanted:
             await self._claim(wanted)
             return 0.0
-        planned = await fire_schedules(self._store, self.writer, self._clock)
-        moments = [await self._store.look.next_wake(), planned]
+        moments = [
+            await self._store.look.next_wake(),
+            await fire_schedules(self._store, self.writer, self._clock),
+        ]
         wake_at = min((moment for moment in moments if moment and moment > now), default=None)
         if wake_at is None:
             return POLL_S
