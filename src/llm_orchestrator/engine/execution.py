@@ -136,8 +136,6 @@ class Execution:
         self.services = services
         self.gate = Gate(fold.run_id, services.clock)
         self.mailbox = Mailbox(fold.run_id, services.look, fold.redeliver)
-        self._unsent: set[tuple[str, int]] = set()
-        """Attempts whose intent is recorded and that a provider's absence kept from being made."""
         self.requests: list[int] = []
         """Numbers of the requests that made the run stop; consumed by its closing entry."""
 
@@ -193,10 +191,8 @@ class Execution:
             if is_once or policy.is_paid:
                 if job.extras is not None:
                     job.extras.before()
-                if (key, attempt) not in self._unsent:
-                    intent: dict[str, Json] = {"key": self.idempotency_key(key)}
-                    await self.record(Kind.INTENT, key, intent, attempt=attempt)
-                self._unsent.discard((key, attempt))
+                intent: dict[str, Json] = {"key": self.idempotency_key(key)}
+                await self.record(Kind.INTENT, key, intent, attempt=attempt)
             return await self._finish(job, attempt, await self._work(job, attempt))
         except Exception as error:
             if is_once and isinstance(error, ProviderUnknownOutcome | StepTimeout):
@@ -239,7 +235,8 @@ class Execution:
         facts = describe(error)
         if isinstance(error, ProviderUnavailable):  # nothing was sent: no attempt is burnt
             self.publish("unavailable", key, facts, attempt=attempt)
-            self._unsent.add((key, attempt))
+            if job.policy.effect is Effect.ONCE or job.policy.is_paid:
+                self.note(Kind.PROGRESS, key, {"unsent": attempt})  # closes the intent
             pause_s = error.retry_after_s or 1.0
             return _TryAgain(attempt, clock.now_us() + int(pause_s * MICROSECONDS))
         is_final = attempt >= retry.max_attempts or not is_retryable(error, retry)

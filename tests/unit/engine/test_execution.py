@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llm_orchestrator import Context, step, workflow
+from llm_orchestrator.engine.replay import fold
 from llm_orchestrator.errors import (
     ProviderInvalidRequest,
     ProviderRateLimited,
@@ -102,7 +103,9 @@ def test_an_unavailable_provider_burns_no_attempt(tmp_path: Path) -> None:
     away = [provider_error(ProviderUnavailable, retry_after_s=600.0) for _ in range(7)]
     engine = run_one(tmp_path, [*away], retry={"max_attempts": 1})
     assert engine.ended[0] == "completed"
-    assert {entry.attempt for entry in engine.journal if entry.step == "it"} == {1}
+    assert {entry.attempt for entry in engine.journal if entry.kind == "intent"} == {1}
+    state = fold(engine.journal[0].run_id, engine.journal)
+    assert (state.attempts, state.repeats) == (1, 0)
 
 
 def test_a_step_that_takes_too_long_is_cancelled_and_tried_again(tmp_path: Path) -> None:
@@ -174,6 +177,25 @@ def test_unknown_and_ask_waits_for_a_person_and_obeys(
             except RunFailed:
                 assert state == "failed"
             assert engine.work.calls["it"] == calls
+
+    virtually(main())
+
+
+def is_broken() -> None:
+    raise ConnectionError("the probe's server is away")
+
+
+def test_a_probe_that_breaks_leaves_the_outcome_to_a_person(tmp_path: Path) -> None:
+    probe = {"function": "tests.unit.engine.test_execution:is_broken"}
+
+    async def main() -> None:
+        async with Engine(tmp_path / "runs.db") as engine:
+            engine.work.errors["it"] = [provider_error(ProviderUnknownOutcome)]
+            asks = one(effect="once", on_unknown="probe", probe=probe)
+            run_id = await engine.begin(definition(steps=[asks]))
+            with pytest.raises(RunPaused, match="unknown_outcome"):
+                await engine.result(run_id)
+            assert engine.work.calls["it"] == 1
 
     virtually(main())
 
