@@ -7,7 +7,6 @@ the only ones that read the environment.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -132,6 +131,8 @@ def _file(environment: Mapping[str, str]) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415 - most processes read no file
+
     try:
         data = tomllib.loads(path.read_text())
     except OSError as error:

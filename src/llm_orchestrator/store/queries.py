@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 _PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
 
@@ -28,7 +28,7 @@ class Query:
 @cache
 def load_queries() -> dict[str, Query]:
     """All statements of queries.sql, by name."""
-    text = files("llm_orchestrator.store").joinpath("queries.sql").read_text()
+    text = Path(__file__).with_name("queries.sql").read_text()
     queries = {}
     for part in text.split("-- name: ")[1:]:
         name, _, body = part.partition("\n")

@@ -2,13 +2,16 @@
 -- in the order in which they first appear. Text after `--` below a name says why it is as it is.
 
 -- name: append
--- Law 1: plain INSERT, never ON CONFLICT; the predecessor must be there with its digest, and the
--- primary key refuses a seq that is taken. One row at a time on SQLite.
+-- Law 1: plain INSERT, never ON CONFLICT; the predecessor must be there with its digest (without
+-- it the key is NULL, which no row takes), and the primary key refuses a seq that is taken.
+-- VALUES, not SELECT: SQLite copies what a SELECT on the same table gives into a table of its own.
 -- Differs because SQLite has no unnest and PostgreSQL wants one statement a batch.
 INSERT INTO journal (run_id, seq, epoch, kind, step, attempt, payload, digest, recorded_at)
-SELECT :run_id, :seq, :epoch, :kind, :step, :attempt, :payload, :digest, :recorded_at
-WHERE :prev_seq = 0
-   OR (SELECT digest FROM journal WHERE run_id = :run_id AND seq = :prev_seq) = :prev_digest;
+VALUES (
+    CASE WHEN :prev_seq = 0
+           OR (SELECT digest FROM journal WHERE run_id = :run_id AND seq = :prev_seq) = :prev_digest
+         THEN :run_id END,
+    :seq, :epoch, :kind, :step, :attempt, :payload, :digest, :recorded_at);
 
 -- name: digest_at
 SELECT digest FROM journal WHERE run_id = :run_id AND seq = :seq;

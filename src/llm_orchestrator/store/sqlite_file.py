@@ -13,7 +13,6 @@ import fcntl
 import logging
 import os
 import sqlite3
-from importlib.resources import files
 from pathlib import Path
 
 from llm_orchestrator.errors import (
@@ -108,7 +107,7 @@ def prepare(path: Path, incarnation: str, now_us: int) -> sqlite3.Connection:
 
 def _schema() -> set[tuple[object, ...]]:
     """What a store's schema must be, as SQLite keeps it."""
-    text = files("llm_orchestrator.store").joinpath("schema_sqlite.sql").read_text()
+    text = Path(__file__).with_name("schema_sqlite.sql").read_text()
     with contextlib.closing(sqlite3.connect(":memory:")) as database:
         database.executescript(text)
         return _schema_of(database)
@@ -138,7 +137,7 @@ def extend_log(database: sqlite3.Connection) -> None:
 
 
 def _create(database: sqlite3.Connection, incarnation: str, now_us: int) -> None:
-    schema = files("llm_orchestrator.store").joinpath("schema_sqlite.sql").read_text()
+    schema = Path(__file__).with_name("schema_sqlite.sql").read_text()
     database.executescript(f"BEGIN IMMEDIATE; {schema}")
     database.execute("INSERT INTO store VALUES (1, ?, 1, 'primary', ?)", (incarnation, now_us))
     database.execute(f"PRAGMA application_id={APPLICATION_ID}")

@@ -1,10 +1,10 @@
 """How a batch becomes one SQLite transaction.
 
-The fast path writes all appends with one `executemany` and counts the rows. When the count is
-short, the primary key objects or a run's content or pages are at fault, the transaction is rolled
-back and the batch is applied again one run at a time, each under a savepoint: the guilty run stands
-alone and is named, the others land. What is wrong with the disk as a whole (full, gone), or with
-pages that belong to no run of the batch, fails the whole batch, with nothing written.
+The fast path writes all appends with one `executemany`. When a predecessor is not there, the
+primary key objects or a run's content or pages are at fault, the transaction is rolled back and the
+batch is applied again one run at a time, each under a savepoint: the guilty run stands alone and is
+named, the others land. What is wrong with the disk as a whole (full, gone), or with pages that
+belong to no run of the batch, fails the whole batch, with nothing written.
 """
 
 from __future__ import annotations
@@ -123,10 +123,8 @@ class BatchWriter:
     def _apply_together(self, batch: Batch, now_us: int) -> Receipt | None:
         try:
             rows = [row for append in batch.appends for row in _journal_rows(append)]
-            if rows:
-                cursor = self._database.executemany(self._queries["append"].sql, rows)
-                if cursor.rowcount != len(rows):
-                    return None
+            if not self._append(rows):
+                return None
             for append in batch.appends:
                 self._apply_beside(append, now_us)
             for change in batch.changes:
@@ -136,6 +134,16 @@ class BatchWriter:
                 raise
             return None
         return Receipt()
+
+    def _append(self, rows: Sequence[Row]) -> bool:
+        """False when a predecessor is not there: then the key is NULL (see the statement)."""
+        try:
+            self._database.executemany(self._queries["append"].sql, rows)
+        except sqlite3.IntegrityError as error:
+            if error.sqlite_errorname == "SQLITE_CONSTRAINT_NOTNULL":
+                return False
+            raise
+        return True
 
     def _apply_one_by_one(self, batch: Batch, now_us: int) -> Receipt:
         refused: dict[str, Outcome] = {}
@@ -151,9 +159,7 @@ class BatchWriter:
         database.execute("SAVEPOINT one")
         try:
             if append is not None:
-                rows = _journal_rows(append)
-                cursor = database.executemany(self._queries["append"].sql, rows)
-                if rows and cursor.rowcount != len(rows):
+                if not self._append(_journal_rows(append)):
                     self._look_past_index(append)
                     raise Refusal(Outcome.DAMAGED)
                 self._apply_beside(append, now_us)
@@ -257,12 +263,12 @@ def _blame(error: Exception) -> Outcome | None:
 
 
 def _journal_rows(append: Append) -> list[Row]:
-    """Parameters of `append`, in its order: the nine columns, then the predecessor."""
+    """Parameters of `append`, in its order: predecessor and run, then the other columns."""
     rows: list[Row] = []
     seq, digest = append.prev_seq, append.prev_digest
     for entry in append.entries:
         if entry.seq != seq + 1 or entry.run_id != append.run_id:
             raise Refusal(Outcome.UNFIT)
-        rows.append((*entry, seq, digest))
+        rows.append((seq, append.run_id, digest, *entry[1:]))
         seq, digest = entry.seq, entry.digest
     return rows
