@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+from llm_orchestrator.engine.acceptance import accepted_draft
 from llm_orchestrator.model import Draft, Entry, Kind, NewRun, RunState
 from llm_orchestrator.store.base import (
     Append,
@@ -95,8 +96,7 @@ class Writer:
 def accepting(run: NewRun, *, changes: Sequence[Change] = ()) -> tuple[Writer, Append]:
     """The acceptance of `run`, and who may go on from there."""
     writer = Writer(run.run_id)
-    first = Draft(Kind.ACCEPTED, "", 0, encode({"workflow": run.workflow, "wake_at": run.wake_at}))
-    return writer, writer.append(first, accept=run, changes=changes)
+    return writer, writer.append(accepted_draft(run), accept=run, changes=changes)
 
 
 async def accepted(store: Store, run: NewRun | None = None) -> Writer:

@@ -44,11 +44,13 @@ async def _flaws_of(store: Store, run_id: str, journal: Journal) -> list[Flaw]:
         await store.look.inbox(run_id)
     except StoreDamaged as error:
         flaws.append(Flaw(run_id, 0, error.message, False))
-    if not flaws:
+    if flaws:
+        return flaws
+    try:
         wrong = await _wrong_row(store, run_id)
-        if wrong:
-            flaws.append(Flaw(run_id, 0, wrong))
-    return flaws
+    except StoreDamaged as error:  # whole by its digests, and no journal of ours
+        return [Flaw(run_id, 1, error.message, False)]
+    return [Flaw(run_id, 0, wrong)] if wrong else []
 
 
 async def settle(store: Store, mender: Mender) -> list[str]:

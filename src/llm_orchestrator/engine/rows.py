@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from llm_orchestrator.engine.acceptance import accepted_draft, from_accepted
 from llm_orchestrator.engine.machine import column_bytes
 from llm_orchestrator.engine.replay import Fold
+from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Entry, Kind, RunState
 from llm_orchestrator.store.base import RunRow, StateChange
 
@@ -30,8 +31,14 @@ def row_of(state: Fold, entries: Sequence[Entry]) -> RunRow:
         output=column_bytes(state.output) if state.state is RunState.COMPLETED else None,
         error=None if state.error is None else column_bytes(state.error),
     )
+    try:
+        accept = from_accepted(state.run_id, state.accepted)
+    except KeyError as error:
+        raise StoreDamaged(
+            f"the first entry of run {state.run_id} lacks {error}", run_id=state.run_id
+        ) from error
     return RunRow(
-        accept=from_accepted(state.run_id, state.accepted),
+        accept=accept,
         change=change,
         epoch=state.epoch,
         head_seq=state.seq,
