@@ -14,6 +14,7 @@ It must never write outside `BatchWriter`, and never delete to go back.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -84,8 +85,9 @@ class SQLiteStore:
                 await self._open_writer()
             finally:
                 await self._close_writer()
-        for row in await self._reader.rows("incarnation"):
-            self.generation = row[1]
+        with contextlib.suppress(StoreDamaged):  # empty as yet: its first writer makes the tables
+            for row in await self._reader.rows("incarnation"):
+                self.generation = row[1]
 
     async def _open_writer(self, *, is_engine: bool = False) -> None:
         self._write_thread = DatabaseThread("store-writer")
