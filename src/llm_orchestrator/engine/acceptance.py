@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import blake2b
 
-from llm_orchestrator.model import Draft, Json, Kind, NewRun
+from llm_orchestrator.model import Draft, Json, Kind, NewRun, Run
 from llm_orchestrator.store.base import PutRecord
 from llm_orchestrator.store.journal import encode
 
@@ -62,7 +62,7 @@ def key_record(new: NewRun) -> PutRecord:
     return PutRecord(KEY_RECORD, key_of(new), value, 0, new.run_id)
 
 
-def key_of(new: NewRun) -> str:
+def key_of(new: NewRun | Run) -> str:
     """Keys are per workflow."""
     return f"{new.workflow}/{new.idempotency_key}"
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.model import MICROSECONDS
-from llm_orchestrator.store.base import Batch, Expire, Store
+from llm_orchestrator.engine.acceptance import KEY_RECORD, key_of
+from llm_orchestrator.model import MICROSECONDS, Run
+from llm_orchestrator.store.base import Batch, Expire, PutRecord, Store, TrimCommits
 
 BATCH_RUNS = 50
 _DAY_S = 86_400
@@ -33,8 +34,21 @@ async def expire(store: Store, retention: Retention, clock: Clock) -> int:
     gone = 0
     while retention:
         old = await store.look.expirable(finished_before=before, keep=keep, limit=BATCH_RUNS)
-        if not old:
-            break
-        await store.commit(Batch(changes=(Expire(tuple(run.run_id for run in old)),)))
-        gone += len(old)
+        await store.commit(Batch(changes=(Expire(tuple(run.run_id for run in old)), TrimCommits())))
+        left = [run for run in old if await store.look.run(run.run_id) is not None]
+        await _forget_keys(store, [run for run in old if run not in left])
+        gone += len(old) - len(left)
+        if left or len(old) < BATCH_RUNS:
+            break  # done, or somebody takes runs up again: next time
     return gone
+
+
+async def _forget_keys(store: Store, runs: list[Run]) -> None:
+    """A run that is gone answers no repeated idempotency key any more."""
+    for run in runs:
+        if run.idempotency_key is None:
+            continue
+        key = key_of(run)
+        value, version = await store.shelf.record(KEY_RECORD, key)
+        if isinstance(value, dict) and value.get("run_id") == run.run_id:
+            await store.commit(Batch(changes=(PutRecord(KEY_RECORD, key, None, version),)))

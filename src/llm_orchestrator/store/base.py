@@ -178,10 +178,10 @@ class Reindex:
 
 @dataclass(frozen=True, slots=True)
 class TrimCommits:
-    """Forget the rows of `commits` of one node up to a number."""
+    """Forget up to `limit` rows of `commits`, but the last `keep` of each node."""
 
-    node_id: str
-    number: int
+    keep: int = 1_000
+    limit: int = 5_000
 
 
 Change = (

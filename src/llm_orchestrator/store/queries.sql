@@ -59,8 +59,11 @@ SELECT node_id, MIN(number), MAX(number), COUNT(*) FROM commits GROUP BY node_id
 HAVING MAX(number) - MIN(number) + 1 <> COUNT(*);
 
 -- name: trim_commits
--- What a dead node's commits prove is proved by its last ones.
-DELETE FROM commits WHERE node_id = :node_id AND number <= :number;
+-- The last ones of each node prove as much as all of them: their numbers go on without a gap.
+DELETE FROM commits WHERE (node_id, number) IN (
+    SELECT old.node_id, old.number FROM commits AS old
+    WHERE old.number <= (SELECT MAX(number) FROM commits WHERE node_id = old.node_id) - :keep
+    ORDER BY old.node_id, old.number LIMIT :limit);
 
 -- name: next_message
 -- Law 7: a message takes its number from the run's row and wakes the run, in one statement. A run

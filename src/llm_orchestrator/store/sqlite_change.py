@@ -122,7 +122,7 @@ class ChangeWriter:
             case Reindex():
                 make_indexes(self._database)
             case TrimCommits():
-                self.execute("trim_commits", node_id=change.node_id, number=change.number)
+                self.execute("trim_commits", keep=change.keep, limit=change.limit)
 
     def _put_progress(self, change: PutProgress) -> None:
         handle = encode({"value": change.handle})
