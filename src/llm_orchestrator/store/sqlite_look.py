@@ -19,6 +19,7 @@ from llm_orchestrator.store.sqlite_file import is_damage
 from llm_orchestrator.store.sqlite_reader import SQLiteReader, parse, parse_value
 from llm_orchestrator.store.sqlite_salvage import (
     Row,
+    is_text,
     read_entries,
     read_run_ids,
     read_run_rows,
@@ -191,7 +192,8 @@ class SQLiteLook:
             return [run for run in runs if run.owner is not None and run.owner != owner]
 
         rows = await self._rows("owned", foreign, node_id=owner)
-        return [str(row.run_id if isinstance(row, Run) else row[0]) for row in rows]
+        found = [row.run_id if isinstance(row, Run) else str(row[0]) for row in rows]
+        return [run_id for run_id in found if is_text(run_id)]
 
     async def next_wake(self) -> int | None:
         def earliest(runs: list[Run]) -> list[Run]:
