@@ -100,7 +100,7 @@ def test_a_run_does_not_park_while_something_executes() -> None:
     async def body(gate: Gate) -> str:
         async def work() -> None:
             gate.enter()
-            await asyncio.sleep(50)
+            await VirtualClock().sleep(50)
             gate.leave()
 
         async def wait() -> None:
@@ -120,10 +120,10 @@ def test_a_pause_lets_work_in_flight_end_and_starts_nothing() -> None:
         gate.request_stop(PAUSE)
         with pytest.raises(Suspended):
             gate.enter()
-        await asyncio.sleep(10)
+        await VirtualClock().sleep(10)
         ended.append("work")
         gate.leave()
-        await asyncio.sleep(10)
+        await VirtualClock().sleep(10)
         return "went on"
 
     gate, end = driven(body)
@@ -135,7 +135,7 @@ def test_a_cancel_stops_work_in_flight_at_once_and_outranks_a_pause() -> None:
         gate.enter()
         gate.request_stop(PAUSE)
         gate.request_stop(CANCEL, at_once=True)
-        await asyncio.sleep(10)
+        await VirtualClock().sleep(10)
         return "went on"
 
     gate, end = driven(body)
@@ -148,7 +148,7 @@ def test_the_first_request_counts_unless_another_is_at_once() -> None:
         gate.request_stop(PAUSE)
         gate.request_stop(Happening(Event.RELEASE))
         gate.leave()
-        await asyncio.sleep(10)
+        await VirtualClock().sleep(10)
         return "went on"
 
     assert driven(body)[0].stop == PAUSE
@@ -172,7 +172,7 @@ def test_no_stop_interrupts_the_entry_with_which_a_run_leaves() -> None:
     async def body(gate: Gate) -> str:
         gate.close()
         gate.request_stop(CANCEL, at_once=True)
-        await asyncio.sleep(1)
+        await VirtualClock().sleep(1)
         return "wrote its end"
 
     assert driven(body)[1] == "wrote its end"
