@@ -172,9 +172,6 @@ async def _end(engine: Orchestrator, run_id: str) -> tuple[str, Any]:
                 return "waits", child
         if state.accepted["workflow"] == "waiting" and not state.state.is_final:
             await engine.operator.signal(run_id, "go", {"to": "all"}, sender_key="go")
-    except OrchestratorError:
-        pass  # its result says the same
-    try:
         return "result", await engine.result(run_id)
     except OrchestratorError as error:
         return _described(error)

@@ -8,6 +8,7 @@ with a damaged journal takes no signal. So the unfinished runs are looked at onc
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.replay import fold
@@ -53,10 +54,14 @@ async def _flaws_of(store: Store, run_id: str, journal: Journal) -> list[Flaw]:
     return [Flaw(run_id, 0, wrong)] if wrong else []
 
 
-async def settle(store: Store, mender: Mender) -> list[str]:
+async def settle(
+    store: Store,
+    mender: Mender,
+    on_hopeless: Callable[[str, OrchestratorError], None] | None = None,
+) -> list[str]:
     """Mend unfinished runs that nobody drives here, rows and journals; the ids of those mended.
 
-    A run that cannot be mended is reported and left as it is.
+    A run that cannot be mended is reported (to `on_hopeless`, too) and left as it is.
     """
     settled = []
     run_ids = await store.look.unfinished()
@@ -70,6 +75,8 @@ async def settle(store: Store, mender: Mender) -> list[str]:
                 continue  # somebody has claimed it meanwhile, and mended it
             except OrchestratorError as error:
                 logger.error("run %s cannot be settled: %s", run_id, error.message)
+                if on_hopeless is not None:
+                    on_hopeless(run_id, error)
     return settled
 
 

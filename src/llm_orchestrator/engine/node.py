@@ -112,7 +112,9 @@ class Node:
             self._keeper = asyncio.create_task(
                 expire_forever(self._store, self._options.retention, self._clock), name="retention"
             )
-        self._settler = asyncio.create_task(settle(self._store, self._mender), name="settler")
+        self._settler = asyncio.create_task(
+            settle(self._store, self._mender, self.driver.give_up), name="settler"
+        )
 
     async def stop(self, *, grace_s: float = 0.0) -> None:
         """Let steps in flight end for `grace_s`, release every run, commit what is queued."""
