@@ -35,7 +35,7 @@ async def serve(path: Path) -> None:
     """An engine that serves until its standard input ends, or it is killed."""
     store = store_of(path)
     await store.open_as_engine()
-    store.on_commit(lambda batch: say("commit", len(batch.appends)))
+    store.on_news(lambda news: say("commit", news.is_due))
     say("ready", store.node_id)
     await asyncio.to_thread(sys.stdin.read)
     await store.close()

@@ -102,7 +102,7 @@ async def test_a_client_writes_through_the_engine_and_wakes_it(
     store = store_at(path)
     await store.open_as_client()
     writer = await accepted(store)
-    assert line(child) == ["commit", "1"]
+    assert line(child) == ["commit", "True"]
     stale = writer.copy()
     assert await outcome(store, writer.append(draft())) is Outcome.LANDED
     assert await outcome(store, stale.append(draft(step="late"))) is Outcome.FENCED

@@ -129,3 +129,16 @@ async def moved(store: Store, writer: Writer, to: RunState, **values: object) ->
     """The run is put into a state."""
     entry, change = state(to, **values)
     assert await outcome(store, writer.append(entry, change=change)) is Outcome.LANDED
+
+
+def batches_of(store: Store) -> list[Batch]:
+    """Every batch that is committed from now on."""
+    batches: list[Batch] = []
+    commit = store.commit
+
+    async def spy(batch: Batch) -> Receipt:
+        batches.append(batch)
+        return await commit(batch)
+
+    store.commit = spy  # type: ignore[method-assign]
+    return batches

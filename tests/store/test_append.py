@@ -11,6 +11,7 @@ from llm_orchestrator.model import Draft, Kind, RunState
 from llm_orchestrator.store.base import (
     Append,
     Batch,
+    News,
     Outcome,
     Post,
     PutBlob,
@@ -268,13 +269,13 @@ async def test_an_entry_without_its_blob_is_a_flaw(store: Store) -> None:
 
 
 async def test_everybody_is_told_of_a_commit_of_this_process(store: Store) -> None:
-    told: list[Batch] = []
-    store.on_commit(told.append)
+    told: list[News] = []
+    store.on_news(told.append)
     writer = await accepted(store)
     post = Post(writer.run_id, "signal", "x")
+    await land(store, writer.append(draft()))
     await land(store, writer.append(draft(), changes=[post]))
-    assert [len(batch.appends) for batch in told] == [1, 1]
-    assert list(told[1].every_change()) == [post]
+    assert told == [News(is_due=True), News(posted=frozenset([writer.run_id]))]
 
 
 async def test_a_change_of_a_run_whose_row_is_gone_is_damage(store: Store) -> None:

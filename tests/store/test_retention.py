@@ -8,7 +8,16 @@ from llm_orchestrator.engine.retention import Retention, expire
 from llm_orchestrator.model import RunState
 from llm_orchestrator.store.base import Batch, Store, TrimCommits
 from llm_orchestrator.store.sqlite import SQLiteStore
-from tests.store.support import HandClock, Writer, accepted, accepting, land, moved, new_run
+from tests.store.support import (
+    HandClock,
+    Writer,
+    accepted,
+    accepting,
+    batches_of,
+    land,
+    moved,
+    new_run,
+)
 
 DAY_US = 86_400_000_000
 
@@ -35,11 +44,10 @@ async def test_runs_go_by_age_in_batches(store: Store, clock: HandClock) -> None
     old = await ended(store, clock, 120, first=1_000)
     clock.now += 2 * DAY_US
     young = await ended(store, clock, 3, first=2_000)
-    sizes: list[int] = []
-    store.on_commit(lambda batch: sizes.append(sum(1 for _ in runs_of(batch))))
+    batches = batches_of(store)
     assert await expire(store, Retention(days=1), clock) == len(old)
     assert await store.look.run_ids() == young
-    assert max(sizes) == retention.BATCH_RUNS
+    assert max(len(runs_of(batch)) for batch in batches) == retention.BATCH_RUNS
     assert await expire(store, Retention(days=1), clock) == 0
 
 

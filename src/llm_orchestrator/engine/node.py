@@ -5,7 +5,7 @@ Execution), then one closing entry: completed, failed, paused, waiting, or relea
 in memory only runs that have something to do. Whatever ends a run's stay is decided by the
 machine, and is one commit.
 
-Wake-ups come from the node's own commits (`Store.on_commit`); a slow poll is only the fallback.
+Wake-ups are pushed (`Store.on_news`); a slow poll is only the fallback.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Node:
     async def start(self) -> None:
         """Take over what dead nodes left, then claim whatever is due, until `stop`."""
         self.writer.start()
-        self._store.on_commit(self._notice)
+        self._store.on_news(self._notice)
         await self._take_over()
         self._claimer = asyncio.create_task(self._claim_forever(), name="claimer")
         if self._options.retention:
@@ -207,28 +207,18 @@ class Node:
 
     # -- claiming ------------------------------------------------------------------------------
 
-    def _notice(self, batch: Batch) -> None:
-        """Look at a commit that landed: something to claim, or a message for a run that is here."""
-        for append in batch.appends:
-            change = append.change
-            if change is None:
-                if append.accept is not None:
-                    self._wake.set()
-            elif change.state in (RunState.PENDING, RunState.WAITING):
-                self._set_aside.discard(append.run_id)  # somebody has taken it up again
-                self._wake.set()
-            elif change.state is not RunState.RUNNING:
-                self.driver.tell(append.run_id)
-        for post in batch.every_change():
-            if isinstance(post, Mend):  # what it was set aside for may be over
-                self._set_aside.discard(post.run_id)
-                self._has_orphans = True
-                self._wake.set()
-            elif isinstance(post, PutRecord):
-                if post.kind == "schedule":
-                    self._wake.set()
-            elif isinstance(post, Post) and not self.driver.deliver(post.run_id):
-                self._wake.set()
+    def _notice(self, news: News) -> None:
+        """Look at what was committed: something to claim, or mail for a run that is here."""
+        is_due = news.is_due
+        self._set_aside -= news.freed | news.mended  # somebody has taken it up again
+        if news.mended:
+            self._has_orphans = True
+        for run_id in news.ended:
+            self.driver.tell(run_id)
+        for run_id in news.posted:
+            is_due |= not self.driver.deliver(run_id)
+        if is_due:
+            self._wake.set()
 
     async def _claim_forever(self) -> None:
         trouble = ""

@@ -215,6 +215,61 @@ class Batch:
         yield from self.changes
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a commit means to others, told to every node after it landed. Losing it costs time only.
+
+    `freed` runs may be claimed again, `ended` ones have come to rest, `posted` ones have mail,
+    `mended` ones can be read again. `is_due` says that there is something to claim or to fire.
+    """
+
+    is_due: bool = False
+    posted: frozenset[str] = frozenset()
+    freed: frozenset[str] = frozenset()
+    ended: frozenset[str] = frozenset()
+    mended: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return self.is_due or bool(self.posted or self.freed or self.ended or self.mended)
+
+    def __or__(self, other: News) -> News:
+        return News(
+            self.is_due or other.is_due,
+            self.posted | other.posted,
+            self.freed | other.freed,
+            self.ended | other.ended,
+            self.mended | other.mended,
+        )
+
+
+def news_of(batch: Batch) -> News:
+    """What to tell of a batch that landed."""
+    is_due = False
+    freed, ended, posted, mended = [], [], [], []
+    for append in batch.appends:
+        change = append.change
+        if change is None:
+            is_due = is_due or append.accept is not None
+        elif change.state in (RunState.PENDING, RunState.WAITING):
+            freed.append(append.run_id)
+        elif change.state != RunState.RUNNING:
+            ended.append(append.run_id)
+    for each in batch.every_change():
+        if isinstance(each, Post):
+            posted.append(each.run_id)
+        elif isinstance(each, Mend):
+            mended.append(each.run_id)
+        elif isinstance(each, PutRecord) and each.kind == "schedule":
+            is_due = True
+    if not (is_due or freed or ended or posted or mended):
+        return _NO_NEWS
+    is_due = is_due or bool(freed or mended)
+    return News(is_due, *map(frozenset, (posted, freed, ended, mended)))
+
+
+_NO_NEWS = News()
+
+
 class Outcome(StrEnum):
     """What became of one run's append."""
 
@@ -261,6 +316,96 @@ class RunFilter:
     limit: int = 100
 
 
+class NodeState(StrEnum):
+    """How a node's life stands."""
+
+    ALIVE = "alive"
+    LEAVING = "leaving"
+    """It said that it will go: its death is no surprise, and no run is blamed for it."""
+    LEFT = "left"
+    DEAD = "dead"
+    """Somebody saw it gone or silent. Its runs may be taken over; it must come back as another."""
+
+
+class Member(NamedTuple):
+    """A row of `nodes`. `beat` only ever grows; times are the store's."""
+
+    node_id: str
+    region: str
+    state: str
+    beat: int
+    is_connected: bool
+    """False when the server no longer has the session from which the node beat last."""
+    started_at: int
+    heartbeat_at: int
+    info: Json = None
+    """What people want to know: host, process id, version, runs in memory."""
+
+
+def lives(member: Member) -> bool:
+    """True while a node may own runs."""
+    return member.state in (NodeState.ALIVE, NodeState.LEAVING)
+
+
+class Pulse(NamedTuple):
+    """What a node learns from one beat."""
+
+    server: str
+    """Which server process answered; another one after a restart or a failover."""
+    now_us: int
+    """The store's clock."""
+    members: Sequence[Member]
+    """Every node that is not dead or gone, and always the one that asks."""
+
+
+class Members(Protocol):
+    """The nodes of a store, over a connection of their own. All may raise StoreError."""
+
+    async def join(self, node_id: str, region: str, info: Json) -> None:
+        """Add a node that lives from now on."""
+        ...
+
+    async def beat(self, node_id: str, info: Json) -> Pulse:
+        """Give a sign of life (not if somebody has declared the node dead), and look around."""
+        ...
+
+    async def bury(self, node_id: str, beat: int) -> bool:
+        """Declare a node dead if it has not beaten since `beat`. False when it has."""
+        ...
+
+    async def leave(self, node_id: str, state: NodeState) -> None:
+        """Say LEAVING or LEFT of oneself."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class QueueLimit(NamedTuple):
+    """What a queue allows over all nodes. 0 means no limit."""
+
+    concurrency: int = 0
+    """Runs that are driven at a time."""
+    rate: int = 0
+    """Starts per `period_s`."""
+    period_s: float = 60.0
+    tokens_per_minute: int = 0
+    """Tokens that the runs of the queue use."""
+
+
+class Wanted(NamedTuple):
+    """What a node would like to claim."""
+
+    limit: int
+    now_us: int
+    full_queues: Sequence[str] = ()
+    strange: Sequence[str] = ()
+    """Digests of workflows whose code is not here: these runs wait for a node that has it."""
+    queue: str | None = None
+    """Only this queue, of which at most `concurrency` runs may be driven by all nodes together."""
+    concurrency: int = 0
+    except_runs: Sequence[str] = ()
+
+
 class Look(Protocol):
     """Reading runs and journals. Nothing here changes anything; all may raise StoreError."""
 
@@ -291,11 +436,20 @@ class Look(Protocol):
         *,
         full_queues: Sequence[str] = (),
         strange: Sequence[str] = (),
+        queue: str | None = None,
     ) -> list[Run]:
         """Runs that nobody drives and whose time has come, by priority, then age.
 
         Runs of `full_queues` and of workflows whose digest is `strange` here keep nobody waiting.
         """
+        ...
+
+    async def driven(self, queue: str) -> int:
+        """How many runs of a queue somebody drives."""
+        ...
+
+    async def nodes(self, limit: int = 100) -> list[Member]:
+        """The nodes that there are and lately were, newest first."""
         ...
 
     async def owned(self, owners_alive: Sequence[str]) -> list[str]:
@@ -370,8 +524,23 @@ class Store(Protocol):
         """Make `batch` durable. Returns once it is; raises if nothing of it can be."""
         ...
 
-    def on_commit(self, listener: Callable[[Batch], None]) -> None:
-        """Call `listener` after each commit that this process made: the wake-up within it."""
+    async def pick(self, node_id: str, wanted: Wanted) -> list[Run]:
+        """Runs to claim, set aside for `node_id` for a moment so that others pick other ones.
+
+        Only an offer: what claims a run is the entry that says so. By priority, then age.
+        """
+        ...
+
+    async def adopt(self, node_id: str, limit: int, except_runs: Sequence[str] = ()) -> list[str]:
+        """Like `pick`, for runs whose owner is a node that does not live (any more)."""
+        ...
+
+    async def members(self) -> Members:
+        """A connection for heartbeats. Belongs to the event loop (and thread) that asks for it."""
+        ...
+
+    def on_news(self, listener: Callable[[News], None]) -> None:
+        """Call `listener` after commits: at once after this process's, soon after other nodes'."""
         ...
 
     async def close(self) -> None: ...

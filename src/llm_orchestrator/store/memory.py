@@ -64,14 +64,36 @@ class MemoryStore:
         self.node_id = node_id
         self.generation = 1
         self._clock = clock
-        self._listeners: list[Callable[[Batch], None]] = []
+        self._listeners: list[Callable[[base.News], None]] = []
         self._is_closed = False
         self.tables = _Tables()
+        self.nodes: dict[str, base.Member] = {}
         self.look = MemoryLook(self)
         self.shelf = MemoryShelf(self)
 
-    def on_commit(self, listener: Callable[[Batch], None]) -> None:
+    def on_news(self, listener: Callable[[base.News], None]) -> None:
         self._listeners.append(listener)
+
+    async def members(self) -> MemoryMembers:
+        return MemoryMembers(self, self._clock)
+
+    async def pick(self, node_id: str, wanted: base.Wanted) -> list[Run]:
+        found = await self.look.claimable(
+            wanted.now_us,
+            1 << 30,
+            full_queues=wanted.full_queues,
+            strange=wanted.strange,
+            queue=wanted.queue,
+        )
+        found = [run for run in found if run.run_id not in wanted.except_runs]
+        if wanted.queue is not None and wanted.concurrency:
+            found = found[: max(0, wanted.concurrency - await self.look.driven(wanted.queue))]
+        return found[: wanted.limit]
+
+    async def adopt(self, node_id: str, limit: int, except_runs: Sequence[str] = ()) -> list[str]:
+        alive = [member.node_id for member in self.nodes.values() if base.lives(member)]
+        owned = await self.look.owned(alive)
+        return [run_id for run_id in owned if run_id not in except_runs][:limit]
 
     async def close(self) -> None:
         self._is_closed = True
@@ -85,8 +107,10 @@ class MemoryStore:
             if outcome is not Outcome.LANDED:
                 refused[append.run_id] = outcome
         rest = self._try(None, batch.changes)
-        for listener in self._listeners:
-            listener(batch)
+        news = base.news_of(batch)
+        if news:
+            for listener in self._listeners:
+                listener(news)
         return Receipt(refused, is_refused=rest is not Outcome.LANDED)
 
     def _try(self, append: Append | None, changes: Sequence[base.Change]) -> Outcome:
@@ -260,6 +284,41 @@ class MemoryStore:
             records[key] = (value, version + 1)
 
 
+class MemoryMembers:
+    """See store.base.Members for every method's contract."""
+
+    def __init__(self, store: MemoryStore, clock: Clock) -> None:
+        self._nodes = store.nodes
+        self._clock = clock
+
+    async def join(self, node_id: str, region: str, info: Json) -> None:
+        now = self._clock.now_us()
+        alive = base.NodeState.ALIVE.value
+        self._nodes[node_id] = base.Member(node_id, region, alive, 0, True, now, now, info)
+
+    async def beat(self, node_id: str, info: Json) -> base.Pulse:
+        now, own = self._clock.now_us(), self._nodes.get(node_id)
+        if own is not None and base.lives(own):
+            own = own._replace(beat=own.beat + 1, heartbeat_at=now, info=info, is_connected=True)
+            self._nodes[node_id] = own
+        seen = [node for node in self._nodes.values() if base.lives(node) or node is own]
+        return base.Pulse("memory", now, sorted(seen))
+
+    async def bury(self, node_id: str, beat: int) -> bool:
+        node = self._nodes.get(node_id)
+        if node is None or not base.lives(node) or node.beat != beat:
+            return False
+        self._nodes[node_id] = node._replace(state=base.NodeState.DEAD.value, is_connected=False)
+        return True
+
+    async def leave(self, node_id: str, state: base.NodeState) -> None:
+        node = self._nodes.get(node_id)
+        if node is not None and base.lives(node):
+            self._nodes[node_id] = node._replace(state=state.value)
+
+    async def close(self) -> None: ...
+
+
 class MemoryLook:
     """See store.base.Look for every method's contract."""
 
@@ -359,11 +418,13 @@ class MemoryLook:
         *,
         full_queues: Sequence[str] = (),
         strange: Sequence[str] = (),
+        queue: str | None = None,
     ) -> list[Run]:
         due = [
             run
             for run in self._free()
             if run.wake_at <= now_us and run.queue not in full_queues and run.digest not in strange
+            if queue in (None, run.queue)
         ]
         return sorted(due, key=lambda run: (-run.priority, run.wake_at, run.run_id))[:limit]
 
@@ -371,6 +432,13 @@ class MemoryLook:
         alive = {None, *owners_alive}
         found = [run for run in self._runs() if run.owner not in alive]
         return [run.run_id for run in sorted(found, key=lambda run: (-run.priority, run.run_id))]
+
+    async def driven(self, queue: str) -> int:
+        return sum(1 for run in self._runs() if run.owner is not None and run.queue == queue)
+
+    async def nodes(self, limit: int = 100) -> list[base.Member]:
+        found = sorted(self._store.nodes.values())
+        return sorted(found, key=lambda node: node.started_at, reverse=True)[:limit]
 
     async def next_wake(self) -> int | None:
         return min((run.wake_at for run in self._free()), default=None)

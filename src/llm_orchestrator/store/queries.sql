@@ -226,10 +226,16 @@ FROM runs
 WHERE state IN ('pending', 'waiting') AND owner IS NULL AND wake_at <= :now
   AND instr(:full_queues, ',' || queue || ',') = 0
   AND instr(:strange, ',' || digest || ',') = 0
+  AND (:queue IS NULL OR queue = :queue)
 ORDER BY priority DESC, wake_at, run_id LIMIT :limit;
 
+-- name: driven
+SELECT COUNT(*) FROM runs WHERE owner IS NOT NULL AND queue = :queue;
+
 -- name: owned
-SELECT run_id FROM runs WHERE owner IS NOT NULL AND owner <> :node_id ORDER BY priority DESC, run_id;
+-- Runs of nodes that do not live.
+SELECT run_id FROM runs
+WHERE owner IS NOT NULL AND instr(:alive, ',' || owner || ',') = 0 ORDER BY priority DESC, run_id;
 
 -- name: next_wake
 SELECT MIN(wake_at) FROM runs WHERE state IN ('pending', 'waiting') AND owner IS NULL;
@@ -281,3 +287,37 @@ UPDATE runs SET
     started_at = :started_at, finished_at = :finished_at,
     inbox_seq = COALESCE((SELECT MAX(number) FROM inbox WHERE run_id = :run_id), 0)
 WHERE run_id = :run_id;
+
+-- name: join
+INSERT INTO nodes (node_id, region, state, beat, started_at, heartbeat_at, info)
+VALUES (:node_id, :region, 'alive', 0, :now, :now, :info);
+
+-- name: beat
+UPDATE nodes SET beat = beat + 1, heartbeat_at = :now, info = :info
+WHERE node_id = :node_id AND state IN ('alive', 'leaving');
+
+-- name: members
+SELECT node_id, region, state, beat, 1, started_at, heartbeat_at, info FROM nodes
+WHERE state IN ('alive', 'leaving') OR node_id = :node_id ORDER BY node_id;
+
+-- name: nodes
+-- For people: the dead ones, too, newest first.
+SELECT node_id, region, state, beat, 1, started_at, heartbeat_at, info FROM nodes
+ORDER BY started_at DESC, node_id LIMIT :limit;
+
+-- name: bury
+-- Only while it is as silent as it was when it was judged.
+UPDATE nodes SET state = 'dead'
+WHERE node_id = :node_id AND beat = :beat AND state IN ('alive', 'leaving');
+
+-- name: bury_others
+-- A file has one engine: whoever holds its lock is the only one that lives.
+UPDATE nodes SET state = 'dead' WHERE state IN ('alive', 'leaving') AND node_id <> :node_id;
+
+-- name: leave
+UPDATE nodes SET state = :state WHERE node_id = :node_id AND state IN ('alive', 'leaving');
+
+-- name: forget_nodes
+-- Rows of nodes that are gone are kept for people, not for ever.
+DELETE FROM nodes WHERE state IN ('left', 'dead') AND heartbeat_at < :before
+  AND NOT EXISTS (SELECT 1 FROM runs WHERE owner = nodes.node_id);

@@ -107,3 +107,12 @@ CREATE TABLE commits (
     digest BLOB NOT NULL,
     PRIMARY KEY (node_id, number)
 ) WITHOUT ROWID;
+CREATE TABLE nodes (
+    node_id TEXT PRIMARY KEY,
+    region TEXT NOT NULL,
+    state TEXT NOT NULL,
+    beat INTEGER NOT NULL,
+    started_at INTEGER NOT NULL,
+    heartbeat_at INTEGER NOT NULL,
+    info TEXT NOT NULL
+);

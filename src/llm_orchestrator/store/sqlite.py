@@ -16,22 +16,24 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import StoreDamaged, StoreError, StoreLocked
-from llm_orchestrator.store.base import Batch, Receipt
+from llm_orchestrator.model import Run
+from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, lives, news_of
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.sqlite_file import EngineLock, extend_log, prepare, translate
 from llm_orchestrator.store.sqlite_look import SQLiteLook
+from llm_orchestrator.store.sqlite_members import SQLiteMembers
 from llm_orchestrator.store.sqlite_reader import SQLiteReader
 from llm_orchestrator.store.sqlite_share import ShareServer, send_batch, socket_path
 from llm_orchestrator.store.sqlite_shelf import SQLiteShelf
 from llm_orchestrator.store.sqlite_thread import DatabaseThread
 from llm_orchestrator.store.sqlite_write import BatchWriter
 
-OnCommit = Callable[[Batch], None]
+OnNews = Callable[[News], None]
 GENERATION_MAX = 1 << 20
 """An epoch is generation x 2^40 + claims, and has 63 bits."""
 
@@ -52,7 +54,7 @@ class SQLiteStore:
         self.look = SQLiteLook(self._reader)
         self.shelf = SQLiteShelf(self._reader)
         self._server: ShareServer | None = None
-        self._listeners: list[OnCommit] = []
+        self._listeners: list[OnNews] = []
         self._queries = load_queries()
 
     # -- opening -------------------------------------------------------------------------------
@@ -126,9 +128,36 @@ class SQLiteStore:
         self._reader.close()
         await self._close_writer()
 
-    def on_commit(self, listener: OnCommit) -> None:
+    def on_news(self, listener: OnNews) -> None:
         """Call `listener` after each commit, on the event loop: the wake-up within this process."""
         self._listeners.append(listener)
+
+    # -- nodes and claims: one engine, so nobody else picks ------------------------------------
+
+    async def members(self) -> SQLiteMembers:
+        if self._write_database is None or self._write_thread is None:
+            raise StoreError("only the engine of a store is a node of it")
+        return SQLiteMembers(
+            self._write_database, self._write_thread, path=self.path, clock=self._clock
+        )
+
+    async def pick(self, node_id: str, wanted: Wanted) -> list[Run]:
+        found = await self.look.claimable(
+            wanted.now_us,
+            wanted.limit + len(wanted.except_runs),
+            full_queues=wanted.full_queues,
+            strange=wanted.strange,
+            queue=wanted.queue,
+        )
+        found = [run for run in found if run.run_id not in wanted.except_runs]
+        if wanted.queue is not None and wanted.concurrency:
+            found = found[: max(0, wanted.concurrency - await self.look.driven(wanted.queue))]
+        return found[: wanted.limit]
+
+    async def adopt(self, node_id: str, limit: int, except_runs: Sequence[str] = ()) -> list[str]:
+        alive = [node.node_id for node in await self.look.nodes(limit=1_000) if lives(node)]
+        owned = await self.look.owned(alive)
+        return [run_id for run_id in owned if run_id not in except_runs][:limit]
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -136,8 +165,10 @@ class SQLiteStore:
         if self._writer is None:
             return await self._commit_as_client(batch)
         receipt = await self._apply(batch)
-        for listener in self._listeners:
-            listener(batch)
+        news = news_of(batch)
+        if news:
+            for listener in self._listeners:
+                listener(news)
         return receipt
 
     async def _apply(self, batch: Batch) -> Receipt:

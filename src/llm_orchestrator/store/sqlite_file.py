@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 APPLICATION_ID = 0x4C4C4D4F
 """`LLMO`, in the file's header (SQLite `PRAGMA application_id`)."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_ADDED = {2: ("CREATE TABLE nodes ",)}
+"""Statements of schema_sqlite.sql, by their beginning, that a version added to the one before."""
 _LOG_BYTES = 4 << 20
 """The write-ahead log's length when SQLite checkpoints it (1,000 pages)."""
 _PRAGMAS = (
@@ -95,7 +97,8 @@ def prepare(path: Path, incarnation: str, now_us: int) -> sqlite3.Connection:
             database.execute(pragma)
         if database.execute("PRAGMA user_version").fetchone()[0] == 0:
             _create(database, incarnation, now_us)
-        elif _schema_of(database) != _schema():
+        _migrate(database)
+        if _schema_of(database) != _schema():
             raise StoreDamaged(f"the schema of {path} is damaged", hint="llmo doctor")
     except BaseException as error:
         database.close()
@@ -141,6 +144,21 @@ def _create(database: sqlite3.Connection, incarnation: str, now_us: int) -> None
     database.executescript(f"BEGIN IMMEDIATE; {schema}")
     database.execute("INSERT INTO store VALUES (1, ?, 1, 'primary', ?)", (incarnation, now_us))
     database.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    database.execute("COMMIT")
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    """Bring an older version's file up to this one, in one transaction. Forward only."""
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version == SCHEMA_VERSION:
+        return
+    statements = Path(__file__).with_name("schema_sqlite.sql").read_text().split(";\n")
+    added = [begin for number in range(version + 1, SCHEMA_VERSION + 1) for begin in _ADDED[number]]
+    database.execute("BEGIN IMMEDIATE")
+    for begin in added:
+        [statement] = [each for each in statements if each.startswith(begin)]
+        database.execute(statement)
     database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     database.execute("COMMIT")
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Entry, Flaw, Journal, Message, NewRun, Run, RunState
-from llm_orchestrator.store.base import Progress, RunFilter, RunRow, StateChange
+from llm_orchestrator.store.base import Member, Progress, RunFilter, RunRow, StateChange
 from llm_orchestrator.store.check import Anchor, check_journal
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.sqlite_change import row_digest
 from llm_orchestrator.store.sqlite_file import is_damage
+from llm_orchestrator.store.sqlite_members import member_of
 from llm_orchestrator.store.sqlite_reader import SQLiteReader, parse, parse_value
 from llm_orchestrator.store.sqlite_salvage import (
     Row,
@@ -166,12 +167,14 @@ class SQLiteLook:
         *,
         full_queues: Sequence[str] = (),
         strange: Sequence[str] = (),
+        queue: str | None = None,
     ) -> list[Run]:
         def due(runs: list[Run]) -> list[Run]:
             free = [run for run in runs if run.state in _NOT_FINAL and run.owner is None]
             ready = [run for run in free if run.wake_at <= now_us]
             ready = [run for run in ready if run.queue not in full_queues]
             ready = [run for run in ready if run.digest not in strange]
+            ready = [run for run in ready if queue in (None, run.queue)]
             ready.sort(key=lambda run: (-run.priority, run.wake_at, run.run_id))
             return ready[:limit]
 
@@ -182,18 +185,28 @@ class SQLiteLook:
             limit=limit,
             full_queues=_listed(full_queues),
             strange=_listed(strange),
+            queue=queue,
         )
         return self._readable(rows)
 
     async def owned(self, owners_alive: Sequence[str]) -> list[str]:
-        owner = owners_alive[0] if owners_alive else ""
-
         def foreign(runs: list[Run]) -> list[Run]:
-            return [run for run in runs if run.owner is not None and run.owner != owner]
+            return [run for run in runs if run.owner not in (None, *owners_alive)]
 
-        rows = await self._rows("owned", foreign, node_id=owner)
+        rows = await self._rows("owned", foreign, alive=_listed(owners_alive))
         found = [row.run_id if isinstance(row, Run) else str(row[0]) for row in rows]
         return [run_id for run_id in found if is_text(run_id)]
+
+    async def driven(self, queue: str) -> int:
+        def busy(runs: list[Run]) -> list[Run]:
+            return [run for run in runs if run.owner is not None and run.queue == queue]
+
+        rows = await self._rows("driven", busy, queue=queue)
+        is_counted = len(rows) == 1 and not isinstance(rows[0], Run)
+        return int(rows[0][0]) if is_counted else len(rows)
+
+    async def nodes(self, limit: int = 100) -> list[Member]:
+        return [member_of(row) for row in await self._reader.rows("nodes", limit=limit)]
 
     async def next_wake(self) -> int | None:
         def earliest(runs: list[Run]) -> list[Run]:

@@ -17,7 +17,7 @@ from llm_orchestrator.store.base import Batch, Post
 from llm_orchestrator.store.journal import encode
 from llm_orchestrator.store.memory import MemoryStore
 from llm_orchestrator.store.writer import GroupWriter, Head
-from tests.store.support import HandClock, new_run
+from tests.store.support import HandClock, batches_of, new_run
 
 
 class Lab:
@@ -239,8 +239,7 @@ async def test_repair_and_pause_are_one_commit() -> None:
     lab = Lab()
     await lab.half()
     lab.damage(4)
-    seen: list[Batch] = []
-    lab.store.on_commit(seen.append)
+    seen = batches_of(lab.store)
     await lab.mended()
     kinds = [[entry.kind for entry in append.entries] for batch in seen for append in batch.appends]
     assert kinds == [[Kind.REWOUND, Kind.STATE]]
