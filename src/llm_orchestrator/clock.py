@@ -58,6 +58,51 @@ class RealClock:
         return os.urandom(count)
 
 
+class StoreClock:
+    """The store's time on this machine's steady clock: whatever hour this machine thinks it is.
+
+    It never goes back: after a failover to a server whose clock is behind, it waits for that one.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset_us = clock.now_us() - self._steady_us()
+        self._latest_us = 0
+
+    def _steady_us(self) -> int:
+        return int(self._clock.monotonic() * 1_000_000)
+
+    def set(self, now_us: int) -> None:
+        """Take the store's time, as it has just been told."""
+        self._offset_us = now_us - self._steady_us()
+
+    @property
+    def drift_s(self) -> float:
+        """How far this machine's clock is ahead of the store's."""
+        return (self._clock.now_us() - self.now_us()) / 1_000_000
+
+    def now_us(self) -> int:
+        """Microseconds since the epoch on the store's clock."""
+        self._latest_us = max(self._latest_us, self._steady_us() + self._offset_us)
+        return self._latest_us
+
+    def monotonic(self) -> float:
+        """See Clock."""
+        return self._clock.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """See Clock."""
+        await self._clock.sleep(seconds)
+
+    def chance(self) -> float:
+        """See Clock."""
+        return self._clock.chance()
+
+    def random_bytes(self, count: int) -> bytes:
+        """See Clock."""
+        return self._clock.random_bytes(count)
+
+
 def new_run_id(clock: Clock) -> str:
     """A uuid of version 7 (RFC 9562): 48 bits of milliseconds, then 74 random bits, as text."""
     value = bytearray((clock.now_us() // 1000).to_bytes(6, "big") + clock.random_bytes(10))

@@ -15,6 +15,8 @@ OrchestratorError                 one base class; ``hint`` is the command or edi
 │   ├── RunFailed                 the run ended failed or cancelled
 │   └── StoreError                the store cannot be used as it is
 │       ├── StoreAbsent           nothing there
+│       ├── StoreUnavailable      it does not answer now; it will be asked again
+│       ├── StoreDenied           it does not let us in
 │       ├── StoreLocked           another engine owns it
 │       ├── StoreForeign          the file is not ours
 │       ├── StoreNewer            made by a newer version of this program
@@ -181,6 +183,20 @@ class StoreAbsent(StoreError):
 
     exit_code = 10
     kind = "store_absent"
+
+
+class StoreUnavailable(StoreError):
+    """The database does not answer, is failing over, or is busy. Nothing acknowledged is lost."""
+
+    kind = "store_unavailable"
+    retryable = True
+
+
+class StoreDenied(StoreError):
+    """The database refuses this user or this password."""
+
+    exit_code = 5
+    kind = "store_denied"
 
 
 class StoreLocked(StoreError):

@@ -46,11 +46,7 @@ from llm_orchestrator.model import (
     Workflow,
 )
 from llm_orchestrator.store.base import (
-    Batch,
     Change,
-    Mend,
-    Post,
-    PutRecord,
     Register,
     Store,
 )

@@ -228,9 +228,12 @@ class News:
     freed: frozenset[str] = frozenset()
     ended: frozenset[str] = frozenset()
     mended: frozenset[str] = frozenset()
+    is_gap: bool = False
+    """Some news may have been missed: look everywhere."""
 
     def __bool__(self) -> bool:
-        return self.is_due or bool(self.posted or self.freed or self.ended or self.mended)
+        some = self.posted or self.freed or self.ended or self.mended
+        return self.is_due or self.is_gap or bool(some)
 
     def __or__(self, other: News) -> News:
         return News(
@@ -239,6 +242,7 @@ class News:
             self.freed | other.freed,
             self.ended | other.ended,
             self.mended | other.mended,
+            self.is_gap or other.is_gap,
         )
 
 
@@ -264,7 +268,7 @@ def news_of(batch: Batch) -> News:
     if not (is_due or freed or ended or posted or mended):
         return _NO_NEWS
     is_due = is_due or bool(freed or mended)
-    return News(is_due, *map(frozenset, (posted, freed, ended, mended)))
+    return News(is_due, frozenset(posted), frozenset(freed), frozenset(ended), frozenset(mended))
 
 
 _NO_NEWS = News()
@@ -466,6 +470,10 @@ class Look(Protocol):
 
     async def inbox_seq(self, run_id: str) -> int:
         """How many messages the run was ever sent: what a park has seen if it asked this first."""
+        ...
+
+    async def inbox_seqs(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """The same for many runs at once."""
         ...
 
     async def progress(self, run_id: str, step: str) -> Progress | None:

@@ -453,6 +453,10 @@ class MemoryLook:
     async def inbox_seq(self, run_id: str) -> int:
         return self._tables.inbox_seqs.get(run_id, 0)
 
+    async def inbox_seqs(self, run_ids: Sequence[str]) -> dict[str, int]:
+        known = self._tables.inbox_seqs
+        return {run_id: known[run_id] for run_id in run_ids if run_id in known}
+
     async def progress(self, run_id: str, step: str) -> Progress | None:
         rows = [
             item for item in sorted(self._tables.progress.items()) if item[0][:2] == (run_id, step)

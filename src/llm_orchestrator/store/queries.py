@@ -1,4 +1,9 @@
-"""Loads `queries.sql`: every statement by name, its parameters numbered in order of appearance."""
+"""Loads `queries.sql`: every statement by name, its parameters numbered in order of appearance.
+
+SQLite and PostgreSQL share the text. Where one of them needs other words, a name line with
+`@sqlite` or `@postgres` says whose they are. PostgreSQL's commit is one statement put together
+from parts (`compose`), so that a batch is one round trip whatever it holds.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,16 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 _PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
+Dialect = Literal["sqlite", "postgres"]
+_SIGNS: dict[Dialect, str] = {"sqlite": "?", "postgres": "$"}
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One statement. `sql` uses ?1, ?2, ...; `parameters` names them in that order."""
+    """One statement. `sql` uses ?1, ?2, ... or $1, $2, ...; `parameters` names them in order."""
 
     name: str
     sql: str
@@ -26,23 +34,43 @@ class Query:
 
 
 @cache
-def load_queries() -> dict[str, Query]:
+def load_queries(dialect: Dialect = "sqlite") -> dict[str, Query]:
     """All statements of queries.sql, by name."""
+    return {name: _number(name, body, dialect) for name, body in _bodies(dialect).items()}
+
+
+@cache
+def compose(parts: tuple[str, ...], checks: tuple[str, ...]) -> Query:
+    """One PostgreSQL statement: `append`, then `parts`, each a CTE; it fails unless `checks` hold.
+
+    Its one row: the runs whose entries went in.
+    """
+    bodies = _bodies("postgres")
+    conditions = "\n  AND ".join(bodies[name] for name in checks) or "true"
+    ends = bodies["append_end"].replace("CHECKS", conditions)
+    text = ",\n".join(bodies[name] for name in ("append", *parts)) + "\n" + ends
+    return _number("+".join(parts), text, "postgres")
+
+
+@cache
+def _bodies(dialect: Dialect) -> dict[str, str]:
     text = Path(__file__).with_name("queries.sql").read_text()
-    queries = {}
+    found: dict[str, str] = {}
     for part in text.split("-- name: ")[1:]:
-        name, _, body = part.partition("\n")
-        lines = [line for line in body.splitlines() if not line.startswith("--")]
-        queries[name.strip()] = _number(name.strip(), "\n".join(lines).strip().rstrip(";"))
-    return queries
+        title, _, body = part.partition("\n")
+        name, _, whose = title.strip().partition(" @")
+        if whose in ("", dialect):
+            lines = [line for line in body.splitlines() if not line.startswith("--")]
+            found[name] = "\n".join(lines).strip().rstrip(";")
+    return found
 
 
-def _number(name: str, body: str) -> Query:
+def _number(name: str, body: str, dialect: Dialect) -> Query:
     order: list[str] = []
 
     def place(match: re.Match[str]) -> str:
         if match[1] not in order:
             order.append(match[1])
-        return f"?{order.index(match[1]) + 1}"
+        return f"{_SIGNS[dialect]}{order.index(match[1]) + 1}"
 
     return Query(name, _PARAMETER.sub(place, body), tuple(order))

@@ -24,12 +24,12 @@ from llm_orchestrator.errors import StoreDamaged, StoreError, StoreLocked
 from llm_orchestrator.model import Run
 from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, lives, news_of
 from llm_orchestrator.store.queries import load_queries
+from llm_orchestrator.store.shelf import TableShelf
 from llm_orchestrator.store.sqlite_file import EngineLock, extend_log, prepare, translate
 from llm_orchestrator.store.sqlite_look import SQLiteLook
 from llm_orchestrator.store.sqlite_members import SQLiteMembers
 from llm_orchestrator.store.sqlite_reader import SQLiteReader
 from llm_orchestrator.store.sqlite_share import ShareServer, send_batch, socket_path
-from llm_orchestrator.store.sqlite_shelf import SQLiteShelf
 from llm_orchestrator.store.sqlite_thread import DatabaseThread
 from llm_orchestrator.store.sqlite_write import BatchWriter
 
@@ -52,7 +52,7 @@ class SQLiteStore:
         self._write_database: sqlite3.Connection | None = None
         self._reader = SQLiteReader(path)
         self.look = SQLiteLook(self._reader)
-        self.shelf = SQLiteShelf(self._reader)
+        self.shelf = TableShelf(self._reader)
         self._server: ShareServer | None = None
         self._listeners: list[OnNews] = []
         self._queries = load_queries()

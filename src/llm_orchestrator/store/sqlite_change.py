@@ -5,10 +5,8 @@ Runs inside BatchWriter's transaction and never opens or ends one.
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
-from hashlib import blake2b
 
 from llm_orchestrator.model import NewRun, Workflow
 from llm_orchestrator.store.base import (
@@ -25,12 +23,11 @@ from llm_orchestrator.store.base import (
     PutVectors,
     Register,
     Reindex,
-    RunRow,
-    StateChange,
     TrimCommits,
 )
 from llm_orchestrator.store.journal import canonical, encode
 from llm_orchestrator.store.queries import load_queries
+from llm_orchestrator.store.rows import row_columns, row_digest
 
 logger = logging.getLogger(__name__)
 
@@ -206,29 +203,7 @@ class ChangeWriter:
             raise Refusal(Outcome.FENCED)
         self.execute("drop_row", run_id=change.run_id)
         self.accept(row.accept, row.created_at)
-        self.execute("set_row", run_id=change.run_id, **_row_columns(row))
-
-
-def row_digest(*columns: object) -> bytes:
-    """What the digest of a row beside the journal must be: over all that it means, with lengths."""
-    parts = [
-        column if isinstance(column, bytes) else json.dumps(column).encode() for column in columns
-    ]
-    lengths = json.dumps([len(part) for part in parts]).encode()
-    return blake2b(b"".join([lengths, *parts]), digest_size=32).digest()
-
-
-def state_columns(change: StateChange) -> dict[str, object]:
-    """The columns of `runs` that a state change sets."""
-    values = change._asdict()
-    del values["inbox_seen"]
-    return values
-
-
-def _row_columns(row: RunRow) -> dict[str, object]:
-    values = row._asdict()
-    del values["accept"], values["change"], values["created_at"]
-    return {**state_columns(row.change), **values}
+        self.execute("set_row", run_id=change.run_id, **row_columns(row))
 
 
 def make_indexes(database: sqlite3.Connection) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from llm_orchestrator.errors import StoreDamaged
-from llm_orchestrator.model import Entry, Flaw, Journal, Message, NewRun, Run, RunState
-from llm_orchestrator.store.base import Member, Progress, RunFilter, RunRow, StateChange
+from llm_orchestrator.model import Entry, Flaw, Journal, Message, Run, RunState
+from llm_orchestrator.store.base import Member, Progress, RunFilter, RunRow
 from llm_orchestrator.store.check import Anchor, check_journal
 from llm_orchestrator.store.queries import load_queries
-from llm_orchestrator.store.sqlite_change import row_digest
+from llm_orchestrator.store.rows import (
+    filtered,
+    json_text,
+    listed,
+    member_of,
+    parse_value,
+    row_digest,
+    run_of,
+    run_row_of,
+)
 from llm_orchestrator.store.sqlite_file import is_damage
-from llm_orchestrator.store.sqlite_members import member_of
-from llm_orchestrator.store.sqlite_reader import SQLiteReader, parse, parse_value
+from llm_orchestrator.store.sqlite_reader import SQLiteReader
 from llm_orchestrator.store.sqlite_salvage import (
     Row,
     is_text,
@@ -31,23 +37,6 @@ from llm_orchestrator.store.sqlite_salvage import (
 logger = logging.getLogger(__name__)
 _NO_ROW = "the row of runs is missing"
 _NOT_FINAL = (RunState.PENDING, RunState.WAITING)
-_WHOLE, _TEXT, _MAYBE_WHOLE, _MAYBE_TEXT = (int,), (str,), (int, type(None)), (str, type(None))
-_RUN_COLUMNS: tuple[tuple[type, ...], ...] = (
-    *(_TEXT,) * 6,
-    _MAYBE_TEXT,
-    _WHOLE,
-    _WHOLE,
-    _TEXT,
-    _MAYBE_TEXT,
-    _MAYBE_TEXT,
-    _WHOLE,
-    _WHOLE,
-    _TEXT,
-    _WHOLE,
-    _MAYBE_WHOLE,
-    _MAYBE_WHOLE,
-)
-"""The types of the columns of statement `run`: damage may put anything anywhere."""
 
 
 class SQLiteLook:
@@ -130,21 +119,21 @@ class SQLiteLook:
 
     async def run(self, run_id: str) -> Run | None:
         rows = await self._reader.rows("run", run_id=run_id)
-        return _run(rows[0]) if rows else None
+        return run_of(rows[0]) if rows else None
 
     async def row(self, run_id: str) -> RunRow | None:
         try:
             rows = await self._reader.rows("run_row", run_id=run_id)
-            return _run_row(run_id, rows[0]) if rows else None
+            return run_row_of(run_id, rows[0]) if rows else None
         except StoreDamaged:
             return None
 
     async def runs(self, wanted: RunFilter) -> list[Run]:
-        label = wanted.label and f"{_json(wanted.label[0])}:{_json(wanted.label[1])}"
+        label = wanted.label and f"{json_text(wanted.label[0])}:{json_text(wanted.label[1])}"
         found = await self._rows(
             "runs",
-            lambda runs: _filtered(runs, wanted),
-            states=_listed(wanted.states),
+            lambda runs: filtered(runs, wanted),
+            states=listed(wanted.states),
             workflow=wanted.workflow,
             parent_run_id=wanted.parent_run_id,
             queue=wanted.queue,
@@ -183,8 +172,8 @@ class SQLiteLook:
             due,
             now=now_us,
             limit=limit,
-            full_queues=_listed(full_queues),
-            strange=_listed(strange),
+            full_queues=listed(full_queues),
+            strange=listed(strange),
             queue=queue,
         )
         return self._readable(rows)
@@ -193,7 +182,7 @@ class SQLiteLook:
         def foreign(runs: list[Run]) -> list[Run]:
             return [run for run in runs if run.owner not in (None, *owners_alive)]
 
-        rows = await self._rows("owned", foreign, alive=_listed(owners_alive))
+        rows = await self._rows("owned", foreign, alive=listed(owners_alive))
         found = [row.run_id if isinstance(row, Run) else str(row[0]) for row in rows]
         return [run_id for run_id in found if is_text(run_id)]
 
@@ -202,8 +191,8 @@ class SQLiteLook:
             return [run for run in runs if run.owner is not None and run.queue == queue]
 
         rows = await self._rows("driven", busy, queue=queue)
-        is_counted = len(rows) == 1 and not isinstance(rows[0], Run)
-        return int(rows[0][0]) if is_counted else len(rows)
+        first = rows[0] if len(rows) == 1 else None
+        return len(rows) if first is None or isinstance(first, Run) else int(first[0])
 
     async def nodes(self, limit: int = 100) -> list[Member]:
         return [member_of(row) for row in await self._reader.rows("nodes", limit=limit)]
@@ -247,7 +236,7 @@ class SQLiteLook:
         runs = []
         for row in rows:
             try:
-                runs.append(row if isinstance(row, Run) else _run(row))
+                runs.append(row if isinstance(row, Run) else run_of(row))
             except StoreDamaged as error:
                 if error.message not in self._reported:
                     self._reported.add(error.message)
@@ -274,6 +263,9 @@ class SQLiteLook:
     async def inbox_seq(self, run_id: str) -> int:
         rows = await self._reader.rows("inbox_seq", run_id=run_id)
         return rows[0][0] if rows and isinstance(rows[0][0], int) else 0
+
+    async def inbox_seqs(self, run_ids: Sequence[str]) -> dict[str, int]:
+        return {run_id: await self.inbox_seq(run_id) for run_id in run_ids}
 
     async def progress(self, run_id: str, step: str) -> Progress | None:
         rows = await self._reader.rows("progress", run_id=run_id, step=step)
@@ -305,61 +297,3 @@ class SQLiteLook:
             return found
 
         return await self._reader.read(work)
-
-
-def _json(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _filtered(runs: list[Run], wanted: RunFilter) -> list[Run]:
-    def fits(run: Run) -> bool:
-        return (
-            (not wanted.states or run.state in wanted.states)
-            and wanted.workflow in (None, run.workflow)
-            and wanted.parent_run_id in (None, run.parent_run_id)
-            and wanted.queue in (None, run.queue)
-            and (wanted.label is None or run.labels.get(wanted.label[0]) == wanted.label[1])
-            and (wanted.before is None or run.run_id < wanted.before)
-        )
-
-    chosen = [run for run in runs if fits(run)]
-    return sorted(chosen, key=lambda run: run.run_id, reverse=True)[: wanted.limit]
-
-
-def _listed(words: Sequence[str]) -> str:
-    """Words for `instr`, each between commas; empty for none."""
-    return f",{','.join(words)}," if words else ""
-
-
-def _run(row: Row) -> Run:
-    values: list[Any] = list(row)
-    try:
-        for value, types in zip(values, _RUN_COLUMNS, strict=True):
-            if not isinstance(value, types):
-                raise TypeError(f"a column holds {type(value).__name__}")
-            if isinstance(value, str):
-                value.encode()
-        values[4] = RunState(values[4])
-        values[14] = json.loads(values[14])
-        if not isinstance(values[14], dict):
-            raise TypeError("labels are no object")
-    except (ValueError, TypeError) as error:
-        raise StoreDamaged(
-            f"the row of run {values[0]} is damaged: {error}",
-            run_id=str(values[0]),
-            hint=f"llmo journal repair {values[0]}",
-        ) from error
-    return Run(*values)
-
-
-def _run_row(run_id: str, row: Row) -> RunRow:
-    """The columns of statement `run_row`. Raises StoreDamaged when they make no sense."""
-    origin, labels, value = row[8:11]
-    state, reason, owner, wake_at, inbox_seq, output, error = row[11:18]
-    accepted: list[Any] = [*row[:8], parse(origin), parse(labels), parse_value(value)]
-    accept = NewRun(run_id, *accepted)
-    change = StateChange(state, reason, owner, wake_at, inbox_seq, output, error)
-    epoch, head_seq, head_digest, *times, own_id = row[18:]
-    if own_id != run_id:
-        raise StoreDamaged(f"the row of run {run_id} has another id", run_id=run_id)
-    return RunRow(accept, change, epoch, head_seq, head_digest or b"", *times)

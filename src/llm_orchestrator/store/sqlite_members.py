@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.model import Json
-from llm_orchestrator.store.base import Member, NodeState, Pulse
+from llm_orchestrator.store.base import NodeState, Pulse
 from llm_orchestrator.store.journal import canonical
 from llm_orchestrator.store.queries import load_queries
+from llm_orchestrator.store.rows import member_of
 from llm_orchestrator.store.sqlite_file import translate
 from llm_orchestrator.store.sqlite_thread import DatabaseThread
 
@@ -82,13 +82,3 @@ class SQLiteMembers:
             return await self._thread.submit(whole)
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
-
-
-def member_of(row: Sequence[Any]) -> Member:
-    """A row of statement `members` or `nodes`."""
-    *columns, info = row
-    columns[4] = bool(columns[4])
-    try:
-        return Member(*columns, json.loads(info))
-    except ValueError:
-        return Member(*columns, None)

@@ -1,16 +1,13 @@
-"""One read-only connection on a thread of its own, and the small tools that readers share."""
+"""One read-only connection on a thread of its own, and how its errors are told."""
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_orchestrator.errors import StoreDamaged, StoreError
-from llm_orchestrator.model import Json
-from llm_orchestrator.store.journal import decode
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.sqlite_file import connect, translate
 from llm_orchestrator.store.sqlite_thread import DatabaseThread
@@ -78,24 +75,3 @@ class SQLiteReader:
         if self._database is not None:
             self._database.close()
             self._database = None
-
-
-def parse(value: object) -> Json:
-    """A JSON column. Raises StoreDamaged when it is none."""
-    if value is None:
-        return None
-    if not isinstance(value, bytes | str):
-        raise StoreDamaged("a stored value is neither text nor bytes")
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise StoreDamaged(f"a stored value is no JSON: {error}") from error
-
-
-def parse_value(value: object) -> Json:
-    """A column that holds `{"value": ...}` as the journal encodes it."""
-    if value is None:
-        return None
-    if not isinstance(value, bytes):
-        raise StoreDamaged("a stored value is no bytes")
-    return decode(value).get("value")

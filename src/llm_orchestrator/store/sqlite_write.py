@@ -23,11 +23,11 @@ from llm_orchestrator.store.base import (
     Receipt,
 )
 from llm_orchestrator.store.queries import load_queries
+from llm_orchestrator.store.rows import state_columns
 from llm_orchestrator.store.sqlite_change import (
     ChangeWriter,
     Refusal,
     make_indexes,
-    state_columns,
 )
 from llm_orchestrator.store.sqlite_file import is_damage
 

@@ -1,22 +1,28 @@
-"""Reading definitions, records and vectors from SQLite: see store.base.Shelf."""
+"""Reading definitions, records and vectors from a database's tables: see store.base.Shelf."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any, Protocol
 
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Json, Workflow
 from llm_orchestrator.store.check import definition_digest
-from llm_orchestrator.store.sqlite_change import row_digest
-from llm_orchestrator.store.sqlite_reader import SQLiteReader, parse
+from llm_orchestrator.store.rows import parse, row_digest
 
 logger = logging.getLogger(__name__)
 
 
-class SQLiteShelf:
+class Reader(Protocol):
+    """What runs a named statement (store/queries.sql)."""
+
+    async def rows(self, name: str, /, **values: object) -> list[Any]: ...
+
+
+class TableShelf:
     """See store.base.Shelf for every method's contract."""
 
-    def __init__(self, reader: SQLiteReader) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
     async def workflow(
@@ -55,7 +61,8 @@ class SQLiteShelf:
         return found
 
     async def vectors(self, index: str, namespace: str) -> list[tuple[str, bytes, bytes]]:
-        return await self._reader.rows("vectors", index_name=index, namespace=namespace)
+        rows = await self._reader.rows("vectors", index_name=index, namespace=namespace)
+        return [tuple(row) for row in rows]
 
 
 def _checked(kind: str, key: str, value: object, *, version: object, digest: object) -> Json:

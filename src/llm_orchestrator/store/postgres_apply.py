@@ -1,0 +1,224 @@
+"""A batch on its way: one statement when all goes well, and what to do when it does not.
+
+Law 2: a run whose entries did not go in is looked up: our digest at its place means that it had
+landed before, another one that it has another owner, none that its head is not what it was. Law 9:
+what fails for its data is halved until the guilty run stands alone, the others commit. Law 3: an
+unknown outcome is settled by the lane's barrier; what did not land is sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llm_orchestrator.clock import Clock
+from llm_orchestrator.errors import StoreError
+from llm_orchestrator.store.base import Append, Batch, Change, Outcome, Receipt
+from llm_orchestrator.store.postgres_connect import (
+    Connection,
+    is_contention,
+    is_data_trouble,
+    translate,
+)
+from llm_orchestrator.store.postgres_lane import LATE_S, Lane, Unsure, Work
+from llm_orchestrator.store.postgres_turn import Refusal, Turn
+from llm_orchestrator.store.postgres_write import Statement, group, is_common, is_plain, state
+from llm_orchestrator.store.queries import load_queries
+
+logger = logging.getLogger(__name__)
+PATIENCE_S = 10.0
+"""How long a commit whose store does not answer is tried before its caller is told."""
+_PAUSE_S = 0.1
+TURN_S = 300.0
+"""A transaction of many statements may take longer than one (retention, new indexes)."""
+
+
+class Applier:
+    """Applies batches on one lane."""
+
+    def __init__(self, lane: Lane, *, incarnation: str, clock: Clock) -> None:
+        self._lane = lane
+        self._incarnation = incarnation
+        self._clock = clock
+
+    async def apply(self, batch: Batch) -> Receipt:
+        """Commit it. Raises StoreError with nothing written, or with an outcome not known yet.
+
+        Runs and the batch's own changes are a statement each at least: they do not depend on each
+        other, and what was refused is named either way.
+        """
+        refused: dict[str, Outcome] = {}
+        for appends in group(batch.appends):
+            refused.update(await self._land(appends))
+        is_refused = bool(batch.changes) and not await self._change(batch.changes)
+        return Receipt(refused, is_refused=is_refused)
+
+    async def _land(self, appends: Sequence[Append]) -> dict[str, Outcome]:
+        """Send appends that one statement can say; who was refused, and why."""
+        if len(appends) == 1 and not is_plain(appends[0]):
+            return await self._in_turn(appends[0])
+        try:
+            landed = await self._send(lambda: state(appends, (), self._clock.now_us()))
+        except Exception as error:
+            if not is_data_trouble(error):
+                raise self._told(error) from error
+            if len(appends) == 1:
+                return await self._in_turn(appends[0])
+            half = len(appends) // 2
+            first = await self._land(appends[:half])
+            return {**first, **await self._land(appends[half:])}
+        if landed is not None and len(landed) == len(appends):
+            return {}
+        there = {str(run_id) for run_id in landed or ()}
+        missing = [append for append in appends if append.run_id not in there]
+        return await self._judge(missing, Outcome.DAMAGED)
+
+    async def _change(self, changes: Sequence[Change]) -> bool:
+        """Changes that stand alone: all of them, or none (False)."""
+        if is_common(changes):
+            try:
+                await self._send(lambda: state((), changes, self._clock.now_us()))
+            except Exception as error:
+                if not is_data_trouble(error):
+                    raise self._told(error) from error
+            else:
+                return True
+        try:
+            await self._turn(None, changes)
+        except Exception as error:
+            if not isinstance(error, Refusal) and not is_data_trouble(error):
+                raise self._told(error) from error
+            return False
+        return True
+
+    async def _in_turn(self, append: Append) -> dict[str, Outcome]:
+        """One run by itself, its changes one after another: says exactly what is wrong."""
+        try:
+            landed = await self._turn(append, append.changes)
+        except Exception as error:
+            if not isinstance(error, Refusal) and not is_data_trouble(error):
+                raise self._told(error) from error
+            return await self._judge([append], _blame(error))
+        return {} if landed else await self._judge([append], Outcome.DAMAGED)
+
+    async def _turn(self, append: Append | None, changes: Sequence[Change]) -> bool:
+        """One transaction of several statements. False: it landed, ask what became of the run."""
+
+        async def work(connection: Connection, number: int) -> bool:
+            async with connection.transaction():
+                now = self._clock.now_us()
+                bare = [append._replace(changes=())] if append is not None else []
+                statement = state(bare, (), now)
+                values = statement.bind(self._lane.name, number, self._incarnation)
+                row = await connection.fetchrow(statement.query.sql, *values)
+                if len(row[0]) != len(bare):
+                    raise Refusal(Outcome.DAMAGED)
+                await Turn(connection, now).apply(changes)
+            return True
+
+        return await self._try(work, late_s=TURN_S) is not None
+
+    async def _send(self, make: Callable[[], Statement]) -> list[Any] | None:
+        """The runs whose entries went in; None when it landed, and nobody heard which ones."""
+
+        async def work(connection: Connection, number: int) -> list[Any]:
+            statement = make()
+            values = statement.bind(self._lane.name, number, self._incarnation)
+            row = await connection.fetchrow(statement.query.sql, *values)
+            landed: list[Any] = row[0]
+            return landed
+
+        found: list[Any] | None = await self._try(work)
+        return found
+
+    async def _try(self, work: Work, *, late_s: float = LATE_S) -> Any:
+        """What `work` gives; None when only the lane's barrier knows that it landed."""
+        deadline = self._clock.monotonic() + PATIENCE_S
+        has_met = False
+        is_unsure = False
+        while True:
+            try:
+                if is_unsure:
+                    if await self._lane.settle():
+                        return None
+                    is_unsure = False
+                return await self._lane.run(work, late_s=late_s)
+            except Unsure as unsure:
+                is_unsure, trouble = True, unsure.cause
+            except StoreError as error:
+                if not error.retryable:
+                    raise
+                trouble = error
+            except Exception as error:
+                if has_met or not is_contention(error):
+                    raise
+                has_met = True
+                continue
+            if self._clock.monotonic() >= deadline:
+                raise trouble
+            await self._clock.sleep(_PAUSE_S)
+
+    async def _judge(self, appends: Sequence[Append], blame: Outcome) -> dict[str, Outcome]:
+        """Law 2. What is there already is made durable before it is acknowledged."""
+        wanted = [(append.run_id, append.prev_seq + 1) for append in appends]
+        ends = {append.run_id: append.entries[-1] for append in appends if append.entries}
+        wanted += [(entry.run_id, entry.seq) for entry in ends.values()]
+        query, own = load_queries("postgres")["found"], load_queries("postgres")["incarnation"]
+
+        async def look(connection: Connection, _: int) -> tuple[list[Any], str | None]:
+            runs, seqs = zip(*wanted, strict=True)
+            rows = await connection.fetch(query.sql, *query.bind(run_id=runs, seq=seqs))
+            return rows, await connection.fetchval(own.sql)
+
+        try:
+            rows, incarnation = await self._lane.run(look, is_commit=False)
+        except Unsure as unsure:
+            raise unsure.cause from unsure
+        except Exception as error:
+            if blame is Outcome.UNFIT and is_data_trouble(error):
+                return {append.run_id: blame for append in appends}
+            raise self._told(error) from error
+        if incarnation != self._incarnation:
+            raise StoreError(
+                "the store was replaced or restored under this process", hint="llmo serve"
+            )
+        places = {(str(row[0]), row[1]): row[2] for row in rows}
+        refused: dict[str, Outcome] = {}
+        for append in appends:
+            end = ends.get(append.run_id)
+            if end is not None and places.get((append.run_id, end.seq)) == end.digest:
+                continue
+            is_taken = (append.run_id, append.prev_seq + 1) in places
+            if blame is Outcome.UNFIT:
+                refused[append.run_id] = blame
+            elif is_taken:
+                is_new = append.accept is not None
+                refused[append.run_id] = Outcome.CONFLICT if is_new else Outcome.FENCED
+            else:
+                refused[append.run_id] = blame
+        if len(refused) < len(appends):
+            await self._barrier()
+        return refused
+
+    async def _barrier(self) -> None:
+        try:
+            await self._lane.barrier()
+        except Unsure as unsure:
+            raise unsure.cause from unsure
+
+    def _told(self, error: Exception) -> Exception:
+        """A driver's error in our words."""
+        return translate(error, self._lane.shown)
+
+
+def _blame(error: Exception) -> Outcome:
+    """What an error says of the one run that it met."""
+    if isinstance(error, Refusal):
+        return error.outcome
+    code = getattr(error, "sqlstate", None) or ""
+    if code.startswith("23"):
+        return Outcome.CONFLICT
+    if code.startswith("XX") or code == "22012":  # the check at the end of the statement
+        return Outcome.DAMAGED
+    return Outcome.UNFIT

@@ -1,0 +1,218 @@
+"""One writing connection, and the task that owns it.
+
+Laws 3 and 4: the task is never cancelled and no statement of it is, because PostgreSQL reports a
+cancelled commit as done. A commit that takes too long is abandoned by closing the socket. What
+became of it is decided by a barrier: a row under the number of that commit. Either the number is
+taken, then the commit is there; or the barrier takes it, then the commit can never come any more.
+The barrier is durable (and on the standby), so everything read before it is, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import asyncpg  # type: ignore[import-untyped]
+
+from llm_orchestrator.errors import StoreError
+from llm_orchestrator.store.postgres_connect import (
+    Address,
+    Connection,
+    connect,
+    is_connection_trouble,
+    translate,
+)
+from llm_orchestrator.store.queries import load_queries
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+LATE_S = 5.0
+"""A statement that takes longer is abandoned; its server may be cut off."""
+Work = Callable[[Connection, int], Awaitable[Any]]
+"""Given the connection and the number under which it must write its row of `commits`."""
+
+
+class Unsure(Exception):
+    """The connection was lost during the statement; `settle` tells what became of it."""
+
+    def __init__(self, cause: StoreError) -> None:
+        super().__init__(cause.message)
+        self.cause = cause
+
+
+class Lane:
+    """See the module's docstring. Opens at first use."""
+
+    def __init__(self, name: str, address: Address, *, is_pooled: bool = False) -> None:
+        self.name = name
+        self._address = address
+        self._is_pooled = is_pooled
+        self._connection: Connection | None = None
+        self._number = 0
+        """Of the last commit that landed."""
+        self._is_unsure = False
+        """A commit numbered `_number + 1` may or may not be there, or come yet."""
+        self._landed = False
+        """Whether the last such commit was there after all."""
+        self._has_warned = False
+        self._was_late = False
+        self._jobs: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = (
+            asyncio.Queue()
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def shown(self) -> str:
+        """Where the server is, without the password."""
+        return self._address.shown
+
+    async def run(self, work: Work, *, is_commit: bool = True, late_s: float = LATE_S) -> Any:
+        """The result of `work`, which commits under the number it is given.
+
+        Raises Unsure when the connection broke meanwhile, StoreError when there is none, and what
+        PostgreSQL raised when nothing was written.
+        """
+        return await self._submit(lambda: self._do(work, is_commit=is_commit, late_s=late_s))
+
+    async def settle(self) -> bool:
+        """What became of the commit that raised Unsure: True when it is there, for good."""
+        landed: bool = await self._submit(self._find_out)
+        return landed
+
+    async def barrier(self) -> None:
+        """Make everything that this connection has read durable."""
+        query = load_queries("postgres")["barrier"]
+
+        async def write(connection: Connection, number: int) -> None:
+            await connection.execute(query.sql, *query.bind(lane=self.name, number=number))
+
+        await self.run(write)
+
+    async def close(self) -> None:
+        """End the task and the connection."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._drop()
+
+    # -- how ----------------------------------------------------------------------------------
+
+    async def _submit(self, job: Callable[[], Awaitable[Any]]) -> Any:
+        if self._task is None:
+            self._task = asyncio.create_task(self._serve(), name=f"lane {self.name}")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._jobs.put_nowait((job, future))
+        return await future
+
+    async def _serve(self) -> None:
+        while True:
+            job, future = await self._jobs.get()
+            try:
+                result = await job()
+            except asyncio.CancelledError:
+                _end(future, error=StoreError("the store is closed"))
+                raise
+            except BaseException as error:  # noqa: BLE001 (carried to the caller, whatever it is)
+                _end(future, error=error)
+            else:
+                _end(future, result)
+
+    async def _find_out(self) -> bool:
+        await self._connected()
+        return self._landed
+
+    async def _do(self, work: Work, *, is_commit: bool, late_s: float) -> Any:
+        connection = await self._connected()
+        self._has_warned = False
+        task = asyncio.ensure_future(work(connection, self._number + 1))
+        done, _ = await asyncio.wait([task], timeout=late_s)
+        if not done:
+            logger.warning("a commit took longer than %g s: looking for the leader", late_s)
+            self._was_late = True
+            self._drop()
+            await asyncio.wait([task])
+        error = task.exception()
+        if error is None and not self._has_warned and not self._was_late:
+            self._number += int(is_commit)
+            return task.result()
+        if error is not None and not is_connection_trouble(error) and not self._was_late:
+            raise error
+        self._drop()
+        self._is_unsure = self._is_unsure or is_commit
+        cause = translate(error or ConnectionError("the commit was cut short"), self._address.shown)
+        raise Unsure(cause)
+
+    async def _connected(self) -> Connection:
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        connection, _ = await connect(
+            self._address,
+            is_pooled=self._is_pooled,
+            settings={"application_name": f"llm-orchestrator {self.name}"[:63]},
+            seek_leader=self._was_late,
+        )
+        connection.add_log_listener(self._listen)
+        try:
+            async with asyncio.timeout(LATE_S):
+                await self._raise_barrier(connection)
+        except BaseException as error:
+            connection.terminate()
+            if not isinstance(error, Exception):
+                raise
+            raise translate(error, self._address.shown) from error
+        self._connection = connection
+        self._was_late = False
+        return connection
+
+    async def _raise_barrier(self, connection: Connection) -> None:
+        """Law 3: before this connection acknowledges anything."""
+        queries = load_queries("postgres")
+        landed = False
+        while True:
+            number = self._number + 1
+            try:
+                await self._write_barrier(connection, number)
+            except asyncpg.UniqueViolationError:
+                there = queries["commit_at"]
+                values = there.bind(lane=self.name, number=number)
+                # An earlier barrier of ours, cut short as well, has an empty digest.
+                landed |= bool(await connection.fetchval(there.sql, *values))
+                self._number = number
+                continue
+            self._number = number
+            break
+        if self._is_unsure:
+            self._is_unsure, self._landed = False, landed
+
+    async def _write_barrier(self, connection: Connection, number: int) -> None:
+        query = load_queries("postgres")["barrier"]
+        self._has_warned = False
+        await connection.execute(query.sql, *query.bind(lane=self.name, number=number))
+        if self._has_warned:
+            raise ConnectionError("a barrier was cut short")
+
+    def _listen(self, _: Any, message: Any) -> None:
+        """Law 4: a WARNING during a commit says that it may be on this server only."""
+        if str(getattr(message, "severity_en", "") or "") in ("WARNING", "ERROR", "FATAL", "PANIC"):
+            logger.warning("PostgreSQL warns: %s", getattr(message, "message", message))
+            self._has_warned = True
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+
+def _end(
+    future: asyncio.Future[Any], result: Any = None, *, error: BaseException | None = None
+) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+        future.exception()  # a caller that is gone leaves no "never retrieved" warning

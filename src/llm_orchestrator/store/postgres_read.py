@@ -1,0 +1,132 @@
+"""Connections for reading: a bounded pool, each one checked before it is believed.
+
+A primary that was demoted still answers reads, with the past. So a connection that has lain idle is
+asked again who it is, and one that is a standby now is closed at once. Nothing waits for ever: not
+for a free connection, not for an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from llm_orchestrator.clock import Clock
+from llm_orchestrator.errors import StoreUnavailable
+from llm_orchestrator.store.postgres_connect import (
+    Address,
+    Connection,
+    connect,
+    is_connection_trouble,
+    server_of,
+    translate,
+)
+from llm_orchestrator.store.queries import load_queries
+
+logger = logging.getLogger(__name__)
+WAIT_S = 5.0
+"""How long a reader waits for a free connection."""
+READ_S = 30.0
+"""How long one statement may take."""
+TRUST_S = 0.5
+"""How long a connection is believed to be the primary's without asking."""
+
+
+class Pool:
+    """At most `size` connections, opened when they are needed."""
+
+    def __init__(self, address: Address, clock: Clock, *, size: int, is_pooled: bool) -> None:
+        self._address = address
+        self._clock = clock
+        self._size = size
+        self._is_pooled = is_pooled
+        self._idle: list[tuple[Connection, float]] = []
+        self._slots = asyncio.Semaphore(size)
+        self._is_closed = False
+        self.exhausted = 0
+        """How often somebody waited in vain."""
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """One connection for a while. Raises StoreError's subclasses only."""
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            self.exhausted += 1
+            raise StoreUnavailable(
+                f"all {self._size} connections were busy for {WAIT_S:g} s",
+                hint=f"raise DB_POOL_SIZE (now {self._size})",
+            ) from error
+        try:
+            connection = await self._take()
+            try:
+                async with asyncio.timeout(READ_S):
+                    yield connection
+            except BaseException as error:
+                if not isinstance(error, Exception) or is_connection_trouble(error):
+                    connection.terminate()
+                if not isinstance(error, Exception):
+                    raise
+                raise translate(error, self._address.shown) from error
+            finally:
+                self._give(connection)
+        finally:
+            self._slots.release()
+
+    async def rows(self, name: str, /, **values: object) -> list[Any]:
+        """All rows of a named statement. A broken connection is replaced once."""
+        query = load_queries("postgres")[name]
+        arguments = query.bind(**values)
+        for is_last in (False, True):
+            try:
+                async with self.connection() as connection:
+                    found: list[Any] = await connection.fetch(query.sql, *arguments)
+                return found
+            except StoreUnavailable:
+                if is_last:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        """Close what is idle; what is in use closes when it comes back."""
+        self._is_closed = True
+        idle, self._idle = self._idle, []
+        for connection, _ in idle:
+            with contextlib.suppress(Exception):
+                await connection.close(timeout=1)
+
+    async def _take(self) -> Connection:
+        while self._idle:
+            connection, used_at = self._idle.pop()
+            if connection.is_closed():
+                continue
+            if self._clock.monotonic() - used_at < TRUST_S:
+                return connection
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    server = await server_of(connection)
+            except Exception:  # noqa: BLE001 (whatever it is, there is a next one)
+                connection.terminate()
+                continue
+            if not server.is_standby:
+                return connection
+            connection.terminate()
+            for other, _ in self._idle:  # one demotion, all of them at once
+                other.terminate()
+            self._idle.clear()
+        connection, _ = await connect(
+            self._address,
+            is_pooled=self._is_pooled,
+            settings={"application_name": "llm-orchestrator reader", "statement_timeout": "30s"},
+        )
+        return connection
+
+    def _give(self, connection: Connection) -> None:
+        if self._is_closed:
+            connection.terminate()
+        elif not connection.is_closed():
+            self._idle.append((connection, self._clock.monotonic()))

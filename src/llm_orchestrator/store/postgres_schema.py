@@ -1,0 +1,81 @@
+"""The tables of a PostgreSQL store: made at the first opening, migrated forward at later ones.
+
+`migrations/postgres_NNN.sql`, each once, in order, in one transaction with the row that says so,
+under an advisory lock: any number of nodes may open at once. Never back: an older program refuses a
+newer store.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llm_orchestrator.clock import Clock
+from llm_orchestrator.errors import StoreAbsent, StoreDamaged, StoreNewer
+from llm_orchestrator.store.postgres_connect import Connection, translate
+
+_FOLDER = Path(__file__).with_name("migrations")
+_LOCK = 0x4C4C4D4F
+"""`LLMO`: the key of the advisory lock."""
+
+
+def migrations() -> list[str]:
+    """The text of every migration, in order; the number of the last one is the schema's version."""
+    return [path.read_text() for path in sorted(_FOLDER.glob("postgres_*.sql"))]
+
+
+async def prepare(
+    connection: Connection, clock: Clock, *, shown: str, may_create: bool
+) -> tuple[str, int]:
+    """Bring the tables up to date; the store's incarnation and generation.
+
+    Raises StoreNewer, StoreAbsent (no tables, and none may be made), StoreDamaged, StoreDenied.
+    """
+    try:
+        if await _version(connection) != len(migrations()):
+            await _migrate(connection, clock, shown=shown, may_create=may_create)
+        row = await connection.fetchrow("SELECT incarnation, generation FROM store")
+    except Exception as error:
+        raise translate(error, shown) from error
+    if row is None:
+        raise StoreDamaged(f"{shown} has lost its identity row", hint="llmo doctor")
+    return row[0], row[1]
+
+
+async def _version(connection: Connection) -> int:
+    """0 for an empty database."""
+    if await connection.fetchval("SELECT to_regclass('schema_version')") is None:
+        return 0
+    found: int | None = await connection.fetchval("SELECT max(version) FROM schema_version")
+    return found or 0
+
+
+async def _migrate(connection: Connection, clock: Clock, *, shown: str, may_create: bool) -> None:
+    known = migrations()
+    async with connection.transaction():
+        await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+        version = await _version(connection)  # somebody may have been quicker
+        if version > len(known):
+            raise StoreNewer(
+                f"{shown} was made by a newer version (schema {version}, this program knows "
+                f"{len(known)})",
+                hint="pip install --upgrade llm-orchestrator",
+            )
+        if version == 0 and not may_create:
+            raise StoreAbsent(f"there is no store in {shown}", hint="llmo run FILE makes one")
+        if version == 0:
+            await connection.execute(
+                "CREATE TABLE schema_version "
+                "(version integer PRIMARY KEY, applied_at bigint NOT NULL)"
+            )
+        for number in range(version + 1, len(known) + 1):
+            await connection.execute(known[number - 1])
+            await connection.execute(
+                "INSERT INTO schema_version VALUES ($1, $2)", number, clock.now_us()
+            )
+        if version == 0:
+            await connection.execute(
+                "INSERT INTO store VALUES (1, $1, 1, 'primary', $2)",
+                clock.random_bytes(16).hex(),
+                clock.now_us(),
+            )

@@ -1,0 +1,205 @@
+"""Changes one after another, in a transaction: what one statement cannot say.
+
+The same sequential statements as on SQLite (see sqlite_change.py). Rare: registering a definition,
+large payloads, vectors, repair, retention, and batches that touch one row twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+from llm_orchestrator.store.base import (
+    Change,
+    Consume,
+    DropProgress,
+    Expire,
+    Mend,
+    Outcome,
+    Post,
+    PutBlob,
+    PutProgress,
+    PutRecord,
+    PutVectors,
+    Register,
+    Reindex,
+    TrimCommits,
+)
+from llm_orchestrator.store.journal import canonical, encode
+from llm_orchestrator.store.postgres_connect import Connection
+from llm_orchestrator.store.postgres_write import mail_digest, progress_row
+from llm_orchestrator.store.queries import load_queries
+from llm_orchestrator.store.rows import is_run_id, row_columns, row_digest
+
+_PROGRESS = ("run_id", "step", "attempt", "part", "text", "handle", "digest")
+
+
+class Refusal(Exception):
+    """A change does not fit what is stored; `outcome` says how."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+class Turn:
+    """Applies changes within a transaction that its maker opened."""
+
+    def __init__(self, connection: Connection, now_us: int) -> None:
+        self._connection = connection
+        self._now_us = now_us
+
+    async def apply(self, changes: Sequence[Change]) -> None:
+        """Carry them out. Raises Refusal or what asyncpg raises."""
+        for change in changes:
+            if isinstance(change, Post | Consume | DropProgress) and not is_run_id(change.run_id):
+                continue  # no such run can be
+            match change:
+                case Post():
+                    await self._post(change)
+                case PutRecord():
+                    await self._put_record(change)
+                case Mend():
+                    await self._mend(change)
+                case Expire():
+                    await self._expire(change)
+                case PutVectors():
+                    await self._put_vectors(change)
+                case _:
+                    await self._small(change)
+
+    async def _small(self, change: Change) -> None:
+        match change:
+            case Consume():
+                for number in change.numbers:
+                    await self._run("consume", run_id=change.run_id, number=number)
+            case PutProgress():
+                row = dict(zip(_PROGRESS, progress_row(change), strict=True))
+                await self._run("put_progress", **row)
+            case DropProgress():
+                await self._run("drop_progress", run_id=change.run_id, step=change.step)
+            case PutBlob():
+                where = {"run_id": change.run_id, "digest": change.digest}
+                await self._run("put_blob", **where, content=change.content)
+            case Register():
+                flow = change.workflow
+                await self._run(
+                    "register",
+                    name=flow.name,
+                    version=flow.version,
+                    digest=flow.digest,
+                    definition=flow.definition,
+                    created_at=flow.created_at or self._now_us,
+                )
+            case Reindex():
+                await self._connection.execute("REINDEX TABLE journal")
+                await self._connection.execute("REINDEX TABLE runs")
+            case TrimCommits():
+                await self._run("trim_commits", keep=change.keep, limit=change.limit)
+
+    async def _run(self, name: str, /, **values: object) -> int:
+        """Execute a named statement; how many rows it touched."""
+        query = load_queries("postgres")[name]
+        done = await self._connection.fetch(query.sql, *query.bind(**values))
+        return len(done)
+
+    async def _touch(self, name: str, /, **values: object) -> int:
+        """Like `_run`, by the server's count of rows."""
+        query = load_queries("postgres")[name]
+        status: str = await self._connection.execute(query.sql, *query.bind(**values))
+        return int(status.rpartition(" ")[2])
+
+    async def _post(self, change: Post) -> None:
+        query = load_queries("postgres")["next_message"]
+        values = query.bind(run_id=change.run_id, sender_key=change.sender_key)
+        number = await self._connection.fetchval(query.sql, *values)
+        if number is None:
+            return  # this sender_key was posted before, or there is no such run
+        payload = encode({"value": change.payload})
+        await self._run(
+            "post",
+            run_id=change.run_id,
+            number=number,
+            kind=change.kind,
+            name=change.name,
+            payload=payload,
+            sender_key=change.sender_key,
+            digest=numbered(mail_digest(change, payload), number),
+            created_at=self._now_us,
+        )
+
+    async def _put_record(self, change: PutRecord) -> None:
+        where: dict[str, Any] = {"kind": change.kind, "key": change.key}
+        if change.value is None:
+            done = await self._touch("delete_record", **where, version=change.version)
+        else:
+            value = canonical(change.value)
+            digest = row_digest(change.kind, change.key, change.version + 1, value)
+            where.update(value=value, digest=digest)
+            if change.version == 0:
+                done = await self._touch("insert_record", **where)
+            else:
+                done = await self._touch("update_record", **where, version=change.version)
+        if done != 1:
+            raise Refusal(Outcome.CONFLICT)
+
+    async def _put_vectors(self, change: PutVectors) -> None:
+        query = load_queries("postgres")["put_vector"]
+        rows = [
+            query.bind(
+                index_name=change.index,
+                namespace=change.namespace,
+                id=key,
+                vector=vector,
+                metadata=metadata,
+            )
+            for key, vector, metadata in change.rows
+        ]
+        await self._connection.executemany(query.sql, rows)
+
+    async def _expire(self, change: Expire) -> None:
+        for run_id in sorted(filter(is_run_id, change.run_ids)):
+            if await self._touch("expire_run", run_id=run_id) == 1:
+                for table in ("journal", "inbox", "blobs", "progress"):
+                    await self._touch(f"expire_{table}", run_id=run_id)
+
+    async def _mend(self, change: Mend) -> None:
+        for entry in change.entries:
+            await self._run("mend_entry", **entry._asdict())
+        row = change.row
+        if row is None:
+            return
+        found = load_queries("postgres")["digest_at"]
+        head = await self._connection.fetchval(
+            found.sql, *found.bind(run_id=change.run_id, seq=row.head_seq)
+        )
+        after = await self._connection.fetchval(
+            found.sql, *found.bind(run_id=change.run_id, seq=row.head_seq + 1)
+        )
+        if head != row.head_digest or after is not None:
+            raise Refusal(Outcome.FENCED)
+        await self._run("drop_row", run_id=change.run_id)
+        new = row.accept
+        await self._run(
+            "accept",
+            run_id=new.run_id,
+            workflow=new.workflow,
+            version=new.version,
+            digest=new.digest,
+            priority=new.priority,
+            queue=new.queue,
+            idempotency_key=new.idempotency_key,
+            parent_run_id=new.parent_run_id,
+            wake_at=new.wake_at,
+            labels=canonical(dict(new.labels)).decode(),
+            origin=canonical(dict(new.origin)).decode(),
+            input=encode({"value": new.input}),
+            created_at=row.created_at,
+        )
+        await self._run("set_row", run_id=change.run_id, **row_columns(row))
+
+
+def numbered(digest: bytes, number: int) -> bytes:
+    """The digest of a message as PostgreSQL makes it: `sha256(digest || int8send(number))`."""
+    return sha256(digest + number.to_bytes(8, "big", signed=True)).digest()
