@@ -7,16 +7,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from llm_orchestrator.drill.postgres_lab import PostgresServer
 from llm_orchestrator.model import Draft, Kind, RunState, Workflow
 from llm_orchestrator.store import base
 from llm_orchestrator.store.base import Batch, RunFilter, Store
 from llm_orchestrator.store.check import definition_digest
 from llm_orchestrator.store.journal import encode
 from llm_orchestrator.store.memory import MemoryStore
+from llm_orchestrator.store.postgres import PostgresStore
 from llm_orchestrator.store.sqlite import SQLiteStore
+from tests.postgres import database
 from tests.store.support import HandClock, Writer, accepting, claim, new_run, state
 
 RUNS = [f"00000000-0000-7000-8000-{number:012d}" for number in range(4)]
@@ -149,11 +152,23 @@ async def everything(store: Store, now: int) -> dict[str, Any]:
     }
 
 
-async def agree(path: Path, batches: list[Any]) -> None:
+async def on_sqlite(path: Path, batches: list[Any]) -> None:
     clock = HandClock(100)
-    model = MemoryStore(clock)
     database = SQLiteStore(path, node_id="node-1", clock=clock)
     await database.open_as_engine()
+    await agree(database, clock, batches)
+
+
+async def on_postgres(url: str, batches: list[Any]) -> None:
+    clock = HandClock(100)
+    database = PostgresStore(url, node_id="node-1", clock=clock)
+    await database.open()
+    database.clock.set(clock.now)
+    await agree(database, clock, batches)
+
+
+async def agree(database: Store, clock: HandClock, batches: list[Any]) -> None:
+    model = MemoryStore(clock)
     drivers = Drivers()
     try:
         for parts, changes, passed in batches:
@@ -179,4 +194,18 @@ async def agree(path: Path, batches: list[Any]) -> None:
 @given(st.lists(BATCH, min_size=3, max_size=15))
 def test_sqlite_answers_like_the_model(batches: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(agree(Path(folder) / "store.db", batches))
+        asyncio.run(on_sqlite(Path(folder) / "store.db", batches))
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    phases=set(Phase) - {Phase.explain},
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(st.lists(BATCH, min_size=3, max_size=15))
+def test_postgres_answers_like_the_model(
+    postgres_server: PostgresServer, batches: list[Any]
+) -> None:
+    with database(postgres_server) as url:
+        asyncio.run(on_postgres(url, batches))

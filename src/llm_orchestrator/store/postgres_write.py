@@ -86,11 +86,11 @@ def group(appends: Sequence[Append]) -> Iterator[list[Append]]:
     mailed: set[str] = set()
     others: set[object] = set()
     chosen: list[Append] = []
-    for append in sorted(appends, key=lambda append: append.run_id):
+    for append in appends:
         own, mail, keys = _touched(append)
         is_rare = not is_plain(append)
         if chosen and (is_rare or own & mailed or mail & (rows | own) or keys & others):
-            yield chosen
+            yield _by_id(chosen)
             chosen, rows, mailed, others = [], set(), set(), set()
         if is_rare:
             yield [append]
@@ -100,7 +100,11 @@ def group(appends: Sequence[Append]) -> Iterator[list[Append]]:
         mailed |= mail
         others |= keys
     if chosen:
-        yield chosen
+        yield _by_id(chosen)
+
+
+def _by_id(appends: list[Append]) -> list[Append]:
+    return sorted(appends, key=lambda append: append.run_id)
 
 
 def is_plain(append: Append) -> bool:
