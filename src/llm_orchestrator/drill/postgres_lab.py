@@ -108,17 +108,17 @@ class PostgresServer:
         self._binaries = _reachable(binaries or find_binaries())
         self._settings = _SETTINGS | (_DURABLE if is_durable else _FRAGILE) | dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
-        # Bound, but never listening: nobody else is given this port while the server is down.
-        self._port = socket.socket()
-        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._port.bind(("127.0.0.1", 0))
-        self.port = int(self._port.getsockname()[1])
         self._owner: IO[str] | None = None
         if folder is None:
             self.folder, self._owner = _new_folder()
         else:
             self.folder = folder.resolve()
         self._data = self.folder / "data"
+        # Bound, but never listening: nobody else is given this port while the server is down.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port.bind(("127.0.0.1", 0))
+        self.port = int(self._port.getsockname()[1])
         atexit.register(self.stop)
 
     def __enter__(self) -> Self:
