@@ -108,11 +108,12 @@ class PostgresServer:
         self._binaries = _reachable(binaries or find_binaries())
         self._settings = _SETTINGS | (_DURABLE if is_durable else _FRAGILE) | dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner: IO[str] | None = None
+        self._is_folder_ours = folder is None
         if folder is None:
             self.folder, self._owner = _new_folder()
         else:
             self.folder = folder.resolve()
+            self._owner = _claim(self.folder)
         self._data = self.folder / "data"
         # Bound, but never listening: nobody else is given this port while the server is down.
         self._port = socket.socket()
@@ -166,7 +167,7 @@ class PostgresServer:
         if self._process is not None:
             raise LabError("the server runs already")
         if not (self._data / "PG_VERSION").exists():
-            self._create()
+            run("cp", "-a", "--reflink=auto", str(_template(self._binaries)), str(self._data))
         self._configure()
         _end(self._data)
         self._process = launch(
@@ -205,9 +206,9 @@ class PostgresServer:
         atexit.unregister(self.stop)
         self.halt()
         self._port.close()
-        if self._owner is not None:
+        if self._is_folder_ours:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self._owner.close()
+        self._owner.close()
 
     def freeze(self) -> None:
         """SIGSTOP every process of it: it neither answers nor closes a connection."""
@@ -254,16 +255,6 @@ class PostgresServer:
         return path.read_text(errors="replace")[-4_000:] if path.exists() else ""
 
     # -- how ----------------------------------------------------------------------------------
-
-    def _create(self) -> None:
-        path = self.folder / ".s.PGSQL.65535"
-        if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
-            raise LabError(f"{path}: a socket's path has at most {_SOCKET_PATH_MAX} bytes")
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        own(self.folder)
-        if not may("-w", self.folder):
-            raise LabError(f"{self.folder}: whom we start servers as cannot reach this folder")
-        run("cp", "-a", "--reflink=auto", str(_template(self._binaries)), str(self._data))
 
     def _configure(self) -> None:
         """Write the files that are ours. What `ALTER SYSTEM` sets goes above our settings."""
@@ -317,14 +308,33 @@ def _locked() -> Iterator[Path]:
 
 
 def _new_folder() -> tuple[Path, IO[str]]:
-    """A folder, and the lock that says that its owner lives. Clears away what others left."""
+    """A folder of ours, claimed. Clears away those whose owner has died."""
     with _locked() as base:
         for left in base.glob("server-*"):
             _clear_if_orphaned(left)
         folder = Path(tempfile.mkdtemp(prefix="server-", dir=base))
-        owner = (folder / "owner").open("w")
-        fcntl.flock(owner, fcntl.LOCK_EX)
-        return folder, owner
+        return folder, _claim(folder)
+
+
+def _claim(folder: Path) -> IO[str]:
+    """Make `folder` fit for a server; the open file is locked, and says that its owner lives.
+
+    Raises LabError if it is another one's, too deep for a socket, or out of reach.
+    """
+    path = folder / ".s.PGSQL.65535"
+    if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
+        raise LabError(f"{path}: a socket's path has at most {_SOCKET_PATH_MAX} bytes")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own(folder)
+    if not may("-w", folder):
+        raise LabError(f"{folder}: whom we start servers as cannot reach this folder")
+    owner = (folder / "owner").open("a")
+    try:
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner.close()
+        raise LabError(f"{folder}: it has an owner already, who lives") from error
+    return owner
 
 
 def _clear_if_orphaned(folder: Path) -> None:

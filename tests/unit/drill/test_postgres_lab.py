@@ -270,17 +270,19 @@ def test_a_given_folder_stays_for_the_next_server(place: Path) -> None:
 
 def test_a_folder_out_of_reach_is_refused(place: Path) -> None:
     (place / "closed").mkdir(mode=0o500)
-    server = PostgresServer(place / "closed")
     with pytest.raises(LabError, match="cannot reach this folder"):
-        server.start()
-    server.stop()
+        PostgresServer(place / "closed")
 
 
 def test_a_folder_too_deep_for_a_socket_is_refused(place: Path) -> None:
-    server = PostgresServer(place / ("x" * 90))
     with pytest.raises(LabError, match="at most 107 bytes"):
-        server.start()
-    server.stop()
+        PostgresServer(place / ("x" * 90))
+
+
+def test_a_folder_has_one_owner(postgres_server: PostgresServer) -> None:
+    with pytest.raises(LabError, match="has an owner already"):
+        PostgresServer(postgres_server.folder)
+    assert postgres_server.psql("SELECT 1") == "1"
 
 
 def test_binaries_in_a_closed_home_are_copied(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
