@@ -79,7 +79,7 @@ class StoreClock:
     @property
     def drift_s(self) -> float:
         """How far this machine's clock is ahead of the store's."""
-        return (self._clock.now_us() - self.now_us()) / 1_000_000
+        return (self._clock.now_us() - self._steady_us() - self._offset_us) / 1_000_000
 
     def now_us(self) -> int:
         """Microseconds since the epoch on the store's clock."""

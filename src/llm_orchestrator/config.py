@@ -48,8 +48,15 @@ class Config:
     """Finished runs older than this are removed; 0 keeps them."""
     retention_runs: int = 0
     """At most this many finished runs are kept; 0 keeps all."""
-    queues: Mapping[str, int] = field(default_factory=dict)
-    """Runs in flight per queue."""
+    direct_url: str = ""
+    """PostgreSQL without the pooler: for heartbeats and wake-ups. Empty: the store's own URL."""
+    pool_size: int = 10
+    """Connections that read, at most, per process."""
+    heartbeat_ms: int = 500
+    lease_ms: int = 3_000
+    queues: Mapping[str, Any] = field(default_factory=dict)
+    """What a queue allows over all nodes: {name: runs at a time}, or {name: {concurrency, rate,
+    period_s, tokens_per_minute}}."""
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Named OpenAI-compatible servers and limits: {name: {base_url, api_key_env, rpm, tpm}}."""
     local_url: str = ""
@@ -66,9 +73,13 @@ class Config:
     def settings(self) -> list[Setting]:
         """All settings with their origins, secrets left out."""
         shown = [item.name for item in fields(self) if item.name not in ("secrets", "origins")]
-        return [
-            Setting(name, getattr(self, name), self.origins.get(name, "default")) for name in shown
-        ]
+        found = []
+        for name in shown:
+            value = getattr(self, name)
+            if name in ("store", "direct_url"):
+                value = without_password(value)
+            found.append(Setting(name, value, self.origins.get(name, "default")))
+        return found
 
 
 _ENVIRONMENT = {
@@ -76,7 +87,9 @@ _ENVIRONMENT = {
     "data_dir": "DATA",
     "region": "REGION",
     "node_name": "NODE_NAME",
+    "direct_url": "DIRECT_URL",
 }
+_POOL_SIZE = "DB_POOL_SIZE"
 _SECRETS = (
     "OPENAI_API_KEY",
     "OPENAI_BASE_URL",
@@ -107,6 +120,8 @@ def load_config(
     for name, suffix in _ENVIRONMENT.items():
         if environment.get(_PREFIX + suffix):
             values[name], origins[name] = environment[_PREFIX + suffix], _PREFIX + suffix
+    if environment.get(_POOL_SIZE):
+        values["pool_size"], origins["pool_size"] = _number(environment[_POOL_SIZE]), _POOL_SIZE
     for name, value in (flags or {}).items():
         if value is not None:
             values[name], origins[name] = value, "flag"
@@ -120,6 +135,20 @@ def load_config(
         return Config(**values, secrets=secrets, origins=origins)
     except TypeError as error:
         raise ConfigError(f"configuration: {error}", hint="llmo config show --origin") from error
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 1_000:
+        raise ConfigError(f"{_POOL_SIZE} is {text!r}; it takes a number from 1 to 1000")
+    return int(text)
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown."""
+    head, separator, rest = url.partition("://")
+    user, at, tail = rest.rpartition("@")
+    name, colon, _ = user.partition(":")
+    return f"{head}{separator}{name}{':***' if colon else ''}{at}{tail}" if at else url
 
 
 def _file(environment: Mapping[str, str]) -> Path | None:

@@ -19,7 +19,7 @@ from llm_orchestrator.store.journal import encode
 from llm_orchestrator.store.memory import MemoryStore
 from llm_orchestrator.store.postgres import PostgresStore
 from llm_orchestrator.store.sqlite import SQLiteStore
-from tests.postgres import database
+from tests.postgres import fresh_database
 from tests.store.support import HandClock, Writer, accepting, claim, new_run, state
 
 RUNS = [f"00000000-0000-7000-8000-{number:012d}" for number in range(4)]
@@ -207,5 +207,5 @@ def test_sqlite_answers_like_the_model(batches: list[Any]) -> None:
 def test_postgres_answers_like_the_model(
     postgres_server: PostgresServer, batches: list[Any]
 ) -> None:
-    with database(postgres_server) as url:
+    with fresh_database(postgres_server) as url:
         asyncio.run(on_postgres(url, batches))

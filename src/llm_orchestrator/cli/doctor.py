@@ -18,12 +18,12 @@ import typer
 
 from llm_orchestrator.cli.options import ObjectFormat, make_app
 from llm_orchestrator.cli.output import count, print_object, print_table
-from llm_orchestrator.cli.session import Session, is_served, session_of
+from llm_orchestrator.cli.session import Session, session_of
 from llm_orchestrator.errors import OrchestratorError, StoreAbsent, StoreError
 from llm_orchestrator.model import Json, RunState
 
 if TYPE_CHECKING:
-    from llm_orchestrator.store.sqlite import SQLiteStore
+    from llm_orchestrator.store.base import Database
 
 app = make_app("Check this machine, the store and the providers' keys.")
 COLUMNS = ("check", "state", "finding", "hint")
@@ -99,8 +99,10 @@ def _configured(session: Session) -> list[Finding]:
     except OrchestratorError as error:
         return [Finding("configuration", "error", error.message, error.hint or "")]
     findings = [Finding("configuration", "ok", f"data in {config.data_dir}")]
-    findings.append(_disk(store.path))
-    findings.append(_file_system(store.path, _mounts()))
+    path = _file(config.store_url)
+    if path is not None:
+        findings.append(_disk(path))
+        findings.append(_file_system(path, _mounts()))
     findings += session.run(_store(session, store))
     findings.append(_keys(session))
     findings.append(_local(session))
@@ -156,11 +158,11 @@ def _file_system(path: Path, mounts: str) -> Finding:
     return Finding("file system", "ok", f"{kind} on {best}")
 
 
-async def _store(session: Session, store: SQLiteStore) -> list[Finding]:
+async def _store(session: Session, store: Database) -> list[Finding]:
     try:
         await store.open_as_client()
-        served = await is_served(store)
-        who = f"served by {_owner(store)}" if served else "no engine serves it"
+        served = await store.is_served()
+        who = f"served by {await _owner(session, store)}" if served else "no engine serves it"
         findings = [Finding("store", "ok", f"{session.store_url}: {who}")]
         findings.append(await _integrity(store))
     except StoreAbsent as error:
@@ -172,13 +174,26 @@ async def _store(session: Session, store: SQLiteStore) -> list[Finding]:
     return findings
 
 
-def _owner(store: SQLiteStore) -> str:
+def _file(url: str) -> Path | None:
+    """The store's file; None when the store is no file."""
+    from llm_orchestrator.wire import is_postgres, store_path
+
+    return None if is_postgres(url) else store_path(url)
+
+
+async def _owner(session: Session, store: Database) -> str:
+    path = _file(session.config.store_url)
+    if path is None:
+        from llm_orchestrator.store.base import lives
+
+        nodes = [node for node in await store.look.nodes() if lives(node) and node.is_connected]
+        return ", ".join(node.node_id for node in nodes)
     from llm_orchestrator.store.sqlite_file import EngineLock
 
-    return EngineLock(store.path).owner() or "an engine that is starting"
+    return EngineLock(path).owner() or "an engine that is starting"
 
 
-async def _integrity(store: SQLiteStore) -> Finding:
+async def _integrity(store: Database) -> Finding:
     """The file's own check, and the chains of the newest runs."""
     from llm_orchestrator.store.base import RunFilter
 

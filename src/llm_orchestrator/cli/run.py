@@ -19,14 +19,14 @@ from llm_orchestrator.cli.options import DryRun, make_app
 from llm_orchestrator.cli.output import count, dollars, duration, emit, print_object
 from llm_orchestrator.cli.report import say
 from llm_orchestrator.cli.run_result import Ask, ResultFormat, print_result
-from llm_orchestrator.cli.session import Session, is_served, session_of
+from llm_orchestrator.cli.session import Session, session_of
 from llm_orchestrator.errors import StoreLocked
 
 if TYPE_CHECKING:
     from llm_orchestrator.cli.progress import Progress
     from llm_orchestrator.engine.replay import Fold
     from llm_orchestrator.model import NewRun
-    from llm_orchestrator.store.sqlite import SQLiteStore
+    from llm_orchestrator.store.base import Database
 
 TIMED_OUT = 124
 GRACE_S = 5.0
@@ -122,11 +122,11 @@ async def _run(session: Session, ask: Ask) -> int:
     store = session.make_store()
     if ask.is_detached:
         return await _detach(session, ask, target=target, new=new)
-    if not await is_served(store):
+    if not await store.is_served():
         try:
             return await _execute(session, ask, target=target, new=new)
         except StoreLocked:
-            if not await is_served(store):
+            if not await store.is_served():
                 raise
     return await _submit(session, ask, target=target, new=new)
 
@@ -171,7 +171,7 @@ async def _detach(session: Session, ask: Ask, *, target: targets.Target, new: Ne
     async with session.client(may_create=True) as store:
         run_id = await target.accept(store, session.clock, new)
         emit(run_id)
-        if not await is_served(store):
+        if not await store.is_served():
             session.note("accepted; no engine serves the store now\nhint: llmo serve")
         elif target.code is not None:
             session.note(_needs_code(ask))
@@ -213,15 +213,10 @@ def _needs_code(ask: Ask) -> str:
 
 async def _execute(session: Session, ask: Ask, *, target: targets.Target, new: NewRun) -> int:
     from llm_orchestrator.cli.closing import close_engine
-    from llm_orchestrator.engine.driver import NodeOptions
-    from llm_orchestrator.wire import Orchestrator
+    from llm_orchestrator.wire import Orchestrator, node_options
 
     config = session.config
-    options = NodeOptions(
-        runs_max=config.runs_max,
-        steps_max=ask.steps_max or config.steps_max,
-        queues=dict(config.queues),
-    )
+    options = node_options(config, steps_max=ask.steps_max)
     progress = _make_progress(session, ask)
     orchestrator = Orchestrator(
         workflows=[target.code] if target.code is not None else [],
@@ -291,7 +286,7 @@ async def _wait(
 
 
 async def _finish(
-    session: Session, store: SQLiteStore, run_id: str, *, ask: Ask, progress: Progress
+    session: Session, store: Database, run_id: str, *, ask: Ask, progress: Progress
 ) -> int:
     """Print how the run ended, as its checked journal says."""
     from llm_orchestrator.cli.follow import end_of, read_fold

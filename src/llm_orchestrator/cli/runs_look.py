@@ -25,7 +25,7 @@ from llm_orchestrator.cli.output import (
 )
 from llm_orchestrator.cli.report import report
 from llm_orchestrator.cli.run_result import ResultFormat, print_result
-from llm_orchestrator.cli.session import Session, is_served, session_of
+from llm_orchestrator.cli.session import Session, session_of
 from llm_orchestrator.errors import NotFound, StoreDamaged
 from llm_orchestrator.model import Entry, Json, Run, RunState
 
@@ -253,6 +253,7 @@ async def _explain(session: Session, run_id: str) -> tuple[dict[str, Json], int]
     from llm_orchestrator.engine.explain import explain as reason_of
     from llm_orchestrator.engine.flows import is_code
     from llm_orchestrator.store.base import RunFilter
+    from llm_orchestrator.wire import node_options
 
     async with session.client() as store:
         try:
@@ -267,10 +268,11 @@ async def _explain(session: Session, run_id: str) -> tuple[dict[str, Json], int]
             accepted["workflow"], accepted["version"], accepted["digest"]
         )
         queue = str(accepted.get("queue", "default"))
-        limit = session.config.queues.get(queue)
+        limits = node_options(session.config).queues.get(queue)
+        limit = limits.concurrency or None if limits is not None else None
         running = RunFilter(states=(RunState.RUNNING,), queue=queue, limit=10_000)
         around = Surroundings(
-            is_engine_alive=await is_served(store),
+            is_engine_alive=await store.is_served(),
             is_python=stored is not None and is_code(stored),
             queue_running=len(await store.look.runs(running)) if limit is not None else 0,
             queue_max=limit,

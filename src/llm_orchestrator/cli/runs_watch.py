@@ -10,7 +10,7 @@ from llm_orchestrator.cli.output import emit, to_json
 from llm_orchestrator.cli.progress import Progress
 from llm_orchestrator.cli.report import report, say
 from llm_orchestrator.cli.runs_look import entry_facts
-from llm_orchestrator.cli.session import Session, is_served
+from llm_orchestrator.cli.session import Session
 from llm_orchestrator.errors import OrchestratorError
 from llm_orchestrator.model import Entry
 from llm_orchestrator.wire import output_of
@@ -41,7 +41,7 @@ async def watch_run(
             on_entry=print_entry if is_jsonl else None,
             is_streaming=is_streaming,
         )
-        if not await is_served(store):
+        if not await store.is_served():
             row = await store.look.run(run_id)
             if row is not None and not row.state.is_final:
                 session.note("no engine serves the store now\nhint: llmo serve")

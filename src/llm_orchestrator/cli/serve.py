@@ -71,16 +71,11 @@ async def _serve(
 ) -> int:
     from llm_orchestrator.cli.closing import close_engine
     from llm_orchestrator.cli.signals import Stop
-    from llm_orchestrator.engine.driver import NodeOptions
     from llm_orchestrator.engine.node import registration
-    from llm_orchestrator.wire import Orchestrator
+    from llm_orchestrator.wire import Orchestrator, node_options
 
     config = session.config
-    options = NodeOptions(
-        runs_max=runs_max or config.runs_max,
-        steps_max=steps_max or config.steps_max,
-        queues=dict(config.queues),
-    )
+    options = node_options(config, runs_max=runs_max, steps_max=steps_max)
     stop = Stop(lambda: session.note("stopping: steps in flight may end (again to stop at once)"))
     orchestrator = Orchestrator(
         workflows=workflows,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llm_orchestrator.cli.main import Flags
     from llm_orchestrator.clock import RealClock
     from llm_orchestrator.config import Config
-    from llm_orchestrator.store.sqlite import SQLiteStore
+    from llm_orchestrator.store.base import Database
 
 T = TypeVar("T")
 
@@ -52,8 +52,10 @@ class Session:
 
     @property
     def store_url(self) -> str:
-        """Where the store is."""
-        return self.config.store_url
+        """Where the store is, fit for messages."""
+        from llm_orchestrator.config import without_password
+
+        return without_password(self.config.store_url)
 
     def note(self, text: str) -> None:
         """Something worth knowing, on stderr; silenced by --quiet."""
@@ -64,14 +66,14 @@ class Session:
         """A warning, on stderr; silenced by --quiet."""
         self.note(f"warning: {text}")
 
-    def make_store(self) -> SQLiteStore:
+    def make_store(self) -> Database:
         """The store, not opened yet."""
         from llm_orchestrator.wire import make_store
 
-        return make_store(self.store_url, self.clock, name="llmo")
+        return make_store(self.config, self.clock, name="llmo")
 
     @asynccontextmanager
-    async def client(self, *, may_create: bool = False) -> AsyncIterator[SQLiteStore]:
+    async def client(self, *, may_create: bool = False) -> AsyncIterator[Database]:
         """The store as a client: reads now, writes through the engine if there is one."""
         store = self.make_store()
         try:
@@ -91,18 +93,6 @@ def session_of(context: typer.Context) -> Session:
     session = context.obj
     assert isinstance(session, Session)
     return session
-
-
-async def is_served(store: SQLiteStore) -> bool:
-    """True when an engine answers on the store's local socket."""
-    from llm_orchestrator.store.sqlite_share import socket_path
-
-    try:
-        _, writer = await asyncio.open_unix_connection(str(socket_path(store.path)))
-    except OSError:
-        return False
-    writer.close()
-    return True
 
 
 def whoami() -> str:

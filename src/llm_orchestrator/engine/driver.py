@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,22 @@ from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.drive import outcome
 from llm_orchestrator.engine.execution import Execution
 from llm_orchestrator.engine.flows import Flow
+from llm_orchestrator.engine.heart import Kind as HeartKind
+from llm_orchestrator.engine.lease import LeaseOptions
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.replay import fold
 from llm_orchestrator.engine.retention import Retention
 from llm_orchestrator.errors import Fenced, OrchestratorError, StoreDamaged, StoreError
 from llm_orchestrator.model import Json, Message, RunState
-from llm_orchestrator.store.base import Batch, Change, Consume, Post, RunFilter, Store
+from llm_orchestrator.store.base import (
+    Batch,
+    Change,
+    Consume,
+    Post,
+    QueueLimit,
+    RunFilter,
+    Store,
+)
 from llm_orchestrator.store.writer import GroupWriter
 
 logger = logging.getLogger(__name__)
@@ -30,12 +40,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """Bounds of one node. `queues` maps a queue's name to how many of its runs may be driven."""
+    """Bounds of one node. `queues`: what some queues allow, over all nodes."""
 
     runs_max: int = 1_000
     steps_max: int = 1_000
-    queues: dict[str, int] = field(default_factory=dict)
+    queues: Mapping[str, QueueLimit] = field(default_factory=dict)
     retention: Retention = field(default_factory=Retention)
+    heart: HeartKind = "none"
+    lease: LeaseOptions = field(default_factory=LeaseOptions)
+    region: str = "local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,7 @@ class Driver:
         self.lost: dict[str, BaseException] = {}
         """Runs that left because they could not be written, and why; the node looks after them."""
         self.queues: Counter[str] = Counter()
+        self._suspect: str | None = None
 
     @property
     def driven(self) -> Iterable[str]:
@@ -84,15 +98,28 @@ class Driver:
         """How many more runs fit."""
         return self._options.runs_max - len(self._driven)
 
-    def has_room(self, queue: str) -> bool:
-        """True when a run of this queue may come in."""
-        limit = self._options.queues.get(queue)
-        return (limit is None or self.queues[queue] < limit) and self.room > 0
+    @property
+    def seen(self) -> dict[str, int]:
+        """How much of its mail each run here has seen."""
+        return {key: execution.mailbox.seen for key, execution in self._driven.items()}
 
-    def full_queues(self) -> list[str]:
-        """The queues whose limit is reached."""
-        limits = self._options.queues.items()
-        return [queue for queue, limit in limits if self.queues[queue] >= limit]
+    def admit_suspect(self, run_id: str) -> bool:
+        """True when no other run is here of which two nodes may have died."""
+        if self._suspect is not None and self._suspect in self._driven:
+            return self._suspect == run_id
+        self._suspect = run_id
+        return True
+
+    async def abandon(self) -> None:
+        """Drop every run at once, without a word: they are somebody else's."""
+        for execution in list(self._driven.values()):
+            execution.head.is_fenced = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._driven.clear()
+        self.queues.clear()
 
     async def stop(self, *, grace_s: float) -> None:
         """Let steps in flight end for `grace_s`, then release every run."""

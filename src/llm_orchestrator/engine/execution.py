@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 from llm_orchestrator.clock import Clock, derived_run_id
 from llm_orchestrator.engine.failure import describe, is_retryable
 from llm_orchestrator.engine.gate import NEVER, Gate
+from llm_orchestrator.engine.heart import Heart
 from llm_orchestrator.engine.machine import Event, Happening
 from llm_orchestrator.engine.mailbox import Mailbox
 from llm_orchestrator.engine.replay import Fold
@@ -86,6 +87,11 @@ class Services:
     publish: Publish | None = None
     tools: Callable[[], Any] | None = None
     """Step types and providers, made when a run first needs them (engine.interpreter.Tools)."""
+    heart: Heart | None = None
+
+    def may_begin(self) -> bool:
+        """True while this node's lease lets it begin something outside the store."""
+        return self.heart is None or self.heart.holds()
 
 
 class Extras:
@@ -202,7 +208,9 @@ class Execution:
             raise await self._fail(job, attempt, error) from error
 
     async def _work(self, job: _Job, attempt: int) -> Json:
-        slots = self.services.slots
+        slots, heart = self.services.slots, self.services.heart
+        if heart is not None and not heart.holds():
+            await heart.held()
         if not slots.take():
             await slots.wait()
         try:

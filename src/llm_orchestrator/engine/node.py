@@ -5,7 +5,8 @@ Execution), then one closing entry: completed, failed, paused, waiting, or relea
 in memory only runs that have something to do. Whatever ends a run's stay is decided by the
 machine, and is one commit.
 
-Wake-ups are pushed (`Store.on_news`); a slow poll is only the fallback.
+Its heart beats beside it (heart.py). A node that learns that the others took it for dead drops its
+runs and comes back as a new one; what it goes on doing meanwhile the journal's key refuses.
 """
 
 from __future__ import annotations
@@ -13,48 +14,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
-from collections.abc import Sequence
+import os
+import platform
 from typing import Any
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.acceptance import accepted_data, accepted_draft, key_record
 from llm_orchestrator.engine.audit import settle
-from llm_orchestrator.engine.chores import expire_forever, fire_schedules
-from llm_orchestrator.engine.driver import Driver, End, NodeOptions
+from llm_orchestrator.engine.chores import expire_forever
+from llm_orchestrator.engine.claims import Claims
+from llm_orchestrator.engine.driver import Driver, NodeOptions
 from llm_orchestrator.engine.execution import ChildSpec, Execution, Publish, Services
 from llm_orchestrator.engine.flows import Flow, Flows
+from llm_orchestrator.engine.heart import Heart
+from llm_orchestrator.engine.lease import Verdict
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.mend import Mender
-from llm_orchestrator.engine.replay import Fold, fold
+from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.engine.slots import Slots
-from llm_orchestrator.errors import (
-    Fenced,
-    NotFound,
-    OrchestratorError,
-    Refused,
-    StoreDamaged,
-    StoreError,
-)
+from llm_orchestrator.errors import NotFound, Refused, StoreError
 from llm_orchestrator.language.code import CodeWorkflow
-from llm_orchestrator.model import (
-    MICROSECONDS,
-    Journal,
-    NewRun,
-    Run,
-    RunState,
-    Workflow,
-)
-from llm_orchestrator.store.base import (
-    Change,
-    Register,
-    Store,
-)
+from llm_orchestrator.model import Json, NewRun, RunState, Workflow
+from llm_orchestrator.store.base import Change, NodeState, Register, Store
 from llm_orchestrator.store.writer import GroupWriter, Head
 
 logger = logging.getLogger(__name__)
-POLL_S = 5.0
-CLAIM_MAX = 500
 
 
 class Node:
@@ -80,56 +64,130 @@ class Node:
             self.writer, store.look, store.commit, clock, slots, self, publish, flows.tools
         )
         self._mender = Mender(store, self.writer)
-        self._wake = asyncio.Event()
-        self.driver = Driver(
-            store, self.writer, clock, options=self._options, on_room=self._wake.set
+        self.driver = Driver(store, self.writer, clock, options=self._options, on_room=self._poke)
+        self._claims = Claims(
+            self.node_id,
+            store,
+            clock,
+            flows,
+            writer=self.writer,
+            driver=self.driver,
+            services=self._services,
+            mender=self._mender,
+            options=self._options,
         )
-        self._strange: set[str] = set()
-        """Digests of workflows whose code is not here."""
-        self._set_aside: set[str] = set()
-        """Runs that could not be claimed although they looked due; not tried again by this node."""
-        self._taken_back: set[str] = set()
-        self._has_orphans = False
+        self.heart = self._make_heart()
+        self._lives = 1
         self._registered: set[str] = set()
         self._is_stopping = False
-        self._claimer: asyncio.Task[None] | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._settler: asyncio.Task[list[str]] | None = None
+        self._alive: frozenset[str] = frozenset()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._rebirth: asyncio.Task[None] | None = None
 
     # -- life ----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Take over what dead nodes left, then claim whatever is due, until `stop`."""
+        """Join the nodes, take over what dead ones left, then claim whatever is due, until `stop`.
+
+        Raises StoreError.
+        """
         self.writer.start()
-        self._store.on_news(self._notice)
-        await self._take_over()
-        self._claimer = asyncio.create_task(self._claim_forever(), name="claimer")
+        self._store.on_news(self._claims.notice)
+        await self._begin()
+        await self._claims.take_over()
+        self._spawn(self._claims.run_forever(), "claimer")
         if self._options.retention:
-            self._keeper = asyncio.create_task(
-                expire_forever(self._store, self._options.retention, self._clock), name="retention"
+            self._spawn(
+                expire_forever(self._store, self._options.retention, self._clock), "retention"
             )
-        self._settler = asyncio.create_task(
-            settle(self._store, self._mender, self.driver.give_up), name="settler"
-        )
+        self._spawn(settle(self._store, self._mender, self.driver.give_up), "settler")
 
     async def stop(self, *, grace_s: float = 0.0) -> None:
         """Let steps in flight end for `grace_s`, release every run, commit what is queued."""
         self._is_stopping = True
+        self.heart.announce()
         self.writer.hurry()
-        for task in (self._claimer, self._settler, self._keeper):
+        for task in (*self._tasks, self._rebirth):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         await self.driver.stop(grace_s=grace_s)
         await self.writer.close()
+        await self.heart.stop(NodeState.LEFT)
+
+    def _spawn(self, work: Any, name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    def _make_heart(self) -> Heart:
+        return Heart(
+            self.node_id,
+            self._store,
+            self._clock,
+            kind=self._options.heart,
+            options=self._options.lease,
+            region=self._options.region,
+            info=self._info,
+            told=self._told,
+        )
+
+    def _info(self) -> Json:
+        """What people see of this node in `llmo nodes list`."""
+        return {
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "runs": len(list(self.driver.driven)),
+            "room": self.driver.room,
+        }
+
+    async def _begin(self) -> None:
+        """A life of this node."""
+        self._services.heart = self.heart
+        self._claims.node_id = self.node_id
+        await self.heart.start()
+
+    def _told(self, verdict: Verdict) -> None:
+        """The heart saw the other nodes, or learnt that this one is dead to them."""
+        if verdict.is_fenced:
+            if self._rebirth is None or self._rebirth.done():
+                self._rebirth = asyncio.create_task(self._come_back(), name="rebirth")
+            return
+        self._claims.nodes_alive = max(1, len(verdict.alive))
+        if self._alive - verdict.alive:
+            self._claims.expect_orphans()
+        self._alive = verdict.alive
+
+    async def _come_back(self) -> None:
+        """Fenced: drop every run, begin no further effect, and come back as a new node.
+
+        What is in flight is not committed, here or ever; whoever took the runs over goes on.
+        """
+        logger.error(
+            "node %s was taken for dead; its runs are others' now, it comes back as a new node",
+            self.node_id,
+        )
+        await self.heart.stop()
+        while not self._is_stopping:
+            await self.driver.abandon()
+            self._lives += 1
+            self.node_id = f"{self._store.node_id}.{self._lives}"
+            self.heart = self._make_heart()
+            try:
+                await self._begin()
+            except StoreError as error:
+                logger.error("cannot come back yet: %s", error.message)
+                await self._clock.sleep(1.0)
+                continue
+            self._claims.forget()
+            self._claims.wake.set()
+            return
+
+    def _poke(self) -> None:
+        self._claims.wake.set()
 
     def add_code(self, workflow: CodeWorkflow[Any]) -> Flow:
         """Make a Python workflow runnable here; runs that waited for its code may start now."""
         flow = self.flows.add_code(workflow)
-        if flow.digest in self._strange:
-            self._strange.discard(flow.digest)
-            self._has_orphans = True
-            self._wake.set()
+        self._claims.code_came(flow.digest)
         return flow
 
     # -- accepting -----------------------------------------------------------------------------
@@ -149,7 +207,7 @@ class Node:
         head = Head(new.run_id, epoch)
         draft = accepted_draft(new)
         flow = None if new.wake_at else await self.flows.find(new.workflow, new.version, new.digest)
-        is_ours = flow is not None and self.driver.has_room(new.queue) and not self._is_stopping
+        is_ours = flow is not None and self._may_drive(new.queue)
         if not is_ours or flow is None:
             await self.writer.append(head, (draft,), accept=new, changes=changes)
             return new.run_id
@@ -170,6 +228,12 @@ class Node:
             self._registered.add(register.digest)
         self.driver.start(execution, flow, new.queue)
         return new.run_id
+
+    def _may_drive(self, queue: str) -> bool:
+        """True when a run may be claimed here as it is accepted. A limited queue is picked from."""
+        is_limited = queue in self._options.queues
+        is_able = self._services.may_begin() and not self._is_stopping
+        return is_able and not is_limited and self.driver.room > 0
 
     async def start_child(self, child: ChildSpec) -> None:
         """Accept a child of a run; one that is there already (a replay) is left alone."""
@@ -200,153 +264,6 @@ class Node:
         if flow is None:
             raise NotFound(f"the code of workflow {workflow} is not in this process")
         return flow
-
-    # -- claiming ------------------------------------------------------------------------------
-
-    def _notice(self, news: News) -> None:
-        """Look at what was committed: something to claim, or mail for a run that is here."""
-        is_due = news.is_due
-        self._set_aside -= news.freed | news.mended  # somebody has taken it up again
-        if news.mended:
-            self._has_orphans = True
-        for run_id in news.ended:
-            self.driver.tell(run_id)
-        for run_id in news.posted:
-            is_due |= not self.driver.deliver(run_id)
-        if is_due:
-            self._wake.set()
-
-    async def _claim_forever(self) -> None:
-        trouble = ""
-        while True:
-            self._wake.clear()
-            try:
-                pause_s = await self._claim_due()
-            except StoreError as error:
-                if error.message != trouble:
-                    logger.error("cannot look for runs to claim: %s", error.message)
-                trouble, pause_s = error.message, 1.0
-            if pause_s > 0:
-                with contextlib.suppress(TimeoutError):
-                    # not wait_for: before Python 3.12 it loses a cancel that meets a wake-up
-                    async with asyncio.timeout(pause_s):
-                        await self._wake.wait()
-
-    async def _take_over(self) -> None:
-        """Go on with what dead nodes left. Runs whose code is not here wait for `add_code`."""
-        self._has_orphans = False
-        owned = await self._store.look.owned([self.node_id])
-        orphans = [run_id for run_id in owned if run_id not in self._set_aside]
-        for start in range(0, len(orphans), CLAIM_MAX):
-            await self._claim(orphans[start : start + CLAIM_MAX])
-
-    async def _take_back(self) -> None:
-        """Runs that left because an entry did not land: damage is mended, then they go on, once."""
-        lost = dict(self.driver.lost)
-        self.driver.lost.clear()
-        for run_id, error in lost.items():
-            if run_id in self._taken_back and isinstance(error, OrchestratorError):
-                self.driver.give_up(run_id, error)
-        again = [run_id for run_id in lost if run_id not in self._taken_back]
-        self._taken_back.update(again)
-        journals = await self._store.look.load(again)
-        await self._claim([run_id for run_id in again if self._is_mine(journals.get(run_id))])
-
-    def _is_mine(self, journal: Journal | None) -> bool:
-        """True when nobody else has taken the run, as far as its journal can be read."""
-        if journal is None or not journal.entries:
-            return True
-        last = fold(journal.run_id, journal.entries)
-        return last.state is not RunState.RUNNING or last.owner == self.node_id
-
-    async def _claim_due(self) -> float:
-        """Claim what is due and fits; returns how long nothing more will be due."""
-        if self._has_orphans:
-            await self._take_over()
-        if self.driver.lost:
-            await self._take_back()
-        room = self.driver.room
-        if room <= 0:
-            return POLL_S
-        now = self._clock.now_us()
-        due = await self._store.look.claimable(
-            now,
-            min(room, CLAIM_MAX) + len(self._set_aside),
-            full_queues=self.driver.full_queues(),
-            strange=tuple(self._strange),
-        )
-        wanted = self._choose(due)
-        if wanted:
-            await self._claim(wanted)
-            return 0.0
-        moments = [
-            await self._store.look.next_wake(),
-            await fire_schedules(self._store, self.writer, self._clock),
-        ]
-        wake_at = min((moment for moment in moments if moment and moment > now), default=None)
-        if wake_at is None:
-            return POLL_S
-        return min(POLL_S, max(0.001, (wake_at - now) / MICROSECONDS))
-
-    def _choose(self, due: Sequence[Run]) -> list[str]:
-        """Of the runs that are due, those that a queue's limit and this process's code allow."""
-        chosen: list[str] = []
-        planned = Counter(self.driver.queues)
-        for run in due:
-            if run.run_id in self.driver.driven or run.run_id in self._set_aside:
-                continue
-            limit = self._options.queues.get(run.queue)
-            if limit is not None and planned[run.queue] >= limit:
-                continue
-            planned[run.queue] += 1
-            chosen.append(run.run_id)
-        return chosen
-
-    async def _claim(self, run_ids: Sequence[str]) -> None:
-        """Replay and drive runs that nobody drives. One that cannot be read is set aside, alone."""
-        journals = await self._store.look.load(run_ids)
-        claims = [self._claim_one(run_id, journals.get(run_id)) for run_id in run_ids]
-        results = await asyncio.gather(*claims, return_exceptions=True)
-        for run_id, result in zip(run_ids, results, strict=True):
-            if isinstance(result, Fenced | Refused):
-                continue  # somebody was quicker
-            if isinstance(result, OrchestratorError):
-                logger.error("run %s is set aside: %s", run_id, result.message)
-                self.driver.give_up(run_id, result)
-            elif isinstance(result, BaseException):
-                raise result
-            if result is not True:
-                self._set_aside.add(run_id)
-
-    async def _claim_one(self, run_id: str, journal: Journal | None) -> bool:
-        """False when the run is not to be claimed after all: its journal says something else."""
-        if journal is None:
-            raise StoreDamaged(f"run {run_id} has no journal", run_id=run_id)
-        state, head = await self._mender.whole(journal)
-        flow = await self.flows.find(
-            state.accepted["workflow"], state.accepted["version"], state.accepted["digest"]
-        )
-        if flow is None:
-            self._strange.add(state.accepted["digest"])
-            return True  # it waits for its code
-        if state.state not in (RunState.PENDING, RunState.RUNNING, RunState.WAITING):
-            end = End(run_id, state.state, state.reason, state.output, state.error)
-            self.driver.ended(end)
-            return False
-        is_orphan = state.state is RunState.RUNNING
-        event = Event.TAKEOVER if is_orphan else Event.CLAIM
-        decision = decide(state.state, state.epoch, Happening(event, owner=self.node_id))
-        head.epoch = decision.epoch
-        execution = Execution(state, head, self._services)
-        queue = str(state.accepted["queue"])
-        self.driver.admit(execution, queue)
-        try:
-            await self.writer.append(head, (decision.draft,), change=decision.change)
-        except BaseException:
-            self.driver.dismiss(execution, queue)
-            raise
-        self.driver.start(execution, flow, queue)
-        return True
 
 
 def registration(workflow: CodeWorkflow[Any]) -> Workflow:

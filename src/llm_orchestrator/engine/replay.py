@@ -71,6 +71,8 @@ class Fold:
     output: Json = None
     error: Json = None
     rewinds: int = 0
+    deaths: int = 0
+    """Nodes that died in a row while they drove it, without a step finished in between."""
 
 
 def fold(run_id: str, entries: Sequence[Entry]) -> Fold:
@@ -135,6 +137,7 @@ def _claimed(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
     state.state, state.reason, state.wake_at = RunState.RUNNING, "", 0
     state.owner = data.get("node")
     state.output = state.error = None
+    state.deaths = int(data.get("deaths", 0))
 
 
 def _intent(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
@@ -161,6 +164,7 @@ def _step_finished(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
         state.attempts += 1
     state.intents.pop(entry.step, None)
     state.failures.pop(entry.step, None)
+    state.deaths = 0
     _count_usage(state, data)
     at = data.get("at")
     state.finished[entry.step] = Finished(data["result"], entry.seq, entry.attempt, at, data)

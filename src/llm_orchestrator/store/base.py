@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from llm_orchestrator.clock import Clock
 from llm_orchestrator.model import (
     Entry,
     Journal,
@@ -552,3 +553,29 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Database(Store, Protocol):
+    """A store that can be opened: as a node's, or only to look and to ask."""
+
+    @property
+    def clock(self) -> Clock:
+        """The store's time."""
+        ...
+
+    @property
+    def shown(self) -> str:
+        """Where it is, fit for messages: no password."""
+        ...
+
+    async def open_as_engine(self) -> None:
+        """Open for a node. Raises StoreError's subclasses, each with a hint."""
+        ...
+
+    async def open_as_client(self, *, may_create: bool = False) -> None:
+        """Open to look and to ask."""
+        ...
+
+    async def is_served(self) -> bool:
+        """True when a node lives that drives this store's runs."""
+        ...

@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from llm_orchestrator.clock import Clock, StoreClock
-from llm_orchestrator.errors import StoreError, StoreUnavailable
+from llm_orchestrator.errors import StoreError, StoreForeign, StoreUnavailable
 from llm_orchestrator.model import Run
-from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, news_of
+from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, lives, news_of
 from llm_orchestrator.store.postgres_apply import Applier
 from llm_orchestrator.store.postgres_bell import Bell
 from llm_orchestrator.store.postgres_connect import Connection, connect, parse_address
@@ -32,6 +32,7 @@ from llm_orchestrator.store.rows import is_run_id
 from llm_orchestrator.store.shelf import TableShelf
 
 logger = logging.getLogger(__name__)
+DRIFT_S = 60.0
 PICK_US = 10_000_000
 """How long a picked run is kept for the node that picked it."""
 
@@ -70,6 +71,14 @@ class PostgresStore:
         """Where it is, without the password."""
         return self._address.shown
 
+    async def is_served(self) -> bool:
+        """True when a node is alive and connected."""
+        try:
+            nodes = await self.look.nodes()
+        except StoreForeign:  # no tables yet
+            return False
+        return any(lives(node) and node.is_connected for node in nodes)
+
     # -- opening -------------------------------------------------------------------------------
 
     async def open(self, *, may_create: bool = True) -> None:
@@ -82,6 +91,11 @@ class PostgresStore:
         finally:
             connection.terminate()
         self.clock.set(server.now_us)
+        if abs(self.clock.drift_s) > DRIFT_S:
+            logger.warning(
+                "this machine's clock is %+.0f s off the store's; the store's is used",
+                self.clock.drift_s,
+            )
         self._appliers = [
             Applier(lane, incarnation=incarnation, clock=self.clock) for lane in self._lanes
         ]

@@ -29,7 +29,7 @@ from llm_orchestrator.store.sqlite_file import EngineLock, extend_log, prepare, 
 from llm_orchestrator.store.sqlite_look import SQLiteLook
 from llm_orchestrator.store.sqlite_members import SQLiteMembers
 from llm_orchestrator.store.sqlite_reader import SQLiteReader
-from llm_orchestrator.store.sqlite_share import ShareServer, send_batch, socket_path
+from llm_orchestrator.store.sqlite_share import ShareServer, answers, send_batch, socket_path
 from llm_orchestrator.store.sqlite_thread import DatabaseThread
 from llm_orchestrator.store.sqlite_write import BatchWriter
 
@@ -45,7 +45,7 @@ class SQLiteStore:
         self.node_id = node_id
         self.path = path
         self.generation = 1
-        self._clock = clock
+        self.clock = clock
         self._lock = EngineLock(path)
         self._writer: BatchWriter | None = None
         self._write_thread: DatabaseThread | None = None
@@ -57,6 +57,15 @@ class SQLiteStore:
         self._listeners: list[OnNews] = []
         self._queries = load_queries()
 
+    @property
+    def shown(self) -> str:
+        """The file."""
+        return f"sqlite:///{self.path}"
+
+    async def is_served(self) -> bool:
+        """True when an engine answers on the store's local socket."""
+        return await answers(socket_path(self.path))
+
     # -- opening -------------------------------------------------------------------------------
 
     async def open_as_engine(self, *, patience_s: float = 2.0) -> None:
@@ -64,14 +73,14 @@ class SQLiteStore:
 
         A client holds the lock for the length of a commit; `patience_s` outlasts it.
         """
-        deadline = self._clock.monotonic() + patience_s
+        deadline = self.clock.monotonic() + patience_s
         while not self._lock.acquire(self.node_id):
-            if self._clock.monotonic() >= deadline:
+            if self.clock.monotonic() >= deadline:
                 raise StoreLocked(
                     f"another engine ({self._lock.owner() or 'unknown'}) serves {self.path}",
                     hint=f"llmo runs list --store sqlite:///{self.path}",
                 )
-            await self._clock.sleep(0.05)
+            await self.clock.sleep(0.05)
         try:
             await self._open_writer(is_engine=True)
             self._server = ShareServer(socket_path(self.path), self.commit)
@@ -93,10 +102,10 @@ class SQLiteStore:
 
     async def _open_writer(self, *, is_engine: bool = False) -> None:
         self._write_thread = DatabaseThread("store-writer")
-        incarnation = self._clock.random_bytes(16).hex()
+        incarnation = self.clock.random_bytes(16).hex()
 
         def start() -> None:
-            self._write_database = prepare(self.path, incarnation, self._clock.now_us())
+            self._write_database = prepare(self.path, incarnation, self.clock.now_us())
             row = self._write_database.execute(self._queries["incarnation"].sql).fetchone()
             if row is None or not isinstance(row[1], int) or not 0 < row[1] < GENERATION_MAX:
                 raise StoreDamaged(f"{self.path} has lost its identity row", hint="llmo doctor")
@@ -138,7 +147,7 @@ class SQLiteStore:
         if self._write_database is None or self._write_thread is None:
             raise StoreError("only the engine of a store is a node of it")
         return SQLiteMembers(
-            self._write_database, self._write_thread, path=self.path, clock=self._clock
+            self._write_database, self._write_thread, path=self.path, clock=self.clock
         )
 
     async def pick(self, node_id: str, wanted: Wanted) -> list[Run]:
@@ -176,9 +185,7 @@ class SQLiteStore:
         if writer is None or thread is None:
             raise StoreError("the store is closed")
         try:
-            receipt: Receipt = await thread.submit(
-                lambda: writer.apply(batch, self._clock.now_us())
-            )
+            receipt: Receipt = await thread.submit(lambda: writer.apply(batch, self.clock.now_us()))
         except sqlite3.Error as error:
             raise translate(error, self.path) from error
         return receipt
@@ -194,7 +201,7 @@ class SQLiteStore:
             receipt = await send_batch(socket_path(self.path), batch)
             if receipt is not None:
                 return receipt
-            await self._clock.sleep(0.05)  # another client has the lock, or the engine just starts
+            await self.clock.sleep(0.05)  # another client has the lock, or the engine just starts
         raise StoreLocked(
             f"{self.path} is locked and its owner ({self._lock.owner()}) does not answer",
             hint="llmo doctor",

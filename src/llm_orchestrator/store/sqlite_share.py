@@ -212,3 +212,13 @@ def _fields(value: Any) -> dict[str, Any]:
         fields: dict[str, Any] = value._asdict()  # type: ignore[attr-defined]
         return fields
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+async def answers(path: Path) -> bool:
+    """True when an engine listens on a socket."""
+    try:
+        _, writer = await asyncio.open_unix_connection(str(path))
+    except OSError:
+        return False
+    writer.close()
+    return True

@@ -1,5 +1,12 @@
 """The composition root: the only place that names concrete parts and fits them together."""
 
-from llm_orchestrator.wire.orchestrator import Orchestrator, make_store, output_of, store_path
+from llm_orchestrator.wire.orchestrator import (
+    Orchestrator,
+    is_postgres,
+    make_store,
+    node_options,
+    output_of,
+    store_path,
+)
 
-__all__ = ["Orchestrator", "make_store", "output_of", "store_path"]
+__all__ = ["Orchestrator", "is_postgres", "make_store", "node_options", "output_of", "store_path"]

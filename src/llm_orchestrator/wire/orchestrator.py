@@ -17,6 +17,7 @@ from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.driver import End, NodeOptions
 from llm_orchestrator.engine.execution import Publish
 from llm_orchestrator.engine.flows import Flow, Flows, is_code
+from llm_orchestrator.engine.lease import LeaseOptions
 from llm_orchestrator.engine.node import Node, registration
 from llm_orchestrator.engine.retention import Retention
 from llm_orchestrator.errors import (
@@ -28,7 +29,7 @@ from llm_orchestrator.errors import (
 )
 from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import MICROSECONDS, Json, NewRun, RunState, Workflow
-from llm_orchestrator.store.base import Batch, Register
+from llm_orchestrator.store.base import Batch, Database, QueueLimit, Register
 from llm_orchestrator.store.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 _FILE_ENDINGS = (".yaml", ".yml", ".json")
 logger = logging.getLogger(__name__)
+LOOK_S = 0.5
+"""How often a run that another node may drive is looked at."""
 
 
 def store_path(url: str) -> Path:
@@ -44,15 +47,62 @@ def store_path(url: str) -> Path:
     if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2:
         raise ConfigError(
             f"{url!r} is no store URL this version can open",
-            hint="llmo --store sqlite:///runs.db (relative) or sqlite:////var/lib/llmo/runs.db",
+            hint="llmo --store sqlite:///runs.db, sqlite:////var/lib/llmo/runs.db or postgresql://...",
         )
     return Path(unquote(parts.path[1:]))
 
 
-def make_store(url: str, clock: Clock, *, name: str = "") -> SQLiteStore:
+def make_store(config: Config, clock: Clock, *, url: str = "", name: str = "") -> Database:
     """A store, not opened yet. Each process life is a node of its own."""
-    node_id = f"{name or 'node'}-{clock.random_bytes(6).hex()}"
-    return SQLiteStore(store_path(url), node_id=node_id, clock=clock)
+    address = url or config.store_url
+    node_id = f"{config.node_name or name or 'node'}-{clock.random_bytes(6).hex()}"
+    if not is_postgres(address):
+        return SQLiteStore(store_path(address), node_id=node_id, clock=clock)
+    from llm_orchestrator.store.postgres import PostgresStore  # noqa: PLC0415 (its driver is slow)
+
+    direct_url, size = config.direct_url, config.pool_size
+    return PostgresStore(
+        address, node_id=node_id, clock=clock, direct_url=direct_url, pool_size=size
+    )
+
+
+def is_postgres(url: str) -> bool:
+    """True for the URL of a PostgreSQL store."""
+    return urlsplit(url).scheme in ("postgresql", "postgres")
+
+
+def node_options(
+    config: Config, *, url: str = "", runs_max: int | None = None, steps_max: int | None = None
+) -> NodeOptions:
+    """A node's bounds as the configuration says. On a file with a lock nobody needs to beat."""
+    heartbeat_s, lease_s = config.heartbeat_ms / 1_000, config.lease_ms / 1_000
+    if not 0 < heartbeat_s * 3 <= lease_s:
+        raise ConfigError(
+            f"lease_ms ({config.lease_ms}) must be at least three times heartbeat_ms "
+            f"({config.heartbeat_ms})"
+        )
+    return NodeOptions(
+        runs_max=runs_max or config.runs_max,
+        steps_max=steps_max or config.steps_max,
+        queues={name: _limit(name, value) for name, value in config.queues.items()},
+        retention=Retention(config.retention_days, config.retention_runs),
+        heart="thread" if is_postgres(url or config.store_url) else "none",
+        lease=LeaseOptions(heartbeat_s, lease_s, margin_s=lease_s / 6),
+        region=config.region,
+    )
+
+
+def _limit(queue: str, value: Any) -> QueueLimit:
+    """`4`, or a table with concurrency, rate, period_s, tokens_per_minute."""
+    table = {"concurrency": value} if isinstance(value, int) else value
+    if not isinstance(table, Mapping) or set(table) - set(QueueLimit._fields):
+        raise ConfigError(
+            f"queue {queue!r}: {value!r} is no limit; there is: {', '.join(QueueLimit._fields)}",
+            hint="[queues.NAME] concurrency = 4, or [queues] NAME = 4",
+        )
+    if any(not isinstance(each, int | float) or each < 0 for each in table.values()):
+        raise ConfigError(f"queue {queue!r}: a limit is a number, 0 for none")
+    return QueueLimit(**table)
 
 
 class Orchestrator:
@@ -75,20 +125,15 @@ class Orchestrator:
         options: NodeOptions | None = None,
         publish: Publish | None = None,
         clock: Clock | None = None,
-        store: SQLiteStore | None = None,
+        store: Database | None = None,
     ) -> None:
         self.config = config or Config()
-        self.clock = clock or RealClock()
         address = url or self.config.store_url
-        self.store = store or make_store(address, self.clock, name=self.config.node_name)
+        self.store = store or make_store(self.config, clock or RealClock(), url=address)
+        self.clock = self.store.clock
         self.operator = Operator(self.store, self.clock)
         self._workflows = workflows
-        self._options = options or NodeOptions(
-            runs_max=self.config.runs_max,
-            steps_max=self.config.steps_max,
-            queues=dict(self.config.queues),
-            retention=Retention(self.config.retention_days, self.config.retention_runs),
-        )
+        self._options = options or node_options(self.config, url=address)
         self._publish = publish
         self._tools: Tools | None = None
         self._node: Node | None = None
@@ -177,10 +222,13 @@ class Orchestrator:
     async def result(self, run_id: str) -> Json:
         """Wait for a run of this engine to end, and give its output."""
         waiting = self.node.driver.wait_end(run_id)
-        end = await self._ended(run_id)
-        if end is None:
-            end = await waiting
-        return output_of(end)
+        while True:
+            end = await self._ended(run_id)
+            if end is not None:
+                return output_of(end)
+            await asyncio.wait([waiting], timeout=LOOK_S)  # another node may drive it
+            if waiting.done():
+                return output_of(waiting.result())
 
     def run_sync(
         self, workflow: CodeWorkflow[Any] | str | Path, inputs: Json = None, **options: Any

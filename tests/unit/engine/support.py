@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -36,6 +37,7 @@ from llm_orchestrator.wire import Orchestrator
 from tests.unit.steps.support import Shelf
 
 T = TypeVar("T")
+_lives = itertools.count(1)
 HANG_S = 86_400.0
 """Virtual seconds after which a test counts as hung."""
 
@@ -213,9 +215,12 @@ class Engine(Orchestrator):
     ) -> None:
         self.events: list[tuple[str, str, str]] = []
         self.work = work or Work()
+        clock = clock or VirtualClock()
+        if store is None:  # a node of its own, although chance begins at the same seed
+            store = SQLiteStore(path, node_id=f"life-{next(_lives)}", clock=clock)
         super().__init__(
             f"sqlite:///{path}",
-            clock=clock or VirtualClock(),
+            clock=clock,
             config=Config(data_dir=path.parent),
             options=options,
             workflows=workflows,

@@ -13,7 +13,7 @@ from llm_orchestrator import Context, step, workflow
 from llm_orchestrator.engine.driver import NodeOptions
 from llm_orchestrator.errors import NotFound, Refused, RunFailed, RunPaused
 from llm_orchestrator.model import RunState
-from llm_orchestrator.store.base import Batch, Receipt
+from llm_orchestrator.store.base import Batch, QueueLimit, Receipt
 from llm_orchestrator.store.sqlite import SQLiteStore
 from tests.unit.engine.support import Engine, VirtualClock, definition, virtually
 
@@ -397,7 +397,7 @@ def test_a_queues_limit_holds_its_runs_and_no_others(tmp_path: Path) -> None:
         assert engine.work.running_max <= 2  # one of the queue, and the other
         assert VirtualClock().monotonic() >= 40
 
-    with_engine(tmp_path, test, options=NodeOptions(queues={"narrow": 1}))
+    with_engine(tmp_path, test, options=NodeOptions(queues={"narrow": QueueLimit(concurrency=1)}))
 
 
 def test_a_full_queue_keeps_no_parked_run_of_another_queue_asleep(tmp_path: Path) -> None:
@@ -413,7 +413,11 @@ def test_a_full_queue_keeps_no_parked_run_of_another_queue_asleep(tmp_path: Path
         await engine.result(waiting)
         assert VirtualClock().monotonic() < 1000
 
-    with_engine(tmp_path, test, options=NodeOptions(runs_max=5, queues={"narrow": 1}))
+    with_engine(
+        tmp_path,
+        test,
+        options=NodeOptions(runs_max=5, queues={"narrow": QueueLimit(concurrency=1)}),
+    )
 
 
 # -- parking --------------------------------------------------------------------------------------

@@ -1,0 +1,316 @@
+"""Which runs this node takes, and when: those that are due, and those that dead nodes left.
+
+A pick is only an offer (Store.pick, Store.adopt); the entry `claimed` decides, and the primary key
+lets one of several claims through. News wakes this loop; a poll finds what no news told.
+
+Law 13: a run that was being driven while its node died, again and again and without finishing a
+step in between, is set aside. Whoever is suspected runs alone on its node, so that it is not the
+others that are suspected with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.chores import fire_schedules
+from llm_orchestrator.engine.driver import Driver, End, NodeOptions
+from llm_orchestrator.engine.execution import Execution, Services
+from llm_orchestrator.engine.flows import Flows
+from llm_orchestrator.engine.machine import Event, Happening, decide
+from llm_orchestrator.engine.mend import Mender
+from llm_orchestrator.engine.quota import Quotas
+from llm_orchestrator.engine.replay import Fold, fold
+from llm_orchestrator.errors import Fenced, OrchestratorError, Refused, StoreDamaged, StoreError
+from llm_orchestrator.model import MICROSECONDS, Journal, Run, RunState
+from llm_orchestrator.store.base import News, NodeState, Store, Wanted
+from llm_orchestrator.store.writer import GroupWriter
+
+logger = logging.getLogger(__name__)
+POLL_S = 2.0
+CLAIM_MAX = 500
+DEATHS_MAX = 3
+"""A run that was in flight at so many node deaths without a finished step is quarantined."""
+_SUSPECT = DEATHS_MAX - 1
+
+
+class Claims:
+    """See the module's docstring. `node_id` changes when the node comes back as another."""
+
+    def __init__(
+        self,
+        node_id: str,
+        store: Store,
+        clock: Clock,
+        flows: Flows,
+        *,
+        writer: GroupWriter,
+        driver: Driver,
+        services: Services,
+        mender: Mender,
+        options: NodeOptions,
+    ) -> None:
+        self.node_id = node_id
+        self._store = store
+        self._clock = clock
+        self._flows = flows
+        self._writer = writer
+        self._driver = driver
+        self._services = services
+        self._mender = mender
+        self._options = options
+        self._quotas = Quotas(store, clock, options.queues)
+        self.wake = asyncio.Event()
+        self.nodes_alive = 1
+        self._strange: set[str] = set()
+        """Digests of workflows whose code is not here."""
+        self._set_aside: set[str] = set()
+        """Runs that could not be claimed although they looked due; not tried again by this node."""
+        self._taken_back: set[str] = set()
+        self._has_orphans = False
+        self._is_deaf = False
+        """News may have been missed: look at the mail of every run that is here."""
+
+    # -- news ----------------------------------------------------------------------------------
+
+    def notice(self, news: News) -> None:
+        """Look at what was committed: something to claim, or mail for a run that is here."""
+        is_due = news.is_due
+        self._set_aside -= news.freed | news.mended  # somebody has taken it up again
+        if news.mended:
+            self._has_orphans = True
+        if news.is_gap:
+            self._has_orphans = self._is_deaf = True
+        for run_id in news.ended:
+            self._driver.tell(run_id)
+        for run_id in news.posted:
+            is_due |= not self._driver.deliver(run_id)
+        if is_due:
+            self.wake.set()
+
+    def expect_orphans(self) -> None:
+        """A node died: its runs are to be taken over."""
+        self._has_orphans = True
+        self.wake.set()
+
+    def code_came(self, digest: str) -> None:
+        """A workflow is runnable here now; runs that waited for its code may start."""
+        if digest in self._strange:
+            self._strange.discard(digest)
+            self._has_orphans = True
+            self.wake.set()
+
+    def forget(self) -> None:
+        """The node comes back as another: what it could not claim may be tried again."""
+        self._set_aside.clear()
+        self._taken_back.clear()
+        self._driver.lost.clear()
+        self._has_orphans = True
+
+    # -- claiming ------------------------------------------------------------------------------
+
+    async def run_forever(self) -> None:
+        """Claim whatever is due, until cancelled."""
+        trouble = ""
+        while True:
+            self.wake.clear()
+            try:
+                pause_s = await self._claim_due()
+                trouble = ""
+            except StoreError as error:
+                if error.message != trouble:
+                    logger.error("cannot look for runs to claim: %s", error.message)
+                trouble, pause_s = error.message, 0.5
+            if pause_s <= 0:
+                continue
+            try:
+                # not wait_for: before Python 3.12 it loses a cancel that meets a wake-up
+                async with asyncio.timeout(pause_s):
+                    await self.wake.wait()
+            except TimeoutError:
+                self._has_orphans = self._is_deaf = True  # nobody told us anything: look ourselves
+
+    async def take_over(self) -> None:
+        """Go on with what dead nodes left. Runs whose code is not here wait for `code_came`."""
+        self._has_orphans = False
+        tried: set[str] = set()
+        while room := min(CLAIM_MAX // self.nodes_alive + 1, max(self._driver.room, 0)):
+            out = tuple(self._set_aside | tried)
+            orphans = await self._store.adopt(self.node_id, room, out)
+            orphans = [run_id for run_id in orphans if run_id not in self._driver.driven]
+            if not orphans:
+                return
+            tried.update(orphans)
+            await self._claim(orphans)
+        self._has_orphans = True  # there may be more: when there is room
+
+    async def _take_back(self) -> None:
+        """Runs that left because an entry did not land: damage is mended, then they go on, once."""
+        lost = dict(self._driver.lost)
+        self._driver.lost.clear()
+        for run_id, error in lost.items():
+            if run_id in self._taken_back and isinstance(error, OrchestratorError):
+                self._driver.give_up(run_id, error)
+        again = [run_id for run_id in lost if run_id not in self._taken_back]
+        self._taken_back.update(again)
+        journals = await self._store.look.load(again)
+        await self._claim([run_id for run_id in again if self._is_mine(journals.get(run_id))])
+
+    def _is_mine(self, journal: Journal | None) -> bool:
+        """True when nobody else has taken the run, as far as its journal can be read."""
+        if journal is None or not journal.entries:
+            return True
+        last = fold(journal.run_id, journal.entries)
+        return last.state is not RunState.RUNNING or last.owner == self.node_id
+
+    async def _claim_due(self) -> float:
+        """Claim what is due and fits; returns how long nothing more will be due."""
+        if self._is_deaf:
+            self._is_deaf = False
+            await self._check_mail()
+        if self._driver.lost:
+            await self._take_back()
+        if self._driver.room <= 0 or not self._services.may_begin():
+            return POLL_S
+        if self._has_orphans:
+            await self.take_over()
+        now = self._clock.now_us()
+        due = await self._pick(now)
+        if due:
+            await self._claim([run.run_id for run in due])
+            return 0.0
+        moments = [
+            await self._store.look.next_wake(),
+            await fire_schedules(self._store, self._writer, self._clock),
+        ]
+        wake_at = min((moment for moment in moments if moment and moment > now), default=None)
+        pause_s = min(POLL_S, self._quotas.pause_s(now))
+        if wake_at is None:
+            return pause_s
+        return min(pause_s, max(0.001, (wake_at - now) / MICROSECONDS))
+
+    async def _pick(self, now: int) -> list[Run]:
+        """Runs that are due, of queues without limits, then of each that has one."""
+        room = min(self._driver.room, max(1, CLAIM_MAX // self.nodes_alive))
+        limits = self._options.queues
+        wanted = Wanted(
+            limit=room,
+            now_us=now,
+            full_queues=tuple(limits),
+            strange=tuple(self._strange),
+            except_runs=tuple(self._set_aside),
+        )
+        found = await self._store.pick(self.node_id, wanted)
+        for queue, limit in limits.items():
+            granted = await self._quotas.reserve(queue, room - len(found), now)
+            if granted <= 0:
+                continue
+            own = replace_limits(wanted, queue, granted, concurrency=limit.concurrency)
+            runs = await self._store.pick(self.node_id, own)
+            await self._quotas.give_back(queue, granted - len(runs))
+            found += runs
+        return [run for run in found if run.run_id not in self._driver.driven]
+
+    async def _check_mail(self) -> None:
+        """Ask for the mail of every run that is here: somebody's news may not have come."""
+        if not self._driver.seen:
+            return
+        seqs = await self._store.look.inbox_seqs(list(self._driver.seen))
+        seen = self._driver.seen
+        for run_id, seq in seqs.items():
+            if seq > seen.get(run_id, seq):
+                self._driver.deliver(run_id)
+
+    async def _claim(self, run_ids: Sequence[str]) -> None:
+        """Replay and drive runs that nobody drives. One that cannot be read is set aside, alone."""
+        journals = await self._store.look.load(run_ids)
+        states = await self._owner_states(journals)
+        claims = [self._claim_one(run_id, journals.get(run_id), states) for run_id in run_ids]
+        results = await asyncio.gather(*claims, return_exceptions=True)
+        for run_id, result in zip(run_ids, results, strict=True):
+            if isinstance(result, Fenced | Refused):
+                continue  # somebody was quicker
+            if isinstance(result, OrchestratorError):
+                logger.error("run %s is set aside: %s", run_id, result.message)
+                self._driver.give_up(run_id, result)
+            elif isinstance(result, BaseException):
+                raise result
+            if result is not True:
+                self._set_aside.add(run_id)
+
+    async def _owner_states(self, journals: dict[str, Journal]) -> dict[str, str]:
+        """How the nodes stand that drove these runs last; asked only when one of them died."""
+        is_orphan = False
+        for journal in journals.values():
+            with contextlib.suppress(StoreDamaged):
+                is_orphan |= fold(journal.run_id, journal.entries).state is RunState.RUNNING
+            if is_orphan:
+                return {node.node_id: node.state for node in await self._store.look.nodes(1_000)}
+        return {}
+
+    async def _claim_one(
+        self, run_id: str, journal: Journal | None, states: dict[str, str]
+    ) -> bool:
+        """False when the run is not to be claimed after all: its journal says something else."""
+        if journal is None:
+            raise StoreDamaged(f"run {run_id} has no journal", run_id=run_id)
+        state, head = await self._mender.whole(journal)
+        flow = await self._flows.find(
+            state.accepted["workflow"], state.accepted["version"], state.accepted["digest"]
+        )
+        if flow is None:
+            self._strange.add(state.accepted["digest"])
+            return True  # it waits for its code
+        if state.state not in (RunState.PENDING, RunState.RUNNING, RunState.WAITING):
+            end = End(run_id, state.state, state.reason, state.output, state.error)
+            self._driver.ended(end)
+            return False
+        happening = self._how(state, states)
+        if happening is None:
+            self._has_orphans = True
+            return True  # another suspect is here: one at a time
+        decision = decide(state.state, state.epoch, happening)
+        head.epoch = decision.epoch
+        if happening.event is Event.PAUSE:
+            await self._writer.append(head, (decision.draft,), change=decision.change)
+            self._driver.ended(End(run_id, decision.state, happening.reason, error=happening.error))
+            return False
+        execution = Execution(state, head, self._services)
+        queue = str(state.accepted["queue"])
+        self._driver.admit(execution, queue)
+        try:
+            await self._writer.append(head, (decision.draft,), change=decision.change)
+        except BaseException:
+            self._driver.dismiss(execution, queue)
+            raise
+        self._driver.start(execution, flow, queue)
+        return True
+
+    def _how(self, state: Fold, states: dict[str, str]) -> Happening | None:
+        """The event that begins this node's work on a run; None when it has to wait for that."""
+        claim = Happening(Event.CLAIM, owner=self.node_id)
+        if state.state is not RunState.RUNNING:
+            return claim
+        claim = replace(claim, event=Event.TAKEOVER)
+        if state.owner == self.node_id or states.get(str(state.owner)) != NodeState.DEAD:
+            return claim  # it was announced, or the run came back to us: nobody died of it
+        deaths = state.deaths + 1
+        if deaths >= DEATHS_MAX:
+            message = (
+                f"{deaths} nodes died while they drove it, the last one was {state.owner}; "
+                "no step finished in between"
+            )
+            facts = {"kind": "quarantine", "message": message}
+            return Happening(Event.PAUSE, "quarantine", error=facts, data={"deaths": deaths})
+        if deaths >= _SUSPECT and not self._driver.admit_suspect(state.run_id):
+            return None
+        return replace(claim, data={"deaths": deaths})
+
+
+def replace_limits(wanted: Wanted, queue: str, limit: int, *, concurrency: int) -> Wanted:
+    """The same wish for one queue alone."""
+    return wanted._replace(limit=limit, full_queues=(), queue=queue, concurrency=concurrency)

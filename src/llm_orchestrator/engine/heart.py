@@ -1,0 +1,192 @@
+"""The heart: beats for a node from a thread and a connection of its own, and says what it sees.
+
+A workflow that keeps the event loop busy does not stop it; code that keeps the interpreter itself
+for a whole lease does, and then the node is taken for dead, which is safe. In a simulation it is a
+task on the same virtual loop: what decides (lease.py) is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal
+
+from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.lease import Lease, LeaseOptions, Verdict
+from llm_orchestrator.errors import StoreError
+from llm_orchestrator.model import Json
+from llm_orchestrator.store.base import Members, NodeState, Store
+
+logger = logging.getLogger(__name__)
+Kind = Literal["thread", "task", "none"]
+"""`none`: nobody else can own this store's runs (a file with a lock): joins and leaves only."""
+
+
+class Heart:
+    """One node life's heart: `start` joins, `stop` leaves."""
+
+    def __init__(
+        self,
+        node_id: str,
+        store: Store,
+        clock: Clock,
+        *,
+        kind: Kind = "thread",
+        options: LeaseOptions | None = None,
+        region: str = "local",
+        info: Callable[[], Json] = dict,
+        told: Callable[[Verdict], None],
+    ) -> None:
+        self.node_id = node_id
+        self.kind = kind
+        self._store = store
+        self._clock = clock
+        self._options = options or LeaseOptions()
+        self._region = region
+        self._info = info
+        self._told = told
+        self._lease = Lease(node_id, self._options, clock.monotonic())
+        self._held: list[asyncio.Future[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._beating: asyncio.Task[None] | None = None
+        self._beat_loop: asyncio.AbstractEventLoop | None = None
+        self._is_stopping = False
+        self._is_leaving = False
+        self._final = NodeState.LEFT
+        self._pause = asyncio.Event()
+
+    def holds(self) -> bool:
+        """True while this node may begin something outside the store."""
+        return self.kind == "none" or self._lease.holds(self._clock.monotonic())
+
+    async def held(self) -> None:
+        """Wait until it may. A node that is fenced waits in vain: its runs are being dropped."""
+        while not self.holds():
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._held.append(future)
+            await future
+
+    async def start(self) -> None:
+        """Join the nodes and begin to beat. Raises StoreError."""
+        self._loop = asyncio.get_running_loop()
+        joined: asyncio.Future[None] = self._loop.create_future()
+        if self.kind == "thread":
+            self._thread = threading.Thread(
+                target=lambda: asyncio.run(self._serve(joined)), name="heart", daemon=True
+            )
+            self._thread.start()
+        else:
+            self._spawn(self._serve(joined))
+        await joined
+
+    async def stop(self, state: NodeState = NodeState.LEFT) -> None:
+        """Stop beating, and say so to the others (not when we are fenced: it is known)."""
+        self._is_stopping = True
+        self._final = state
+        if self._beat_loop is not None and not self._beat_loop.is_closed():
+            if self._beat_loop is self._loop:
+                self._interrupt()
+            else:
+                with contextlib.suppress(RuntimeError):  # its thread has just ended
+                    self._beat_loop.call_soon_threadsafe(self._interrupt)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 5.0)
+        elif self._beating is not None:
+            await asyncio.gather(self._beating, return_exceptions=True)
+
+    def announce(self) -> None:
+        """Say LEAVING with the next beat: what dies from here on is no surprise."""
+        self._is_leaving = True
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._beating = asyncio.get_running_loop().create_task(work, name="heart")
+
+    def _interrupt(self) -> None:
+        self._pause.set()
+
+    async def _serve(self, joined: asyncio.Future[None]) -> None:
+        """Everything that happens on the heart's own loop."""
+        self._beat_loop = asyncio.get_running_loop()
+        members: Members | None = None
+        try:
+            members = await self._store.members()
+            self._lease = Lease(self.node_id, self._options, self._clock.monotonic())
+            await members.join(self.node_id, self._region, self._info())
+        except BaseException as error:  # noqa: BLE001 (told to whoever waits for the join)
+            self._tell(_fail, joined, error)
+            if members is not None:
+                await members.close()
+            return
+        self._tell(_done, joined)
+        try:
+            await self._beat_forever(members)
+            await members.leave(self.node_id, self._final)
+        except StoreError as error:
+            logger.debug("the node could not say good-bye: %s", error.message)
+        finally:
+            await members.close()
+
+    async def _beat_forever(self, members: Members) -> None:
+        is_suspecting, is_told = False, False
+        if self.kind == "none":
+            await self._pause.wait()
+        while not self._is_stopping:
+            sent_at = self._clock.monotonic()
+            try:
+                if self._is_leaving and not is_told:
+                    await members.leave(self.node_id, NodeState.LEAVING)
+                    is_told = True
+                pulse = await members.beat(self.node_id, self._info())
+                verdict = self._lease.answered(sent_at, self._clock.monotonic(), pulse)
+                is_suspecting = verdict.is_suspecting
+                for node_id, beat in verdict.dead:
+                    if await members.bury(node_id, beat):
+                        logger.warning("node %s is dead: its runs are taken over", node_id)
+                self._tell(self._report, verdict)
+                if verdict.is_fenced:
+                    return
+            except StoreError as error:
+                logger.debug("a beat failed: %s", error.message)
+            await self._rest(self._lease.pause_s(is_suspecting=is_suspecting))
+
+    async def _rest(self, pause_s: float) -> None:
+        sleeping = asyncio.ensure_future(self._clock.sleep(pause_s))
+        waking = asyncio.ensure_future(self._pause.wait())
+        try:
+            await asyncio.wait([sleeping, waking], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            waking.cancel()
+
+    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call something on the engine's loop, which is another one than ours in production."""
+        if self._loop is None or self._loop.is_closed():
+            return
+        if self._loop is self._beat_loop:
+            function(*arguments)
+            return
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the engine's loop has just been closed
+            self._is_stopping = True
+
+    def _report(self, verdict: Verdict) -> None:
+        if not verdict.is_fenced:
+            held, self._held = self._held, []
+            for future in held:
+                _done(future)
+        self._told(verdict)
+
+
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _fail(future: asyncio.Future[None], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
