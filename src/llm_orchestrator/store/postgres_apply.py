@@ -136,16 +136,16 @@ class Applier:
         """What `work` gives; None when only the lane's barrier knows that it landed."""
         deadline = self._clock.monotonic() + PATIENCE_S
         has_met = False
-        is_unsure = False
+        unsure: Unsure | None = None
         while True:
             try:
-                if is_unsure:
-                    if await self._lane.settle():
+                if unsure is not None:
+                    if await self._lane.settle(unsure):
                         return None
-                    is_unsure = False
+                    unsure = None
                 return await self._lane.run(work, late_s=late_s)
-            except Unsure as unsure:
-                is_unsure, trouble = True, unsure.cause
+            except Unsure as met:
+                unsure, trouble = met, met.cause
             except StoreError as error:
                 if not error.retryable:
                     raise

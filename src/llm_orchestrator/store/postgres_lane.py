@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 
@@ -27,7 +27,6 @@ from llm_orchestrator.store.postgres_connect import (
 from llm_orchestrator.store.queries import load_queries
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 LATE_S = 5.0
 """A statement that takes longer is abandoned; its server may be cut off."""
 Work = Callable[[Connection, int], Awaitable[Any]]
@@ -37,9 +36,10 @@ Work = Callable[[Connection, int], Awaitable[Any]]
 class Unsure(Exception):
     """The connection was lost during the statement; `settle` tells what became of it."""
 
-    def __init__(self, cause: StoreError) -> None:
+    def __init__(self, cause: StoreError, number: int) -> None:
         super().__init__(cause.message)
         self.cause = cause
+        self.number = number
 
 
 class Lane:
@@ -54,14 +54,12 @@ class Lane:
         """Of the last commit that landed."""
         self._is_unsure = False
         """A commit numbered `_number + 1` may or may not be there, or come yet."""
-        self._landed = False
-        """Whether the last such commit was there after all."""
+        self._landed: dict[int, bool] = {}
+        """Of such commits, by number: whether it was there after all."""
         self._has_warned = False
         self._was_late = False
-        self._jobs: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = (
-            asyncio.Queue()
-        )
-        self._task: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def shown(self) -> str:
@@ -74,11 +72,11 @@ class Lane:
         Raises Unsure when the connection broke meanwhile, StoreError when there is none, and what
         PostgreSQL raised when nothing was written.
         """
-        return await self._submit(lambda: self._do(work, is_commit=is_commit, late_s=late_s))
+        return await self._uncancelled(self._do(work, is_commit=is_commit, late_s=late_s))
 
-    async def settle(self) -> bool:
-        """What became of the commit that raised Unsure: True when it is there, for good."""
-        landed: bool = await self._submit(self._find_out)
+    async def settle(self, unsure: Unsure) -> bool:
+        """What became of the commit that raised `unsure`: True when it is there, for good."""
+        landed: bool = await self._uncancelled(self._find_out(unsure.number))
         return landed
 
     async def barrier(self) -> None:
@@ -91,59 +89,58 @@ class Lane:
         await self.run(write)
 
     async def close(self) -> None:
-        """End the task and the connection."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        """End the connection, and with it what is still under way."""
+        self._drop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._drop()
 
     # -- how ----------------------------------------------------------------------------------
 
-    async def _submit(self, job: Callable[[], Awaitable[Any]]) -> Any:
-        if self._task is None:
-            self._task = asyncio.create_task(self._serve(), name=f"lane {self.name}")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._jobs.put_nowait((job, future))
-        return await future
+    async def _uncancelled(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """A caller that is cancelled leaves; the work goes on."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
 
-    async def _serve(self) -> None:
-        while True:
-            job, future = await self._jobs.get()
-            try:
-                result = await job()
-            except asyncio.CancelledError:
-                _end(future, error=StoreError("the store is closed"))
-                raise
-            except BaseException as error:  # noqa: BLE001 (carried to the caller, whatever it is)
-                _end(future, error=error)
-            else:
-                _end(future, result)
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # a caller that is gone leaves no "never retrieved" warning
 
-    async def _find_out(self) -> bool:
-        await self._connected()
-        return self._landed
+    async def _find_out(self, number: int) -> bool:
+        async with self._turn:
+            if number not in self._landed:
+                await self._connected()
+            return self._landed.pop(number)
 
     async def _do(self, work: Work, *, is_commit: bool, late_s: float) -> Any:
-        connection = await self._connected()
-        self._has_warned = False
-        task = asyncio.ensure_future(work(connection, self._number + 1))
-        done, _ = await asyncio.wait([task], timeout=late_s)
-        if not done:
-            logger.warning("a commit took longer than %g s: looking for the leader", late_s)
-            self._was_late = True
+        async with self._turn:
+            connection = await self._connected()
+            self._has_warned = False
+            error: BaseException | None = None
+            late = asyncio.get_running_loop().call_later(late_s, self._abandon, late_s)
+            try:
+                result = await work(connection, self._number + 1)
+            except Exception as caught:  # noqa: BLE001 (told apart below)
+                error = caught
+            finally:
+                late.cancel()
+            if error is None and not self._has_warned and not self._was_late:
+                self._number += int(is_commit)
+                return result
+            if error is not None and not is_connection_trouble(error) and not self._was_late:
+                raise error
             self._drop()
-            await asyncio.wait([task])
-        error = task.exception()
-        if error is None and not self._has_warned and not self._was_late:
-            self._number += int(is_commit)
-            return task.result()
-        if error is not None and not is_connection_trouble(error) and not self._was_late:
-            raise error
+            self._is_unsure = self._is_unsure or is_commit
+            cause = error or ConnectionError("the commit was cut short")
+            raise Unsure(translate(cause, self._address.shown), self._number + 1)
+
+    def _abandon(self, late_s: float) -> None:
+        """Close the socket under a statement that takes too long; it fails with that."""
+        logger.warning("a commit took longer than %g s: looking for the leader", late_s)
+        self._was_late = True
         self._drop()
-        self._is_unsure = self._is_unsure or is_commit
-        cause = translate(error or ConnectionError("the commit was cut short"), self._address.shown)
-        raise Unsure(cause)
 
     async def _connected(self) -> Connection:
         if self._connection is not None and not self._connection.is_closed():
@@ -170,7 +167,7 @@ class Lane:
     async def _raise_barrier(self, connection: Connection) -> None:
         """Law 3: before this connection acknowledges anything."""
         queries = load_queries("postgres")
-        landed = False
+        landed, before = False, self._number
         while True:
             number = self._number + 1
             try:
@@ -185,7 +182,8 @@ class Lane:
             self._number = number
             break
         if self._is_unsure:
-            self._is_unsure, self._landed = False, landed
+            self._is_unsure = False
+            self._landed[before + 1] = landed
 
     async def _write_barrier(self, connection: Connection, number: int) -> None:
         query = load_queries("postgres")["barrier"]
@@ -204,15 +202,3 @@ class Lane:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
-
-
-def _end(
-    future: asyncio.Future[Any], result: Any = None, *, error: BaseException | None = None
-) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
-        future.exception()  # a caller that is gone leaves no "never retrieved" warning
