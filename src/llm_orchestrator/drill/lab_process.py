@@ -130,8 +130,7 @@ def freeze(folder: Path) -> None:
 
 
 def kill(folder: Path) -> None:
-    """SIGKILL all that work in `folder`, at one moment: none acts on another's death."""
-    freeze(folder)
+    """SIGKILL all that work in `folder`, also those born meanwhile. Raises LabError."""
 
     def are_dead() -> bool:
         pids = processes_in(folder)

@@ -189,7 +189,7 @@ class PostgresServer:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL every process of it at one moment, as a power cut would; keep its folder."""
+        """SIGKILL every process of it; keep its folder, forget its memory, as a crash would."""
         _end(self._data)
         if self._process is not None:
             self._process.kill()

@@ -24,8 +24,9 @@ from tests.postgres import fresh_database
 
 CHILD = """
 import sys
+from pathlib import Path
 from llm_orchestrator.drill.postgres_lab import PostgresServer
-server = PostgresServer()
+server = PostgresServer(*map(Path, sys.argv[2:]))
 server.start()
 if sys.argv[1] == "frozen":
     server.freeze()
@@ -53,6 +54,10 @@ def has_memory(segment: str) -> bool:
 def refuses(server: PostgresServer) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", server.port)) == errno.ECONNREFUSED
+
+
+def are_dead(pids: list[int]) -> bool:
+    return {state(pid) for pid in pids} <= {"Z", "X"}
 
 
 # --- what comes is a server, reachable as it says ---
@@ -174,12 +179,15 @@ def test_a_halt_is_clean_and_keeps_everything() -> None:
         assert "not properly shut down" not in server.log()
 
 
-def test_a_dead_postmaster_leaves_nobody_to_a_restart() -> None:
+def test_a_kill_reaches_those_whose_postmaster_is_dead() -> None:
     with PostgresServer() as server:
         server.freeze()  # so that the others do not see that it dies
         os.kill(server.pid, signal.SIGKILL)
         assert wait(lambda: state(server.pid) in "ZX", 10)
-        assert processes_in(server.folder / "data")
+        orphans = processes_in(server.folder / "data")
+        assert orphans
+        server.kill()
+        assert are_dead(orphans)
         server.restart()
         assert server.psql("SELECT 1") == "1"
 
@@ -218,28 +226,45 @@ def test_nothing_is_left_after_a_stop(end: str) -> None:
     if end != "running":
         {"killed": server.kill, "frozen": server.freeze, "halted": server.halt}[end]()
     server.stop()
-    assert {state(pid) for pid in pids} <= {"Z", "X"}
+    assert are_dead(pids)
     assert not server.folder.exists()
     assert not has_memory(segment)
     assert refuses(server)
     server.stop()
 
 
-@pytest.mark.parametrize("how", ["running", "frozen"])
-def test_a_killed_owner_takes_its_server_along(how: str) -> None:
+def orphan(how: str, *folder: Path) -> tuple[Path, list[int]]:
+    """The folder and the processes of a server whose owner has been killed."""
     owner = subprocess.Popen(
-        [sys.executable, "-c", CHILD, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", CHILD, how, *folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     with owner:
         assert owner.stdout is not None
-        folder = Path(owner.stdout.readline().decode().strip())
-        assert processes_in(folder / "data")
+        found = Path(owner.stdout.readline().decode().strip())
+        pids = processes_in(found / "data")
+        assert len(pids) > 4
         owner.kill()
-    if how == "running":
-        assert wait(lambda: not processes_in(folder / "data"), 20)
+    return found, pids
+
+
+def test_a_killed_owner_takes_its_server_along(place: Path) -> None:
+    _, pids = orphan("running", place / "given")
+    assert wait(lambda: are_dead(pids), 20)
+
+
+@pytest.mark.parametrize("how", ["running", "frozen"])
+def test_the_next_lab_clears_what_a_killed_owner_left(how: str) -> None:
+    folder, pids = orphan(how)
     PostgresServer().stop()
-    assert not processes_in(folder / "data")
+    assert are_dead(pids)
     assert not folder.exists()
+
+
+def test_a_given_folder_is_taken_over_from_a_killed_owner(place: Path) -> None:
+    _, pids = orphan("frozen", place / "given")
+    with PostgresServer(place / "given") as server:
+        assert are_dead(pids)
+        assert server.psql("SELECT 1") == "1"
 
 
 def test_a_living_owners_server_is_left_alone(postgres_server: PostgresServer) -> None:
