@@ -14,6 +14,10 @@ from llm_orchestrator.errors import StoreAbsent, StoreDamaged, StoreNewer
 from llm_orchestrator.store.postgres_connect import Connection, translate
 
 _FOLDER = Path(__file__).with_name("migrations")
+_IS_THERE = (
+    "SELECT EXISTS (SELECT 1 FROM pg_class "
+    "WHERE relname = 'schema_version' AND pg_table_is_visible(oid))"
+)
 _LOCK = 0x4C4C4D4F
 """`LLMO`: the key of the advisory lock."""
 
@@ -42,8 +46,8 @@ async def prepare(
 
 
 async def _version(connection: Connection) -> int:
-    """0 for an empty database."""
-    if await connection.fetchval("SELECT to_regclass('schema_version')") is None:
+    """0 for an empty database. Asks the catalogue itself: to_regclass may answer from a cache."""
+    if not await connection.fetchval(_IS_THERE):
         return 0
     found: int | None = await connection.fetchval("SELECT max(version) FROM schema_version")
     return found or 0
