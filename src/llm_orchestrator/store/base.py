@@ -511,8 +511,13 @@ class Shelf(Protocol):
 
     async def records(self, kind: str) -> dict[str, Json]: ...
 
-    async def vectors(self, index: str, namespace: str) -> list[tuple[str, bytes, bytes]]:
-        """(id, float32 bytes, metadata JSON bytes) of a whole namespace."""
+    async def vectors(
+        self, index: str, namespace: str, *, near: Sequence[float] = (), limit: int = 0
+    ) -> list[tuple[str, bytes, bytes]]:
+        """(id, float32 bytes, metadata JSON bytes) of a whole namespace.
+
+        A store that can tell gives only the `limit` ones nearest to `near` by cosine.
+        """
         ...
 
 

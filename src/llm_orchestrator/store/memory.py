@@ -513,7 +513,9 @@ class MemoryShelf:
         rows = sorted(self._store.tables.records.items())
         return {key[1]: value for key, (value, _) in rows if key[0] == kind}
 
-    async def vectors(self, index: str, namespace: str) -> list[tuple[str, bytes, bytes]]:
+    async def vectors(
+        self, index: str, namespace: str, *, near: Sequence[float] = (), limit: int = 0
+    ) -> list[tuple[str, bytes, bytes]]:
         rows = sorted(self._store.tables.vectors.items())
         return [(key[2], *row) for key, row in rows if key[:2] == (index, namespace)]
 

@@ -15,18 +15,25 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]
+
 from llm_orchestrator.clock import Clock, StoreClock
 from llm_orchestrator.errors import StoreError, StoreForeign, StoreUnavailable
 from llm_orchestrator.model import Run
 from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, lives, news_of
 from llm_orchestrator.store.postgres_apply import Applier
 from llm_orchestrator.store.postgres_bell import Bell
-from llm_orchestrator.store.postgres_connect import Connection, connect, parse_address
+from llm_orchestrator.store.postgres_connect import (
+    Connection,
+    connect,
+    parse_address,
+    translate,
+)
 from llm_orchestrator.store.postgres_lane import Lane
 from llm_orchestrator.store.postgres_look import PostgresLook
 from llm_orchestrator.store.postgres_members import PostgresMembers
 from llm_orchestrator.store.postgres_read import Pool
-from llm_orchestrator.store.postgres_schema import prepare
+from llm_orchestrator.store.postgres_schema import prepare, prepare_vectors
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.rows import is_run_id
 from llm_orchestrator.store.shelf import TableShelf
@@ -88,6 +95,9 @@ class PostgresStore:
             incarnation, self.generation = await prepare(
                 connection, self.clock, shown=self.shown, may_create=may_create
             )
+            self.shelf.has_nearest = await prepare_vectors(connection)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise translate(error, self.shown) from error
         finally:
             connection.terminate()
         self.clock.set(server.now_us)
@@ -97,7 +107,13 @@ class PostgresStore:
                 self.clock.drift_s,
             )
         self._appliers = [
-            Applier(lane, incarnation=incarnation, clock=self.clock) for lane in self._lanes
+            Applier(
+                lane,
+                incarnation=incarnation,
+                clock=self.clock,
+                has_nearest=self.shelf.has_nearest,
+            )
+            for lane in self._lanes
         ]
 
     async def open_as_engine(self) -> None:

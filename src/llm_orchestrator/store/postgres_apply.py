@@ -37,10 +37,13 @@ TURN_S = 300.0
 class Applier:
     """Applies batches on one lane."""
 
-    def __init__(self, lane: Lane, *, incarnation: str, clock: Clock) -> None:
+    def __init__(
+        self, lane: Lane, *, incarnation: str, clock: Clock, has_nearest: bool = False
+    ) -> None:
         self._lane = lane
         self._incarnation = incarnation
         self._clock = clock
+        self._has_nearest = has_nearest
 
     async def apply(self, batch: Batch) -> Receipt:
         """Commit it. Raises StoreError with nothing written, or with an outcome not known yet.
@@ -114,7 +117,7 @@ class Applier:
                 row = await connection.fetchrow(statement.query.sql, *values)
                 if len(row[0]) != len(bare):
                     raise Refusal(Outcome.DAMAGED)
-                await Turn(connection, now).apply(changes)
+                await Turn(connection, now, has_nearest=self._has_nearest).apply(changes)
             return True
 
         return await self._try(work, late_s=TURN_S) is not None

@@ -7,11 +7,17 @@ newer store.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+
+import asyncpg  # type: ignore[import-untyped]
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import StoreAbsent, StoreDamaged, StoreNewer
 from llm_orchestrator.store.postgres_connect import Connection, translate
+from llm_orchestrator.store.postgres_turn import near_text
+
+logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).with_name("migrations")
 _IS_THERE = (
@@ -83,3 +89,34 @@ async def _migrate(connection: Connection, clock: Clock, *, shown: str, may_crea
                 clock.random_bytes(16).hex(),
                 clock.now_us(),
             )
+
+
+async def prepare_vectors(connection: Connection) -> bool:
+    """True when pgvector is there and the table of vectors has its column. Never fails for it."""
+    has_column = "SELECT EXISTS (SELECT 1 FROM pg_attribute WHERE attrelid = 'vectors'::regclass "
+    has_column += "AND attname = 'embedding' AND NOT attisdropped)"
+    if await connection.fetchval(has_column):
+        return True
+    is_known = "SELECT EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'vector')"
+    if not await connection.fetchval(is_known):
+        return False
+    try:
+        async with connection.transaction():
+            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            await connection.execute(
+                "ALTER TABLE vectors ADD COLUMN IF NOT EXISTS embedding vector"
+            )
+            rows = await connection.fetch(
+                "SELECT index_name, namespace, id, vector FROM vectors WHERE embedding IS NULL"
+            )
+            await connection.executemany(
+                "UPDATE vectors SET embedding = CAST(CAST($4 AS text) AS vector) "
+                "WHERE index_name = $1 AND namespace = $2 AND id = $3",
+                [(*row[:3], near_text(row[3])) for row in rows],
+            )
+    except asyncpg.PostgresError as error:
+        logger.info("vectors are searched by brute force: %s", error)
+        return False
+    return True

@@ -31,7 +31,11 @@ from llm_orchestrator.store.postgres_connect import Connection
 from llm_orchestrator.store.postgres_write import mail_digest, progress_row
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.rows import is_run_id, row_columns, row_digest
+from llm_orchestrator.store.shelf import as_text
+from llm_orchestrator.vector_math import unpack
 
+DIMENSIONS_MAX = 16_000
+"""Of pgvector."""
 _PROGRESS = ("run_id", "step", "attempt", "part", "text", "handle", "digest")
 
 
@@ -46,9 +50,10 @@ class Refusal(Exception):
 class Turn:
     """Applies changes within a transaction that its maker opened."""
 
-    def __init__(self, connection: Connection, now_us: int) -> None:
+    def __init__(self, connection: Connection, now_us: int, *, has_nearest: bool = False) -> None:
         self._connection = connection
         self._now_us = now_us
+        self._has_nearest = has_nearest
 
     async def apply(self, changes: Sequence[Change]) -> None:
         """Carry them out. Raises Refusal or what asyncpg raises."""
@@ -145,17 +150,15 @@ class Turn:
             raise Refusal(Outcome.CONFLICT)
 
     async def _put_vectors(self, change: PutVectors) -> None:
-        query = load_queries("postgres")["put_vector"]
-        rows = [
-            query.bind(
-                index_name=change.index,
-                namespace=change.namespace,
-                id=key,
-                vector=vector,
-                metadata=metadata,
-            )
-            for key, vector, metadata in change.rows
-        ]
+        name = "put_vector_near" if self._has_nearest else "put_vector"
+        query = load_queries("postgres")[name]
+        rows = []
+        for key, vector, metadata in change.rows:
+            values: dict[str, Any] = {"id": key, "vector": vector, "metadata": metadata}
+            if self._has_nearest:
+                values["near"] = near_text(vector)
+            where = {"index_name": change.index, "namespace": change.namespace}
+            rows.append(query.bind(**where, **values))
         await self._connection.executemany(query.sql, rows)
 
     async def _expire(self, change: Expire) -> None:
@@ -198,6 +201,13 @@ class Turn:
             created_at=row.created_at,
         )
         await self._run("set_row", run_id=change.run_id, **row_columns(row))
+
+
+def near_text(vector: bytes) -> str | None:
+    """A stored vector as pgvector reads it; None for one that it has no room for."""
+    if len(vector) % 4 or not 0 < len(vector) <= 4 * DIMENSIONS_MAX:
+        return None
+    return as_text(unpack(vector))
 
 
 def numbered(digest: bytes, number: int) -> bytes:

@@ -625,3 +625,16 @@ SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text || ' ' || COALESCE(
        || ':' || COALESCE(inet_server_port()::text, ''),
        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
        CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END;
+
+-- name: nearest @postgres
+-- pgvector; exact unless somebody has made an index for approximate search.
+SELECT id, vector, metadata FROM vectors
+WHERE index_name = :index_name AND namespace = :namespace
+  AND vector_dims(embedding) = :dimensions
+ORDER BY embedding <=> CAST(CAST(:near AS text) AS vector), id LIMIT :limit;
+
+-- name: put_vector_near @postgres
+INSERT INTO vectors (index_name, namespace, id, vector, metadata, embedding)
+VALUES (:index_name, :namespace, :id, :vector, :metadata, CAST(CAST(:near AS text) AS vector))
+ON CONFLICT (index_name, namespace, id) DO UPDATE
+SET vector = excluded.vector, metadata = excluded.metadata, embedding = excluded.embedding;

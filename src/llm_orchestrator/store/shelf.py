@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from llm_orchestrator.errors import StoreDamaged
@@ -24,6 +25,8 @@ class TableShelf:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self.has_nearest = False
+        """True when the database itself finds the nearest vectors (pgvector)."""
 
     async def workflow(
         self, name: str, version: str | None = None, digest: str | None = None
@@ -60,9 +63,22 @@ class TableShelf:
                 logger.error("%s", error.message)
         return found
 
-    async def vectors(self, index: str, namespace: str) -> list[tuple[str, bytes, bytes]]:
-        rows = await self._reader.rows("vectors", index_name=index, namespace=namespace)
+    async def vectors(
+        self, index: str, namespace: str, *, near: Sequence[float] = (), limit: int = 0
+    ) -> list[tuple[str, bytes, bytes]]:
+        where = {"index_name": index, "namespace": namespace}
+        if self.has_nearest and limit and near:
+            rows = await self._reader.rows(
+                "nearest", **where, near=as_text(near), dimensions=len(near), limit=limit
+            )
+        else:
+            rows = await self._reader.rows("vectors", **where)
         return [tuple(row) for row in rows]
+
+
+def as_text(vector: Sequence[float]) -> str:
+    """A vector as pgvector reads it."""
+    return f"[{','.join(map(repr, vector))}]"
 
 
 def _checked(kind: str, key: str, value: object, *, version: object, digest: object) -> Json:

@@ -1,7 +1,8 @@
-"""Vectors in the engine's own database: float32 rows, searched by brute force.
+"""Vectors in the engine's own database: backups and recovery cover them like everything else.
 
-Right for some ten thousand vectors; what it gains is that backups and recovery cover it like
-everything else. It speaks the providers' `VectorStore` protocol without importing it.
+On SQLite float32 rows are searched by brute force, which is right for some ten thousand vectors; on
+PostgreSQL pgvector finds the nearest ones where the server has it. It speaks the providers'
+`VectorStore` protocol without importing it.
 """
 
 from __future__ import annotations
@@ -64,10 +65,15 @@ class SqlVectors:
         include_vectors: bool = False,
     ) -> Sequence[Hit]:
         """The `top_k` nearest by cosine, among those that fit `filter`."""
-        rows = await self._store.shelf.vectors(index, namespace)
-        known = [(key, blob, json.loads(metadata)) for key, blob, metadata in rows]
-        if filter:
-            known = [row for row in known if matches(filter, row[2])]
+        limit = top_k
+        while True:
+            rows = await self._store.shelf.vectors(index, namespace, near=vector, limit=limit)
+            known = [(key, blob, json.loads(metadata)) for key, blob, metadata in rows]
+            if filter:
+                known = [row for row in known if matches(filter, row[2])]
+            if len(known) >= top_k or len(rows) != limit:
+                break
+            limit *= 8  # too few of the nearest fit the filter
         nearest = _nearest(vector, [blob for _, blob, _ in known], top_k)
         return [
             Hit(
