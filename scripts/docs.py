@@ -388,19 +388,23 @@ def queries_page() -> str:
     text = (ROOT / "src/llm_orchestrator/store/queries.sql").read_text()
     rows = []
     for block in text.split("-- name: ")[1:]:
-        name, _, body = block.partition("\n")
+        title, _, body = block.partition("\n")
+        name, _, whose = title.strip().partition(" @")
         why = [line.removeprefix("--").strip() for line in body.splitlines() if line[:2] == "--"]
-        rows.append((f"`{name.strip()}`", statement_kind(body), " ".join(why)))
+        rows.append((f"`{name}`", whose or "both", statement_kind(body), " ".join(why)))
     return page(
         "SQL statements",
-        "Every statement that the store runs, by name (`store/queries.sql`).",
-        table(("Name", "Does", "Why it is as it is"), rows),
+        "Every statement that the store runs, by name (`store/queries.sql`), and on which database."
+        " On PostgreSQL a commit is `append`, the parts that a batch needs, and `append_end`: one"
+        " statement.",
+        table(("Name", "Where", "Does", "Why it is as it is"), rows),
     )
 
 
 def statement_kind(body: str) -> str:
     sql = " ".join(line for line in body.splitlines() if not line.startswith("--"))
-    word, tables = sql.split()[0], re.findall(r"(?:FROM|INTO|UPDATE)\s+([a-z]\w*)", sql)
+    word = sql.split()[0] if sql.split()[0].isupper() else "part of append:"
+    tables = re.findall(r"(?:FROM|INTO|UPDATE)\s+([a-z]\w*)\b(?!\s*\()", sql)
     return f"{word} {', '.join(dict.fromkeys(tables))}".strip()
 
 
