@@ -2,10 +2,12 @@
 
 A server listens on a free port of 127.0.0.1 and on a socket in its folder. It must never outlive
 its owner, however that ends: the kernel tells the postmaster when we die, and what a killed owner
-could not clear away (a folder, a frozen server) the next lab clears.
+could not clear away (a folder, a frozen server) the next lab of its kind clears.
 
 PostgreSQL refuses to run as root, so root starts it as user `postgres`, or else as `nobody`.
-Everything lies below one folder per user in the machine's temporary folder:
+Everything lies below one folder per user: in memory, unless a server has to be durable, for a disk
+gets slow where a thousand files are made and removed every second (ext4 does not use an inode that
+it has just freed, and searches long for others); and in the machine's temporary folder.
 
     server-*     one server each: data, log, socket, and `owner`, locked as long as its owner lives
     template-*   a cluster fresh from initdb, kept: to copy it takes a fraction of the time
@@ -48,6 +50,8 @@ from llm_orchestrator.drill.lab_process import (
 
 _START_S = 60.0
 _STOP_S = 20.0
+_MEMORY = Path("/dev/shm")  # noqa: S108 (below it we make a folder of our own, and check that)
+_MEMORY_MIN = 2 << 30
 _VERSION_MIN = 15
 _SOCKET_PATH_MAX = 107
 _PROVING = "must_prove"  # who is in this role needs a password; everybody else is trusted
@@ -66,7 +70,7 @@ _SETTINGS = {
     "shared_buffers": "128MB",
     "dynamic_shared_memory_type": "mmap",  # files in the folder, that go with it
 }
-_FRAGILE = {"fsync": "off", "full_page_writes": "off"}
+_FRAGILE = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 _DURABLE = {"fsync": "on", "shared_buffers": "512MB", "max_wal_size": "4GB"}
 
 
@@ -92,7 +96,8 @@ class PostgresServer:
     """One server. Use it as a context manager, or call `start` and, in the end, `stop`.
 
     `folder` is made if need be and stays; without one, a folder is made that `stop` removes.
-    `is_durable` makes it wait for the disk as in production, with memory for a benchmark.
+    `is_durable` makes it wait for the disk as in production, with memory for a benchmark; without
+    it, its own folder is in memory where there is enough.
     `settings` go to its configuration. What changes its life has come true when the call returns;
     else LabError is raised, with the end of the log.
     """
@@ -106,11 +111,12 @@ class PostgresServer:
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self._binaries = _reachable(binaries or find_binaries())
+        self._is_durable = is_durable
         self._settings = _SETTINGS | (_DURABLE if is_durable else _FRAGILE) | dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._is_folder_ours = folder is None
         if folder is None:
-            self.folder, self._owner = _new_folder()
+            self.folder, self._owner = _new_folder(is_durable=is_durable)
         else:
             self.folder = folder.resolve()
             self._owner = _claim(self.folder)
@@ -167,7 +173,8 @@ class PostgresServer:
         if self._process is not None:
             raise LabError("the server runs already")
         if not (self._data / "PG_VERSION").exists():
-            run("cp", "-a", "--reflink=auto", str(_template(self._binaries)), str(self._data))
+            template = _template(self._binaries, is_durable=self._is_durable)
+            run("cp", "-a", "--reflink=auto", str(template), str(self._data))
         self._configure()
         _end(self._data)
         self._process = launch(
@@ -295,9 +302,11 @@ def _end(data: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked() -> Iterator[Path]:
+def _locked(*, is_durable: bool) -> Iterator[Path]:
     """Our folder, while no other process makes or removes anything in it."""
-    base = Path(tempfile.gettempdir()).resolve() / f"llmo-postgres-{os.getuid()}"
+    is_in_memory = not is_durable and _has_memory()
+    place = _MEMORY if is_in_memory else Path(tempfile.gettempdir())
+    base = place.resolve() / f"llmo-postgres-{os.getuid()}"
     base.mkdir(exist_ok=True)
     if base.is_symlink() or base.stat().st_uid != os.getuid():
         raise LabError(f"{base} belongs to somebody else: remove it")
@@ -307,9 +316,17 @@ def _locked() -> Iterator[Path]:
         yield base
 
 
-def _new_folder() -> tuple[Path, IO[str]]:
+def _has_memory() -> bool:
+    try:
+        found = os.statvfs(_MEMORY)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize >= _MEMORY_MIN and os.access(_MEMORY, os.W_OK)
+
+
+def _new_folder(*, is_durable: bool) -> tuple[Path, IO[str]]:
     """A folder of ours, claimed. Clears away those whose owner has died."""
-    with _locked() as base:
+    with _locked(is_durable=is_durable) as base:
         for left in base.glob("server-*"):
             _clear_if_orphaned(left)
         folder = Path(tempfile.mkdtemp(prefix="server-", dir=base))
@@ -344,11 +361,11 @@ def _clear_if_orphaned(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _template(binaries: Path) -> Path:
+def _template(binaries: Path, *, is_durable: bool) -> Path:
     """A cluster of these binaries, made once."""
     version = run(str(binaries / "postgres"), "--version")
     name = hashlib.blake2b(f"{binaries} {version} {_INITDB}".encode(), digest_size=6).hexdigest()
-    with _locked() as base:
+    with _locked(is_durable=is_durable) as base:
         place = base / f"template-{name}"
         if not (place / "is_ready").exists():
             shutil.rmtree(place, ignore_errors=True)
@@ -365,7 +382,7 @@ def _reachable(binaries: Path) -> Path:
     if may("-x", binaries / "postgres"):
         return binaries
     tree, made_at = binaries.parent, (binaries / "postgres").stat().st_mtime_ns
-    with _locked() as base:
+    with _locked(is_durable=True) as base:
         place = base / f"install-{made_at}" / tree.parent.name
         if not (place / "is_ready").exists():
             place.mkdir(parents=True, exist_ok=True)

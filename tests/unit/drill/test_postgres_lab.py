@@ -18,6 +18,7 @@ from pathlib import Path
 import asyncpg  # type: ignore[import-untyped]
 import pytest
 
+from llm_orchestrator.drill import postgres_lab
 from llm_orchestrator.drill.lab_process import LabError, processes_in, state, wait
 from llm_orchestrator.drill.postgres_lab import PostgresServer, find_binaries
 from tests.postgres import fresh_database
@@ -318,7 +319,8 @@ def test_binaries_in_a_closed_home_are_copied(place: Path, monkeypatch: pytest.M
     for tree in (wheel, wheel.with_name(f"{wheel.name}.libs")):
         shutil.copytree(tree, home / tree.name)
     monkeypatch.setattr(tempfile, "tempdir", str(place))
-    with PostgresServer(binaries=home / wheel.name / "pginstall/bin") as server:
+    with PostgresServer(binaries=home / wheel.name / "pginstall/bin", is_durable=True) as server:
+        assert server.folder.is_relative_to(place)
         assert server.psql("SHOW server_version_num") >= "150000"
 
 
@@ -329,4 +331,14 @@ def test_a_folder_that_somebody_else_prepared_is_refused(
     (place / "trap").mkdir()
     (place / f"llmo-postgres-{os.getuid()}").symlink_to(place / "trap")
     with pytest.raises(LabError, match="belongs to somebody else"):
-        PostgresServer()
+        PostgresServer(is_durable=True)
+
+
+def test_without_memory_to_spare_the_folder_is_on_disk(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setattr(postgres_lab, "_MEMORY_MIN", 1 << 60)
+    server = PostgresServer()
+    assert server.folder.is_relative_to(place)
+    server.stop()
