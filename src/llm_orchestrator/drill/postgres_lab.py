@@ -225,6 +225,21 @@ class PostgresServer:
         """SIGCONT every process of it."""
         send(signal.SIGCONT, processes_in(self._data))
 
+    def standby(self) -> PostgresServer:
+        """A server, not started yet, that follows this one until `SELECT pg_promote()`."""
+        copy = PostgresServer(
+            binaries=self._binaries, is_durable=self._is_durable, settings=self._settings
+        )
+        program = str(self._binaries / "pg_basebackup")
+        options = ("-R", "-X", "stream", "-c", "fast", "--no-sync")
+        source = self.url(via="socket")
+        try:
+            run(*as_account(program, "-D", str(copy._data), "-d", source, *options))
+        except BaseException:
+            copy.stop()
+            raise
+        return copy
+
     # -- its contents -------------------------------------------------------------------------
 
     def psql(self, statement: str, *, database: str = "postgres", **variables: str) -> str:

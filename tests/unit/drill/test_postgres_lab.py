@@ -213,6 +213,22 @@ async def test_a_frozen_server_hangs_until_it_is_thawed() -> None:
         await connection.close()
 
 
+def test_a_standby_follows_until_it_is_promoted() -> None:
+    with PostgresServer() as server:
+        server.psql("CREATE TABLE notes AS SELECT 7 AS id")
+        with server.standby() as standby:
+            position = server.psql("SELECT pg_current_wal_lsn()")
+            caught_up = f"SELECT pg_last_wal_replay_lsn() >= '{position}'"
+            assert wait(lambda: standby.psql(caught_up) == "t", 20)
+            assert standby.psql("SELECT id FROM notes; SELECT pg_is_in_recovery()") == "7\nt"
+            with pytest.raises(LabError, match="read-only"):
+                standby.psql("INSERT INTO notes VALUES (8)")
+            server.kill()
+            standby.psql("SELECT pg_promote()")
+            standby.psql("INSERT INTO notes VALUES (8)")
+            assert standby.psql("SELECT count(*) FROM notes") == "2"
+
+
 # --- nothing is left ---
 
 
