@@ -11,9 +11,8 @@ others that are suspected with it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from llm_orchestrator.clock import Clock
@@ -32,7 +31,7 @@ from llm_orchestrator.store.writer import GroupWriter
 
 logger = logging.getLogger(__name__)
 POLL_S = 2.0
-CLAIM_MAX = 500
+CLAIM_MAX = 1_000
 DEATHS_MAX = 3
 """A run that was in flight at so many node deaths without a finished step is quarantined."""
 _SUSPECT = DEATHS_MAX - 1
@@ -125,6 +124,9 @@ class Claims:
                 if error.message != trouble:
                     logger.error("cannot look for runs to claim: %s", error.message)
                 trouble, pause_s = error.message, 0.5
+            except Exception:  # a node that claims no more would look alive for ever
+                logger.exception("a defect in the claiming of runs")
+                pause_s = 1.0
             if pause_s <= 0:
                 continue
             try:
@@ -145,7 +147,8 @@ class Claims:
             if not orphans:
                 return
             tried.update(orphans)
-            await self._claim(orphans)
+            nodes = await self._store.look.nodes(1_000)
+            await self._claim(orphans, {node.node_id: node.state for node in nodes})
         self._has_orphans = True  # there may be more: when there is room
 
     async def _take_back(self) -> None:
@@ -225,12 +228,15 @@ class Claims:
             if seq > seen.get(run_id, seq):
                 self._driver.deliver(run_id)
 
-    async def _claim(self, run_ids: Sequence[str]) -> None:
-        """Replay and drive runs that nobody drives. One that cannot be read is set aside, alone."""
+    async def _claim(self, run_ids: Sequence[str], states: Mapping[str, str] | None = None) -> None:
+        """Replay and drive runs that nobody drives. One that cannot be read is set aside, alone.
+
+        `states`: how the nodes stand that may have driven them last.
+        """
         journals = await self._store.look.load(run_ids)
-        states = await self._owner_states(journals)
-        claims = [self._claim_one(run_id, journals.get(run_id), states) for run_id in run_ids]
+        claims = [self._claim_one(run_id, journals.get(run_id), states or {}) for run_id in run_ids]
         results = await asyncio.gather(*claims, return_exceptions=True)
+        await self._driver.read_mail(run_ids)
         for run_id, result in zip(run_ids, results, strict=True):
             if isinstance(result, Fenced | Refused):
                 continue  # somebody was quicker
@@ -242,18 +248,8 @@ class Claims:
             if result is not True:
                 self._set_aside.add(run_id)
 
-    async def _owner_states(self, journals: dict[str, Journal]) -> dict[str, str]:
-        """How the nodes stand that drove these runs last; asked only when one of them died."""
-        is_orphan = False
-        for journal in journals.values():
-            with contextlib.suppress(StoreDamaged):
-                is_orphan |= fold(journal.run_id, journal.entries).state is RunState.RUNNING
-            if is_orphan:
-                return {node.node_id: node.state for node in await self._store.look.nodes(1_000)}
-        return {}
-
     async def _claim_one(
-        self, run_id: str, journal: Journal | None, states: dict[str, str]
+        self, run_id: str, journal: Journal | None, states: Mapping[str, str]
     ) -> bool:
         """False when the run is not to be claimed after all: its journal says something else."""
         if journal is None:
@@ -290,7 +286,7 @@ class Claims:
         self._driver.start(execution, flow, queue)
         return True
 
-    def _how(self, state: Fold, states: dict[str, str]) -> Happening | None:
+    def _how(self, state: Fold, states: Mapping[str, str]) -> Happening | None:
         """The event that begins this node's work on a run; None when it has to wait for that."""
         claim = Happening(Event.CLAIM, owner=self.node_id)
         if state.state is not RunState.RUNNING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,8 +191,23 @@ class Driver:
         """Drive a run whose claim has landed."""
         task = self._spawn(self._drive(execution, flow, queue))
         execution.gate.task = task
-        if execution.fold.epoch:  # not fresh: something may have been sent to it meanwhile
-            self._spawn(self._deliver(execution))
+        if execution.fold.epoch:  # not fresh: it does not park before its mail was looked for
+            execution.gate.enter()
+
+    async def read_mail(self, run_ids: Sequence[str]) -> None:
+        """Fetch what was sent to runs that have just been started: one look for all of them."""
+        started = [self._driven[run_id] for run_id in run_ids if run_id in self._driven]
+        if not started:
+            return
+        try:
+            seqs = await self._store.look.inbox_seqs([each.run_id for each in started])
+        except StoreError:
+            seqs = {each.run_id: 1 for each in started}  # each of them asks again
+        for execution in started:
+            if seqs.get(execution.run_id):
+                self._spawn(self._deliver(execution, is_held=True))
+            else:
+                execution.gate.leave()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -212,10 +227,10 @@ class Driver:
             self._spawn(self._deliver(execution))
         return execution is not None
 
-    async def _deliver(self, execution: Execution) -> None:
+    async def _deliver(self, execution: Execution, *, is_held: bool = False) -> None:
         gate = execution.gate
-        is_counted = gate.stop is None
-        if is_counted:
+        is_counted = is_held or gate.stop is None
+        if is_counted and not is_held:
             gate.enter()  # a run does not park while its mail is being fetched
         try:
             requests = await execution.mailbox.fetch()
@@ -225,6 +240,9 @@ class Driver:
             facts = {"kind": error.kind, "message": error.message}
             gate.request_stop(Happening(Event.PAUSE, "damaged", error=facts))
             return
+        except StoreError as error:
+            logger.debug("the mail of run %s is read later: %s", execution.run_id, error.message)
+            return  # the poll compares what was sent with what was seen
         finally:
             if is_counted:
                 gate.leave()

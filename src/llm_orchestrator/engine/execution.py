@@ -232,6 +232,7 @@ class Execution:
             self.head,
             (Draft(Kind.STEP_FINISHED, job.key, attempt, payload),),
             changes=extras.changes() if extras is not None else (),
+            is_paid=job.policy.is_paid or job.policy.effect is Effect.ONCE,
         )
         if self.services.publish is not None:
             self.publish("finished", job.key, recorded, attempt=attempt)

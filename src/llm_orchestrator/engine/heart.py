@@ -18,7 +18,7 @@ from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.lease import Lease, LeaseOptions, Verdict
 from llm_orchestrator.errors import StoreError
 from llm_orchestrator.model import Json
-from llm_orchestrator.store.base import Members, NodeState, Store
+from llm_orchestrator.store.base import Members, NodeState, Pulse, Store
 
 logger = logging.getLogger(__name__)
 Kind = Literal["thread", "task", "none"]
@@ -131,18 +131,20 @@ class Heart:
             await members.close()
 
     async def _beat_forever(self, members: Members) -> None:
-        is_suspecting, is_told = False, False
         if self.kind == "none":
             await self._pause.wait()
+        is_told, sent_at = False, float("-inf")
         while not self._is_stopping:
-            sent_at = self._clock.monotonic()
+            now = self._clock.monotonic()
             try:
                 if self._is_leaving and not is_told:
                     await members.leave(self.node_id, NodeState.LEAVING)
                     is_told = True
-                pulse = await members.beat(self.node_id, self._info())
-                verdict = self._lease.answered(sent_at, self._clock.monotonic(), pulse)
-                is_suspecting = verdict.is_suspecting
+                if self._lease.is_due(now, sent_at):
+                    sent_at = now
+                    verdict = self._take_in(now, await members.beat(self.node_id, self._info()))
+                else:
+                    verdict = self._take_in(None, await members.watch(self.node_id))
                 for node_id, beat in verdict.dead:
                     if await members.bury(node_id, beat):
                         logger.warning("node %s is dead: its runs are taken over", node_id)
@@ -151,7 +153,10 @@ class Heart:
                     return
             except StoreError as error:
                 logger.debug("a beat failed: %s", error.message)
-            await self._rest(self._lease.pause_s(is_suspecting=is_suspecting))
+            await self._rest(self._lease.pause_s())
+
+    def _take_in(self, sent_at: float | None, pulse: Pulse) -> Verdict:
+        return self._lease.answered(sent_at, self._clock.monotonic(), pulse)
 
     async def _rest(self, pause_s: float) -> None:
         sleeping = asyncio.ensure_future(self._clock.sleep(pause_s))

@@ -30,8 +30,8 @@ class LeaseOptions:
     gone_s: float = 0.3
     rejoin_s: float = 2.0
     """After an outage: how long nobody is declared dead."""
-    look_s: float = 0.1
-    """How soon to look again while somebody may be gone."""
+    look_s: float = 0.2
+    """How often to look whether the others' sessions are open."""
 
 
 class Verdict(NamedTuple):
@@ -44,8 +44,6 @@ class Verdict(NamedTuple):
     alive: frozenset[str]
     now_us: int
     """The store's clock."""
-    is_suspecting: bool
-    """True while somebody's session is closed and it may yet come back."""
 
 
 class _Seen:
@@ -78,8 +76,8 @@ class Lease:
         options = self._options
         return not self._is_fenced and now < self._sent_at + options.lease_s - options.margin_s
 
-    def answered(self, sent_at: float, now: float, pulse: Pulse) -> Verdict:
-        """Take in the answer to the beat that was sent at `sent_at`."""
+    def answered(self, sent_at: float | None, now: float, pulse: Pulse) -> Verdict:
+        """Take in the answer to the beat that was sent at `sent_at`; None: it was only a look."""
         options = self._options
         is_blind = now - self._answered_at > options.lease_s / 2
         if pulse.server != self._server or is_blind:
@@ -91,7 +89,7 @@ class Lease:
         own = [member for member in pulse.members if member.node_id == self.node_id]
         if not own or not lives(own[0]):
             self._is_fenced = True
-        else:
+        elif sent_at is not None:
             self._sent_at = max(self._sent_at, sent_at)
         others = [m for m in pulse.members if m.node_id != self.node_id and lives(m)]
         self._seen = {member.node_id: self._update(member, now) for member in others}
@@ -105,12 +103,16 @@ class Lease:
             dead=dead,
             alive=frozenset(member.node_id for member in (*others, *own) if lives(member)),
             now_us=pulse.now_us,
-            is_suspecting=any(seen.closed_since is not None for seen in self._seen.values()),
         )
 
-    def pause_s(self, *, is_suspecting: bool) -> float:
-        """How long until the next beat."""
-        return self._options.look_s if is_suspecting else self._options.heartbeat_s
+    def pause_s(self) -> float:
+        """Until the next look: soon while somebody's session is closed and it may yet come back."""
+        is_suspecting = any(seen.closed_since is not None for seen in self._seen.values())
+        return self._options.gone_s / 6 if is_suspecting else self._options.look_s
+
+    def is_due(self, now: float, sent_at: float) -> bool:
+        """True when the next sign of life is to be given; `sent_at` is when the last one was."""
+        return now - sent_at >= self._options.heartbeat_s - self._options.look_s / 2
 
     def _update(self, member: Member, now: float) -> _Seen:
         seen = self._seen.get(member.node_id)

@@ -374,6 +374,10 @@ class Members(Protocol):
         """Give a sign of life (not if somebody has declared the node dead), and look around."""
         ...
 
+    async def watch(self, node_id: str) -> Pulse:
+        """Only look around."""
+        ...
+
     async def bury(self, node_id: str, beat: int) -> bool:
         """Declare a node dead if it has not beaten since `beat`. False when it has."""
         ...

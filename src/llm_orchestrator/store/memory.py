@@ -301,6 +301,10 @@ class MemoryMembers:
         if own is not None and base.lives(own):
             own = own._replace(beat=own.beat + 1, heartbeat_at=now, info=info, is_connected=True)
             self._nodes[node_id] = own
+        return await self.watch(node_id)
+
+    async def watch(self, node_id: str) -> base.Pulse:
+        now, own = self._clock.now_us(), self._nodes.get(node_id)
         seen = [node for node in self._nodes.values() if base.lives(node) or node is own]
         return base.Pulse("memory", now, sorted(seen))
 

@@ -57,6 +57,10 @@ class PostgresMembers:
         connection, _ = await self._connected()
         text = canonical(info).decode()
         await self._do(connection, "beat", node_id=node_id, info=text)
+        return await self.watch(node_id)
+
+    async def watch(self, node_id: str) -> Pulse:
+        connection, _ = await self._connected()
         rows = await self._do(connection, "members", node_id=node_id)
         try:
             async with asyncio.timeout(BEAT_S):

@@ -43,14 +43,13 @@ class SQLiteMembers:
         await self._transaction(work)
 
     async def beat(self, node_id: str, info: Json) -> Pulse:
-        now = self._clock.now_us()
+        now, text = self._clock.now_us(), canonical(info).decode()
+        await self._transaction(lambda: self._execute("beat", node_id=node_id, now=now, info=text))
+        return await self.watch(node_id)
 
-        def work() -> list[Any]:
-            self._execute("beat", node_id=node_id, now=now, info=canonical(info).decode())
-            return self._execute("members", node_id=node_id).fetchall()
-
-        rows = await self._transaction(work)
-        return Pulse(str(self._path), now, [member_of(row) for row in rows])
+    async def watch(self, node_id: str) -> Pulse:
+        rows = await self._transaction(lambda: self._execute("members", node_id=node_id).fetchall())
+        return Pulse(str(self._path), self._clock.now_us(), [member_of(row) for row in rows])
 
     async def bury(self, node_id: str, beat: int) -> bool:
         done = await self._transaction(lambda: self._execute("bury", node_id=node_id, beat=beat))
