@@ -42,10 +42,24 @@ class CommitPort(Protocol):
     async def commit(self, batch: Batch) -> Receipt: ...
 
 
-class Sink(Protocol):
-    """A second copy of every batch, written before the commit (spool, stream archive)."""
+class Copy(Protocol):
+    """A result that was paid for, in a second place."""
 
-    async def put(self, batch: Batch) -> None: ...
+    async def written(self) -> None:
+        """Return once it is there, or had to be given up. Raises nothing."""
+        ...
+
+    def settle(self, *, is_landed: bool) -> None:
+        """The store has it; or it did not take it from us, and somebody may offer it again."""
+        ...
+
+
+class Sink(Protocol):
+    """Where results of paid steps are put before they are offered to the store (the spool)."""
+
+    def put(self, head: Head, draft: Draft) -> Copy:
+        """Begin at once: what waits for a store that is away must be safe meanwhile."""
+        ...
 
 
 class Head:
@@ -66,7 +80,7 @@ class Head:
 class Ticket:
     """One request to append, waiting for its commit."""
 
-    __slots__ = ("accept", "change", "changes", "drafts", "epoch", "future", "head")
+    __slots__ = ("accept", "change", "changes", "copies", "drafts", "epoch", "future", "head")
 
     def __init__(
         self,
@@ -85,6 +99,7 @@ class Ticket:
         self.change = change
         self.accept = accept
         self.changes = changes
+        self.copies: Sequence[Copy] = ()
 
 
 class _Part:
@@ -139,7 +154,7 @@ class WriterCore:
             head = ticket.head
             if head.is_fenced:
                 position += 1
-                _refuse(ticket.future, Fenced(f"run {head.run_id} has another owner"))
+                _refuse(ticket, Fenced(f"run {head.run_id} has another owner"))
                 continue
             if count >= BATCH_ENTRIES_MAX or size >= BATCH_BYTES_MAX:
                 break
@@ -182,11 +197,13 @@ class WriterCore:
                 end = ends.get(head.run_id)
                 if end is not None:
                     head.seq, head.digest = end.seq, end.digest
+                for copy in ticket.copies:
+                    copy.settle(is_landed=True)
                 if not future.done():
                     future.set_result(None)
                 continue
             head.is_fenced = True
-            _refuse(future, _refusal(head, outcome))
+            _refuse(ticket, _refusal(head, outcome))
 
 
 class GroupWriter:
@@ -216,24 +233,25 @@ class GroupWriter:
         change: StateChange | None = None,
         accept: NewRun | None = None,
         changes: Sequence[Change] = (),
+        is_paid: bool = False,
     ) -> asyncio.Future[None]:
         """Queue entries of one run. The future ends when they are durable.
 
-        It raises Fenced when another owner has the run, Refused when an acceptance conflicts, and
-        StoreError when the store is gone for good.
+        `is_paid` says that the drafts are results which cost money: they are put into the sinks
+        first. It raises Fenced when another owner has the run, Refused when an acceptance
+        conflicts, and StoreError when the store is gone for good.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ticket = Ticket(head, drafts, future=future, change=change, accept=accept, changes=changes)
+        if is_paid and self._sinks:
+            ticket.copies = [sink.put(head, draft) for sink in self._sinks for draft in drafts]
         if head.is_fenced:
-            future.set_exception(Fenced(f"run {head.run_id} has another owner"))
-            future.exception()
+            _refuse(ticket, Fenced(f"run {head.run_id} has another owner"))
             return future
         if self._is_closing:
-            future.set_exception(StoreError("the writer is closed"))
-            future.exception()
+            _refuse(ticket, StoreError("the writer is closed"))
             return future
-        self._core.queue.append(
-            Ticket(head, drafts, future=future, change=change, accept=accept, changes=changes)
-        )
+        self._core.queue.append(ticket)
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
         return future
@@ -268,7 +286,7 @@ class GroupWriter:
                 queue.clear()
                 continue
             try:
-                receipt = await self._land(batch)
+                receipt = await self._land(batch, tickets)
             except BaseException as error:
                 _fail(tickets, error)
                 if not isinstance(error, Exception):
@@ -280,10 +298,11 @@ class GroupWriter:
             self.entries += sum(len(append.entries) for append in batch.appends)
             self._core.settle(batch, tickets, receipt)
 
-    async def _land(self, batch: Batch) -> Receipt:
+    async def _land(self, batch: Batch, tickets: Sequence[Ticket]) -> Receipt:
         """Commit, again and again while the store says that it can only not take it now."""
-        for sink in self._sinks:
-            await sink.put(batch)
+        if self._sinks:
+            for copy in [copy for ticket in tickets for copy in ticket.copies]:
+                await copy.written()
         tries = 0
         while True:
             try:
@@ -302,10 +321,13 @@ def _fail(tickets: Sequence[Ticket], error: BaseException) -> None:
     known = error if isinstance(error, StoreError) else StoreError(f"the store failed: {error!r}")
     for ticket in tickets:
         ticket.head.is_fenced = True
-        _refuse(ticket.future, known)
+        _refuse(ticket, known)
 
 
-def _refuse(future: asyncio.Future[None], error: BaseException) -> None:
+def _refuse(ticket: Ticket, error: BaseException) -> None:
+    for copy in ticket.copies:
+        copy.settle(is_landed=False)
+    future = ticket.future
     if not future.done():
         future.set_exception(error)
         future.exception()  # a waiter that is gone leaves no "never retrieved" warning

@@ -1,0 +1,669 @@
+"""The spool: paid results are on the disk before the store is asked, and outlive a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from llm_orchestrator.engine.execution import Execution, Services
+from llm_orchestrator.engine.replay import Fold
+from llm_orchestrator.engine.slots import Slots
+from llm_orchestrator.errors import ConfigError, Fenced, Refused, StoreError
+from llm_orchestrator.model import Draft, Effect, Json, Kind, Policy
+from llm_orchestrator.store import spool as spooling
+from llm_orchestrator.store.base import Batch, Outcome, Receipt
+from llm_orchestrator.store.journal import encode
+from llm_orchestrator.store.spool import Spool
+from llm_orchestrator.store.spool_file import Offer, SpoolFile, parse
+from llm_orchestrator.store.writer import GroupWriter, Head
+from tests.store.support import START_US, HandClock
+
+STORE = "5e1f"
+PAYLOAD = encode({"result": "a paid answer", "usage": {"cost_usd": 0.25}})
+DAY_US = 86_400_000_000
+
+
+class Disk:
+    """A store: says what is on the spool's disk when it is asked; may wait, refuse or fail."""
+
+    def __init__(self, folder: Path, *answers: Receipt | BaseException) -> None:
+        self.folder = folder
+        self.answers = list(answers)
+        self.seen: list[list[str]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked = asyncio.Event()
+
+    async def commit(self, batch: Batch) -> Receipt:
+        self.seen.append(on_disk(self.folder))
+        self.asked.set()
+        await self.gate.wait()
+        answer = self.answers.pop(0) if self.answers else Receipt()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+def open_spool(folder: Path, **changed: Any) -> Spool:
+    values = {"store_id": STORE, "clock": HandClock(), **changed}
+    return Spool.open(folder, values.pop("node_id", "node-1"), **values)
+
+
+@asynccontextmanager
+async def writing(spool: Spool, disk: Disk) -> AsyncIterator[GroupWriter]:
+    writer = GroupWriter(disk, HandClock(), sinks=(spool,))
+    writer.start()
+    yield writer
+    disk.gate.set()
+    await writer.close()
+    await spool.close()
+
+
+def paid(writer: GroupWriter, head: Head, step: str = "a") -> asyncio.Future[None]:
+    return writer.append(head, (Draft(Kind.STEP_FINISHED, step, 1, PAYLOAD),), is_paid=True)
+
+
+def free(writer: GroupWriter, head: Head, step: str = "a") -> asyncio.Future[None]:
+    return writer.append(head, (Draft(Kind.STEP_FINISHED, step, 1, PAYLOAD),))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.spool"))
+
+
+def on_disk(folder: Path) -> list[str]:
+    """Runs and steps of all records that are whole and not done with."""
+    found = [offer for path in files(folder) for offer in parse(path.read_bytes())[0].values()]
+    return sorted(f"{offer.run_id}/{offer.step}" for offer in found)
+
+
+def names(offers: dict[str, list[Offer]]) -> list[str]:
+    return sorted(f"{run_id}/{offer.step}" for run_id, each in offers.items() for offer in each)
+
+
+async def tidied(spool: Spool) -> None:
+    """What was put so far is written, and what the spool's thread was asked for is done."""
+    while True:
+        is_idle = not spool._in_flight and not spool._waiting and not spool._gone
+        await spool._submit(lambda: None)
+        if is_idle:
+            return
+
+
+def offer(number: int = 1, **changed: Any) -> Offer:
+    made = Offer(f"run-{number}", "a", 1, 7, STORE, 3, b"\x01" * 32, START_US, PAYLOAD)
+    return made._replace(**changed)
+
+
+def leave(folder: Path, *offers: Offer, name: str = "dead.1.spool") -> Path:
+    """A file as an earlier life left it."""
+    folder.mkdir(exist_ok=True)
+    file = SpoolFile(folder / name)
+    file.append(dict(enumerate(offers)))
+    file.close()
+    return file.path
+
+
+@contextmanager
+def errors(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    caplog.clear()
+    yield lambda: [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+
+
+# --- the order of things ---
+
+
+async def test_a_paid_result_is_on_the_disk_before_the_store_is_asked(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    async with writing(open_spool(tmp_path), disk) as writer:
+        await paid(writer, Head("one"))
+    assert disk.seen == [["one/a"]]
+
+
+async def test_no_commit_begins_before_the_fsync_ends_and_the_loop_stays_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool(tmp_path)
+    disk = Disk(tmp_path)
+    begun, may_end = threading.Event(), threading.Event()
+    real = os.fsync
+
+    def slow(descriptor: int) -> None:
+        begun.set()
+        assert may_end.wait(10)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    async with writing(spool, disk) as writer:
+        future = paid(writer, Head("one"))
+        await asyncio.to_thread(begun.wait, 10)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert disk.seen == []
+        may_end.set()
+        await future
+    assert disk.seen == [["one/a"]]
+
+
+async def test_what_waits_behind_a_commit_that_hangs_is_on_the_disk_too(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    disk.gate.clear()
+    async with writing(open_spool(tmp_path), disk) as writer:
+        paid(writer, Head("first"))
+        await disk.asked.wait()
+        waiting = [paid(writer, Head(f"later-{number}")) for number in range(3)]
+        for ticket in writer._core.queue:
+            await ticket.copies[0].written()
+        assert on_disk(tmp_path) == ["first/a", "later-0/a", "later-1/a", "later-2/a"]
+        assert len(disk.seen) == 1
+        assert not any(future.done() for future in waiting)
+
+
+async def test_results_that_come_together_share_an_fsync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool(tmp_path)
+    count, real = [0], os.fsync
+
+    def counted(descriptor: int) -> None:
+        count[0] += 1
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    async with writing(spool, Disk(tmp_path)) as writer:
+        await asyncio.gather(*(paid(writer, Head(f"run-{number}")) for number in range(100)))
+    assert count[0] <= 4, "the first, its folder, everything else"
+
+
+async def test_free_steps_never_touch_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool(tmp_path)
+    monkeypatch.setattr(spool._thread, "submit", None)
+    async with writing(spool, Disk(tmp_path)) as writer:
+        await asyncio.gather(*(free(writer, Head(f"run-{number}")) for number in range(10)))
+        assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (Policy(), []),
+        (Policy(is_paid=True), ["one/it"]),
+        (Policy(effect=Effect.ONCE), ["one/it"]),
+    ],
+)
+async def test_the_engine_spools_steps_whose_attempt_it_announced(
+    tmp_path: Path, policy: Policy, expected: list[str]
+) -> None:
+    disk = Disk(tmp_path)
+
+    async def work(attempt: int) -> Json:
+        return "answer"
+
+    async with writing(open_spool(tmp_path), disk) as writer:
+        nothing = cast("Any", None)
+        services = Services(
+            writer, nothing, disk.commit, HandClock(), Slots(1), nothing, tools=nothing
+        )
+        execution = Execution(Fold("one"), Head("one"), services)
+        assert await execution.perform("it", work, policy) == "answer"
+    assert disk.seen[-1] == expected
+    assert not any(disk.seen[:-1]), "an intent is no result"
+
+
+# --- forgetting ---
+
+
+async def test_the_file_is_emptied_once_everything_has_landed_and_goes_with_the_process(
+    tmp_path: Path,
+) -> None:
+    spool = open_spool(tmp_path)
+    async with writing(spool, Disk(tmp_path)) as writer:
+        for step in "abc":
+            await paid(writer, Head("one"), step)
+            await tidied(spool)
+            [path] = files(tmp_path)
+            assert path.stat().st_size == 0
+        assert spool.offers() == {}
+    assert os.listdir(tmp_path) == ["spool.lock"]  # noqa: PTH208 (what is there, by any means)
+
+
+async def test_a_result_that_is_needed_keeps_the_file_as_it_is(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    spool = open_spool(tmp_path)
+    async with writing(spool, disk) as writer:
+        await paid(writer, Head("one"))
+        disk.gate.clear()
+        disk.asked.clear()
+        paid(writer, Head("two"))
+        await disk.asked.wait()
+        await tidied(spool)
+        assert on_disk(tmp_path) == ["two/a"]
+
+
+async def test_a_file_that_never_empties_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spooling, "FILE_BYTES_MAX", 2_000)
+    spool = open_spool(tmp_path)
+    disk = Disk(tmp_path, Receipt({"kept": Outcome.FENCED}))
+    async with writing(spool, disk) as writer:
+        with pytest.raises(Fenced):
+            await paid(writer, Head("kept"))
+        for number in range(50):
+            await paid(writer, Head(f"run-{number}"))
+        await tidied(spool)
+        kept, current = files(tmp_path)
+        assert "kept/a" in on_disk(tmp_path)
+        assert kept.stat().st_size < 3_000
+        assert current.stat().st_size == 0
+        spool.forget("kept", "a")
+        await tidied(spool)
+        assert files(tmp_path) == [current]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Receipt({"one": Outcome.FENCED}), Fenced),
+        (Receipt({"one": Outcome.UNFIT}), Refused),
+        (StoreError("gone"), StoreError),
+    ],
+)
+async def test_what_the_store_did_not_take_is_an_offer_in_this_life_and_the_next(
+    tmp_path: Path, answer: Receipt | BaseException, error: type[BaseException]
+) -> None:
+    spool = open_spool(tmp_path)
+    async with writing(spool, Disk(tmp_path, answer)) as writer:
+        head = Head("one", epoch=5, seq=3, digest=b"\x07" * 32)
+        with pytest.raises(error):
+            await paid(writer, head)
+        with pytest.raises(Fenced):  # paid for while the run was lost already
+            await paid(writer, head, "b")
+        await paid(writer, Head("two"))
+        assert names(spool.offers()) == ["one/a", "one/b"]
+    spool = open_spool(tmp_path)
+    first, _ = spool.offers()["one"]
+    assert first == Offer("one", "a", 1, 5, STORE, 3, b"\x07" * 32, START_US, PAYLOAD)
+    assert first.draft == Draft(Kind.STEP_FINISHED, "a", 1, PAYLOAD)
+    assert first.cost_usd == 0.25
+    spool.forget("one", "a")
+    await tidied(spool)
+    assert names(spool.offers()) == ["one/b"]
+    assert files(tmp_path), "the other offer is in the same file"
+    spool.forget("one", "b")
+    spool.forget("one", "never was")
+    await spool.close()
+    assert files(tmp_path) == []
+
+
+async def test_what_has_landed_or_was_forgotten_stays_so_beside_what_is_needed(
+    tmp_path: Path,
+) -> None:
+    old = leave(tmp_path, offer(1), offer(2))
+    spool = open_spool(tmp_path)
+    disk = Disk(tmp_path, Receipt({"kept": Outcome.FENCED}))
+    async with writing(spool, disk) as writer:
+        spool.forget("run-1", "a")
+        with pytest.raises(Fenced):
+            await paid(writer, Head("kept"))
+        await asyncio.gather(*(paid(writer, Head(f"landed-{number}")) for number in range(9)))
+        await tidied(spool)
+        assert on_disk(tmp_path) == ["kept/a", "run-2/a"], "also if it were killed now"
+    spool = open_spool(tmp_path)
+    assert names(spool.offers()) == ["kept/a", "run-2/a"]
+    spool.forget("run-2", "a")
+    await spool.close()
+    assert not old.exists()
+
+
+async def test_a_writer_that_is_closed_keeps_what_comes_too_late(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    writer = GroupWriter(Disk(tmp_path), HandClock(), sinks=(spool,))
+    writer.start()
+    await writer.close()
+    with pytest.raises(StoreError):
+        await paid(writer, Head("one"))
+    await spool.close()
+    await spool.close()
+    assert on_disk(tmp_path) == ["one/a"]
+
+
+async def test_an_offer_of_another_store_is_neither_shown_nor_lost(tmp_path: Path) -> None:
+    path = leave(tmp_path, offer(1), offer(2, store_id="other"))
+    spool = open_spool(tmp_path)
+    assert names(spool.offers()) == ["run-1/a"]
+    spool.forget("run-1", "a")
+    spool.forget("run-2", "a")
+    await spool.close()
+    assert path.exists()
+    spool = open_spool(tmp_path, store_id="other")
+    assert names(spool.offers()) == ["run-2/a"]
+    await spool.close()
+
+
+async def test_what_nobody_wanted_for_a_week_is_dropped_and_its_cost_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    old = START_US - 7 * DAY_US
+    leave(tmp_path, offer(1, made_at=old - 1), offer(2, made_at=old - DAY_US), name="old.1.spool")
+    path = leave(tmp_path, offer(3, made_at=old))
+    spool = open_spool(tmp_path)
+    assert names(spool.offers()) == ["run-3/a"]
+    assert files(tmp_path) == [path]
+    [message] = caplog.messages
+    assert "2 results" in message
+    assert "0.5000 USD" in message
+    await spool.close()
+
+
+async def test_offers_of_a_run_come_oldest_first(tmp_path: Path) -> None:
+    leave(tmp_path, offer(1, step="new", made_at=START_US), name="a.1.spool")
+    leave(tmp_path, offer(1, step="old", made_at=START_US - 1), name="b.1.spool")
+    spool = open_spool(tmp_path)
+    assert [each.step for each in spool.offers()["run-1"]] == ["old", "new"]
+    await spool.close()
+
+
+# --- damage ---
+
+
+def test_a_tail_torn_at_any_byte_costs_the_last_record_only(tmp_path: Path) -> None:
+    offers = [offer(number, step="s\ud800 ü\n") for number in range(3)]
+    ends = []
+    for count in range(1, 4):
+        path = leave(tmp_path, *offers[:count], name=f"{count}.spool")
+        ends.append(path.stat().st_size - 1)  # without the newline it is whole, too
+    content = path.read_bytes()
+    for cut in range(len(content) + 1):
+        whole = sum(end <= cut for end in ends)
+        found, bad, is_torn = parse(content[:cut])
+        assert (list(found.values()), bad) == (offers[:whole], 0), cut
+        between = {0, 1, *ends, *(end + 1 for end in ends), *(end + 2 for end in ends)}
+        assert is_torn == (cut not in between), cut
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80, 0xFF])
+def test_a_flipped_byte_anywhere_costs_one_record_at_most_and_invents_none(
+    tmp_path: Path, mask: int
+) -> None:
+    offers = [offer(number) for number in range(3)]
+    content = leave(tmp_path, *offers).read_bytes()
+    for place in range(len(content)):
+        for byte in {content[place] ^ mask, ord("\n")}:
+            damaged = content[:place] + bytes([byte]) + content[place + 1 :]
+            found, _, _ = parse(damaged)
+            assert len(found) >= 2, place
+            assert all(offers[number] == each for number, each in found.items()), place
+
+
+async def test_damage_is_reported_and_the_rest_is_offered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    path = leave(tmp_path, *(offer(number) for number in range(3)))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content[:-10])
+    leave(tmp_path, name="empty.1.spool")
+    (tmp_path / "folder.spool").mkdir()
+    spool = open_spool(tmp_path)
+    assert names(spool.offers()) == ["run-0/a"]
+    assert any("1 damaged" in message for message in caplog.messages)
+    assert any("cut off" in message for message in caplog.messages)
+    assert any("folder.spool cannot be read" in message for message in caplog.messages)
+    assert files(tmp_path) == [path, tmp_path / "folder.spool"]
+    await spool.close()
+
+
+def test_an_append_that_failed_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = SpoolFile(tmp_path / "node.1.spool")
+    file.append({1: offer(1)})
+    with file.path.open("ab") as other:
+        other.write(b"\n0123 a part of a mark, then the disk was full")
+    file.append({2: offer(2)})
+
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="output"):
+        file.append({3: offer(3), 4: offer(4)})
+    file.close()
+    assert parse(file.path.read_bytes()) == ({1: offer(1), 2: offer(2)}, 1, False)
+
+
+def test_a_record_of_a_form_that_we_do_not_know_is_left_out(tmp_path: Path) -> None:
+    from llm_orchestrator.store.spool_file import _digest
+
+    body = json.dumps({"form": 2}).encode()
+    assert parse(_digest(body) + b" " + body + b"\n") == ({}, 1, False)
+
+
+# --- a disk that does not serve ---
+
+
+async def test_a_folder_that_cannot_be_made_is_reported_and_the_engine_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with errors(caplog) as said:
+        spool = open_spool(tmp_path / "file" / "spool")
+        disk = Disk(tmp_path)
+        async with writing(spool, disk) as writer:
+            await paid(writer, Head("one"))
+            disk.answers = [Receipt({"two": Outcome.FENCED})]
+            with pytest.raises(Fenced):
+                await paid(writer, Head("two"))
+            assert names(spool.offers()) == ["two/a"], "in memory at least"
+            spool.forget("two", "a")
+        assert len(said()) == 1
+
+
+async def test_a_folder_that_goes_away_is_reported_once_and_used_again_when_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "spool"
+    spool, disk = open_spool(folder), Disk(folder)
+    with errors(caplog) as said:
+        async with writing(spool, disk) as writer:
+            shutil.rmtree(folder)
+            await paid(writer, Head("one"))
+            await paid(writer, Head("two"))
+            assert len(said()) == 1
+            folder.mkdir()
+            await paid(writer, Head("three"))
+            assert disk.seen == [[], [], ["three/a"]]
+            shutil.rmtree(folder)
+            spool._current = None
+            await paid(writer, Head("four"))
+            assert len(said()) == 2
+
+
+FULL = """
+import asyncio, json, resource, sys
+from pathlib import Path
+from llm_orchestrator.clock import RealClock
+from llm_orchestrator.model import Draft
+from llm_orchestrator.store.base import Outcome, Receipt
+from llm_orchestrator.store.spool import Spool
+from llm_orchestrator.store.writer import GroupWriter, Head
+
+class Store:
+    async def commit(self, batch):
+        return Receipt({"kept": Outcome.FENCED})
+
+async def main(folder):
+    spool = Spool.open(folder, "node", store_id="s", clock=RealClock())
+    writer = GroupWriter(Store(), RealClock(), sinks=(spool,))
+    writer.start()
+
+    async def paid(name, size):
+        draft = Draft("step_finished", "a", 1, b"{" + b" " * size + b"}")
+        await asyncio.gather(writer.append(Head(name), (draft,), is_paid=True),
+                             return_exceptions=True)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    await paid("kept", 100)
+    await paid("large", 9000)
+    await paid("small", 100)
+    is_failing = spool._is_failing
+    await paid("larger", 9000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    await paid("after", 9000)
+    await writer.close()
+    await spool.close()
+    print(json.dumps([writer.entries, is_failing, spool._is_failing]))
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+def test_a_write_that_finds_no_room_costs_the_copy_not_the_commit(tmp_path: Path) -> None:
+    """A limit on file sizes stands for the full disk: the kernel writes a part, then refuses."""
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout) == [5, False, False], done.stderr
+    assert done.stderr.count("cannot be kept") == 2
+    assert on_disk(tmp_path) == ["kept/a"]
+
+
+async def test_a_disk_that_is_silent_holds_the_commit_up_for_a_moment_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool, disk = open_spool(tmp_path, stall_s=0.05), Disk(tmp_path)
+    answers = threading.Event()
+    with errors(caplog) as said:
+        async with writing(spool, disk) as writer:
+            spool._submit(lambda: cast("None", answers.wait(10)))
+            await paid(writer, Head("one"))
+            await paid(writer, Head("two"))
+            disk.answers = [Receipt({"three": Outcome.FENCED})]
+            with pytest.raises(Fenced):
+                await paid(writer, Head("three"))
+            assert disk.seen == [[], [], []]
+            assert len(said()) == 1
+            answers.set()
+            await paid(writer, Head("four"))
+            await tidied(spool)
+            assert not spool._is_failing
+            assert on_disk(tmp_path) == ["three/a"], "the others have landed"
+            spool.forget("three", "a")
+            await tidied(spool)
+            assert on_disk(tmp_path) == []
+
+
+async def test_closing_does_not_wait_for_a_silent_disk(tmp_path: Path) -> None:
+    spool, answers = open_spool(tmp_path, stall_s=0.05), threading.Event()
+    blocked = spool._submit(lambda: cast("None", answers.wait(10)))
+    async with writing(spool, Disk(tmp_path)) as writer:
+        await paid(writer, Head("one"))
+    open_again = open_spool(tmp_path)
+    await open_again.close()
+    answers.set()
+    await blocked
+
+
+# --- processes ---
+
+LIFE = """
+import asyncio, sys
+from pathlib import Path
+from llm_orchestrator.clock import RealClock
+from llm_orchestrator.model import Draft
+from llm_orchestrator.store.journal import encode
+from llm_orchestrator.store.spool import Spool
+from llm_orchestrator.store.writer import GroupWriter, Head
+
+class Away:
+    async def commit(self, batch):
+        print("asked", flush=True)
+        await asyncio.Event().wait()
+
+async def main(folder):
+    spool = Spool.open(folder, "node-child", store_id="5e1f", clock=RealClock())
+    writer = GroupWriter(Away(), RealClock(), sinks=(spool,))
+    writer.start()
+    draft = Draft("step_finished", "s", 2, encode({"result": 42, "usage": {"cost_usd": 1.5}}))
+    await writer.append(Head("run", 9, seq=4, digest=bytes(32)), (draft,), is_paid=True)
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+@contextmanager
+def life(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has spooled a result, and waits for its store for ever."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LIFE, str(folder)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "asked\n"
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_what_a_killed_process_paid_for_is_offered_to_the_next_life(tmp_path: Path) -> None:
+    with life(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(10) == -signal.SIGKILL
+    spool = open_spool(tmp_path)
+    [found] = spool.offers()["run"]
+    assert (found.step, found.attempt, found.epoch, found.head_seq) == ("s", 2, 9, 4)
+    assert found.payload == encode({"result": 42, "usage": {"cost_usd": 1.5}})
+    assert found.cost_usd == 1.5
+    await spool.close()
+    spool = open_spool(tmp_path)
+    assert names(spool.offers()) == ["run/s"], "until somebody has said what became of it"
+    spool.forget("run", "s")
+    await spool.close()
+    spool = open_spool(tmp_path)
+    assert spool.offers() == {}
+    await spool.close()
+
+
+async def test_a_folder_has_one_living_process(tmp_path: Path) -> None:
+    with life(tmp_path) as process:
+        with pytest.raises(ConfigError) as caught:
+            open_spool(tmp_path)
+        assert str(tmp_path) in caught.value.message
+        assert f"node node-child, process {process.pid} on" in caught.value.message
+        assert caught.value.hint == "--data DIR or LLM_ORCHESTRATOR_DATA"
+        process.kill()
+        process.wait(10)
+        spool = open_spool(tmp_path)
+        await spool.close()
+
+
+async def test_only_this_user_can_read_what_is_spooled(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "spool"
+    leave(tmp_path / "unused")
+    spool = open_spool(folder, node_id="../an odd/name")
+    disk = Disk(folder)
+    disk.gate.clear()
+    async with writing(spool, disk) as writer:
+        paid(writer, Head("one"))
+        await disk.asked.wait()
+        [path] = files(folder)
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert folder.stat().st_mode & 0o777 == 0o700
