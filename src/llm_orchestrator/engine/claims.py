@@ -22,6 +22,7 @@ from llm_orchestrator.engine.execution import Execution, Services
 from llm_orchestrator.engine.flows import Flows
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.mend import Mender
+from llm_orchestrator.engine.offers import OfferBook
 from llm_orchestrator.engine.quota import Quotas
 from llm_orchestrator.engine.replay import Fold, fold
 from llm_orchestrator.errors import Fenced, OrchestratorError, Refused, StoreDamaged, StoreError
@@ -52,6 +53,7 @@ class Claims:
         services: Services,
         mender: Mender,
         options: NodeOptions,
+        offers: OfferBook,
     ) -> None:
         self.node_id = node_id
         self._store = store
@@ -62,6 +64,7 @@ class Claims:
         self._services = services
         self._mender = mender
         self._options = options
+        self._offers = offers
         self._quotas = Quotas(store, clock, options.queues)
         self.wake = asyncio.Event()
         self.nodes_alive = 1
@@ -175,6 +178,7 @@ class Claims:
         if self._is_deaf:
             self._is_deaf = False
             await self._check_mail()
+            await self._offers.drop_stale()
         if self._driver.lost:
             await self._take_back()
         if self._driver.room <= 0 or not self._services.may_begin():
@@ -278,11 +282,14 @@ class Claims:
         execution = Execution(state, head, self._services)
         queue = str(state.accepted["queue"])
         self._driver.admit(execution, queue)
+        drafts = (decision.draft, *self._offers.adopt(state, journal, head.seq + 1))
         try:
-            await self._writer.append(head, (decision.draft,), change=decision.change)
+            await self._writer.append(head, drafts, change=decision.change)
         except BaseException:
             self._driver.dismiss(execution, queue)
             raise
+        if len(drafts) > 1:
+            self._offers.forget(run_id)
         self._driver.start(execution, flow, queue)
         return True
 

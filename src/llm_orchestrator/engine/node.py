@@ -30,12 +30,14 @@ from llm_orchestrator.engine.heart import Heart
 from llm_orchestrator.engine.lease import Verdict
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.mend import Mender
+from llm_orchestrator.engine.offers import OfferBook
 from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.engine.slots import Slots
 from llm_orchestrator.errors import NotFound, Refused, StoreError
 from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import Json, NewRun, RunState, Workflow
 from llm_orchestrator.store.base import Change, NodeState, Register, Store
+from llm_orchestrator.store.spool import Spool
 from llm_orchestrator.store.writer import GroupWriter, Head
 
 logger = logging.getLogger(__name__)
@@ -52,13 +54,14 @@ class Node:
         *,
         options: NodeOptions | None = None,
         publish: Publish | None = None,
+        spool: Spool | None = None,
     ) -> None:
         self.node_id = store.node_id
         self.flows = flows
         self._store = store
         self._clock = clock
         self._options = options or NodeOptions()
-        self.writer = GroupWriter(store, clock)
+        self.writer = GroupWriter(store, clock, [spool] if spool is not None else [])
         slots = Slots(self._options.steps_max)
         self._services = Services(
             self.writer, store.look, store.commit, clock, slots, self, publish, flows.tools
@@ -75,6 +78,7 @@ class Node:
             services=self._services,
             mender=self._mender,
             options=self._options,
+            offers=OfferBook(spool, store),
         )
         self.heart = self._make_heart()
         self._lives = 1

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llm_orchestrator.errors import StoreDamaged
-from llm_orchestrator.model import Entry, Json, Kind, RunState, Usage
+from llm_orchestrator.model import Draft, Entry, Json, Kind, RunState, Usage
 from llm_orchestrator.store.journal import decode
 
 
@@ -95,6 +95,13 @@ def fold(run_id: str, entries: Sequence[Entry]) -> Fold:
         state.seq, state.digest = entry.seq, entry.digest
         state.epoch = max(state.epoch, entry.epoch)
     return state
+
+
+def include(state: Fold, head_seq: int, drafts: Sequence[Draft]) -> None:
+    """Take in entries that are about to be appended after `head_seq`."""
+    for seq, draft in enumerate(drafts, head_seq + 1):
+        entry = Entry(state.run_id, seq, state.epoch, *draft, b"", 0)
+        _APPLY[Kind(draft.kind)](state, entry, decode(draft.payload))
 
 
 def checkpoints(entries: Iterable[Entry]) -> list[Entry]:

@@ -531,6 +531,8 @@ class Store(Protocol):
     node_id: str
     generation: int
     """Grows at each restore; the upper part of every epoch."""
+    incarnation: str
+    """New at each restore and each copy; empty before the store is open."""
 
     @property
     def look(self) -> Look: ...

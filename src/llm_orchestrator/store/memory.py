@@ -63,6 +63,7 @@ class MemoryStore:
     def __init__(self, clock: Clock, *, node_id: str = "memory") -> None:
         self.node_id = node_id
         self.generation = 1
+        self.incarnation = "memory"
         self._clock = clock
         self._listeners: list[Callable[[base.News], None]] = []
         self._is_closed = False

@@ -45,6 +45,7 @@ class SQLiteStore:
         self.node_id = node_id
         self.path = path
         self.generation = 1
+        self.incarnation = ""
         self.clock = clock
         self._lock = EngineLock(path)
         self._writer: BatchWriter | None = None
@@ -98,7 +99,7 @@ class SQLiteStore:
                 await self._close_writer()
         with contextlib.suppress(StoreDamaged):  # empty as yet: its first writer makes the tables
             for row in await self._reader.rows("incarnation"):
-                self.generation = row[1]
+                self.incarnation, self.generation = row
 
     async def _open_writer(self, *, is_engine: bool = False) -> None:
         self._write_thread = DatabaseThread("store-writer")
@@ -110,7 +111,7 @@ class SQLiteStore:
             if row is None or not isinstance(row[1], int) or not 0 < row[1] < GENERATION_MAX:
                 raise StoreDamaged(f"{self.path} has lost its identity row", hint="llmo doctor")
             self._writer = BatchWriter(self._write_database, self.node_id, row[0])
-            self.generation = row[1]
+            self.incarnation, self.generation = row
             if is_engine:
                 extend_log(self._write_database)
 

@@ -34,6 +34,7 @@ from llm_orchestrator.store.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.interpreter import Tools
+    from llm_orchestrator.store.spool import Spool
 
 _FILE_ENDINGS = (".yaml", ".yml", ".json")
 logger = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ class Orchestrator:
         self._publish = publish
         self._tools: Tools | None = None
         self._node: Node | None = None
+        self._spool: Spool | None = None
 
     @property
     def node(self) -> Node:
@@ -150,11 +152,30 @@ class Orchestrator:
         flows = Flows(self.store.shelf, self._make_tools)
         for workflow in self._workflows:
             flows.add_code(workflow)
-        self._node = Node(
-            self.store, self.clock, flows, options=self._options, publish=self._publish
-        )
-        await self._node.start()
+        try:
+            self._spool = self._open_spool()
+            self._node = Node(
+                self.store,
+                self.clock,
+                flows,
+                options=self._options,
+                publish=self._publish,
+                spool=self._spool,
+            )
+            await self._node.start()
+        except BaseException:
+            await self.close(grace_s=0.0)
+            raise
         return self
+
+    def _open_spool(self) -> Spool | None:
+        """A second place for results that were paid for. A file's own disk would be no second."""
+        if self._options.heart == "none":
+            return None
+        from llm_orchestrator.store.spool import Spool  # noqa: PLC0415 (only on PostgreSQL)
+
+        folder, store_id = self.config.data_dir / "spool", self.store.incarnation
+        return Spool.open(folder, self.store.node_id, store_id=store_id, clock=self.clock)
 
     async def __aexit__(
         self,
@@ -169,6 +190,9 @@ class Orchestrator:
         if self._node is not None:
             await self._node.stop(grace_s=grace_s)
             self._node = None
+        if self._spool is not None:
+            await self._spool.close()
+            self._spool = None
         if self._tools is not None:
             await self._tools.close()
         await self.store.close()
