@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,104 +22,27 @@ from llm_orchestrator.engine.slots import Slots
 from llm_orchestrator.errors import ConfigError, Fenced, Refused, StoreError
 from llm_orchestrator.model import Draft, Effect, Json, Kind, Policy
 from llm_orchestrator.store import spool as spooling
-from llm_orchestrator.store.base import Batch, Outcome, Receipt
+from llm_orchestrator.store.base import Outcome, Receipt
 from llm_orchestrator.store.journal import encode
-from llm_orchestrator.store.spool import Spool
-from llm_orchestrator.store.spool_file import Offer, SpoolFile, parse
+from llm_orchestrator.store.spool_file import Offer
 from llm_orchestrator.store.writer import GroupWriter, Head
 from tests.store.support import START_US, HandClock
-
-STORE = "5e1f"
-PAYLOAD = encode({"result": "a paid answer", "usage": {"cost_usd": 0.25}})
-DAY_US = 86_400_000_000
-
-
-class Disk:
-    """A store: says what is on the spool's disk when it is asked; may wait, refuse or fail."""
-
-    def __init__(self, folder: Path, *answers: Receipt | BaseException) -> None:
-        self.folder = folder
-        self.answers = list(answers)
-        self.seen: list[list[str]] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.asked = asyncio.Event()
-
-    async def commit(self, batch: Batch) -> Receipt:
-        self.seen.append(on_disk(self.folder))
-        self.asked.set()
-        await self.gate.wait()
-        answer = self.answers.pop(0) if self.answers else Receipt()
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-
-def open_spool(folder: Path, **changed: Any) -> Spool:
-    values = {"store_id": STORE, "clock": HandClock(), **changed}
-    return Spool.open(folder, values.pop("node_id", "node-1"), **values)
-
-
-@asynccontextmanager
-async def writing(spool: Spool, disk: Disk) -> AsyncIterator[GroupWriter]:
-    writer = GroupWriter(disk, HandClock(), sinks=(spool,))
-    writer.start()
-    yield writer
-    disk.gate.set()
-    await writer.close()
-    await spool.close()
-
-
-def paid(writer: GroupWriter, head: Head, step: str = "a") -> asyncio.Future[None]:
-    return writer.append(head, (Draft(Kind.STEP_FINISHED, step, 1, PAYLOAD),), is_paid=True)
-
-
-def free(writer: GroupWriter, head: Head, step: str = "a") -> asyncio.Future[None]:
-    return writer.append(head, (Draft(Kind.STEP_FINISHED, step, 1, PAYLOAD),))
-
-
-def files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.spool"))
-
-
-def on_disk(folder: Path) -> list[str]:
-    """Runs and steps of all records that are whole and not done with."""
-    found = [offer for path in files(folder) for offer in parse(path.read_bytes())[0].values()]
-    return sorted(f"{offer.run_id}/{offer.step}" for offer in found)
-
-
-def names(offers: dict[str, list[Offer]]) -> list[str]:
-    return sorted(f"{run_id}/{offer.step}" for run_id, each in offers.items() for offer in each)
-
-
-async def tidied(spool: Spool) -> None:
-    """What was put so far is written, and what the spool's thread was asked for is done."""
-    while True:
-        is_idle = not spool._in_flight and not spool._waiting and not spool._gone
-        await spool._submit(lambda: None)
-        if is_idle:
-            return
-
-
-def offer(number: int = 1, **changed: Any) -> Offer:
-    made = Offer(f"run-{number}", "a", 1, 7, STORE, 3, b"\x01" * 32, START_US, PAYLOAD)
-    return made._replace(**changed)
-
-
-def leave(folder: Path, *offers: Offer, name: str = "dead.1.spool") -> Path:
-    """A file as an earlier life left it."""
-    folder.mkdir(exist_ok=True)
-    file = SpoolFile(folder / name)
-    file.append(dict(enumerate(offers)))
-    file.close()
-    return file.path
-
-
-@contextmanager
-def errors(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    caplog.clear()
-    yield lambda: [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
-
+from tests.unit.store.support import (
+    DAY_US,
+    PAYLOAD,
+    STORE,
+    Disk,
+    files,
+    free,
+    leave,
+    names,
+    offer,
+    on_disk,
+    open_spool,
+    paid,
+    tidied,
+    writing,
+)
 
 # --- the order of things ---
 
@@ -378,208 +299,6 @@ async def test_offers_of_a_run_come_oldest_first(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     assert [each.step for each in spool.offers()["run-1"]] == ["old", "new"]
     await spool.close()
-
-
-# --- damage ---
-
-
-def test_a_tail_torn_at_any_byte_costs_the_last_record_only(tmp_path: Path) -> None:
-    offers = [offer(number, step="s\ud800 ü\n") for number in range(3)]
-    ends = []
-    for count in range(1, 4):
-        path = leave(tmp_path, *offers[:count], name=f"{count}.spool")
-        ends.append(path.stat().st_size - 1)  # without the newline it is whole, too
-    content = path.read_bytes()
-    for cut in range(len(content) + 1):
-        whole = sum(end <= cut for end in ends)
-        found, bad, is_torn = parse(content[:cut])
-        assert (list(found.values()), bad) == (offers[:whole], 0), cut
-        between = {0, 1, *ends, *(end + 1 for end in ends), *(end + 2 for end in ends)}
-        assert is_torn == (cut not in between), cut
-
-
-@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80, 0xFF])
-def test_a_flipped_byte_anywhere_costs_one_record_at_most_and_invents_none(
-    tmp_path: Path, mask: int
-) -> None:
-    offers = [offer(number) for number in range(3)]
-    content = leave(tmp_path, *offers).read_bytes()
-    for place in range(len(content)):
-        for byte in {content[place] ^ mask, ord("\n")}:
-            damaged = content[:place] + bytes([byte]) + content[place + 1 :]
-            found, _, _ = parse(damaged)
-            assert len(found) >= 2, place
-            assert all(offers[number] == each for number, each in found.items()), place
-
-
-async def test_damage_is_reported_and_the_rest_is_offered(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING)
-    path = leave(tmp_path, *(offer(number) for number in range(3)))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content[:-10])
-    leave(tmp_path, name="empty.1.spool")
-    (tmp_path / "folder.spool").mkdir()
-    spool = open_spool(tmp_path)
-    assert names(spool.offers()) == ["run-0/a"]
-    assert any("1 damaged" in message for message in caplog.messages)
-    assert any("cut off" in message for message in caplog.messages)
-    assert any("folder.spool cannot be read" in message for message in caplog.messages)
-    assert files(tmp_path) == [path, tmp_path / "folder.spool"]
-    await spool.close()
-
-
-def test_an_append_that_failed_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = SpoolFile(tmp_path / "node.1.spool")
-    file.append({1: offer(1)})
-    with file.path.open("ab") as other:
-        other.write(b"\n0123 a part of a mark, then the disk was full")
-    file.append({2: offer(2)})
-
-    def fail(descriptor: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="output"):
-        file.append({3: offer(3), 4: offer(4)})
-    file.close()
-    assert parse(file.path.read_bytes()) == ({1: offer(1), 2: offer(2)}, 1, False)
-
-
-def test_a_record_of_a_form_that_we_do_not_know_is_left_out(tmp_path: Path) -> None:
-    from llm_orchestrator.store.spool_file import _digest
-
-    body = json.dumps({"form": 2}).encode()
-    assert parse(_digest(body) + b" " + body + b"\n") == ({}, 1, False)
-
-
-# --- a disk that does not serve ---
-
-
-async def test_a_folder_that_cannot_be_made_is_reported_and_the_engine_goes_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").touch()
-    with errors(caplog) as said:
-        spool = open_spool(tmp_path / "file" / "spool")
-        disk = Disk(tmp_path)
-        async with writing(spool, disk) as writer:
-            await paid(writer, Head("one"))
-            disk.answers = [Receipt({"two": Outcome.FENCED})]
-            with pytest.raises(Fenced):
-                await paid(writer, Head("two"))
-            assert names(spool.offers()) == ["two/a"], "in memory at least"
-            spool.forget("two", "a")
-        assert len(said()) == 1
-
-
-async def test_a_folder_that_goes_away_is_reported_once_and_used_again_when_it_is_back(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "spool"
-    spool, disk = open_spool(folder), Disk(folder)
-    with errors(caplog) as said:
-        async with writing(spool, disk) as writer:
-            shutil.rmtree(folder)
-            await paid(writer, Head("one"))
-            await paid(writer, Head("two"))
-            assert len(said()) == 1
-            folder.mkdir()
-            await paid(writer, Head("three"))
-            assert disk.seen == [[], [], ["three/a"]]
-            shutil.rmtree(folder)
-            spool._current = None
-            await paid(writer, Head("four"))
-            assert len(said()) == 2
-
-
-FULL = """
-import asyncio, json, resource, sys
-from pathlib import Path
-from llm_orchestrator.clock import RealClock
-from llm_orchestrator.model import Draft
-from llm_orchestrator.store.base import Outcome, Receipt
-from llm_orchestrator.store.spool import Spool
-from llm_orchestrator.store.writer import GroupWriter, Head
-
-class Store:
-    async def commit(self, batch):
-        return Receipt({"kept": Outcome.FENCED})
-
-async def main(folder):
-    spool = Spool.open(folder, "node", store_id="s", clock=RealClock())
-    writer = GroupWriter(Store(), RealClock(), sinks=(spool,))
-    writer.start()
-
-    async def paid(name, size):
-        draft = Draft("step_finished", "a", 1, b"{" + b" " * size + b"}")
-        await asyncio.gather(writer.append(Head(name), (draft,), is_paid=True),
-                             return_exceptions=True)
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
-    await paid("kept", 100)
-    await paid("large", 9000)
-    await paid("small", 100)
-    is_failing = spool._is_failing
-    await paid("larger", 9000)
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    await paid("after", 9000)
-    await writer.close()
-    await spool.close()
-    print(json.dumps([writer.entries, is_failing, spool._is_failing]))
-
-asyncio.run(main(Path(sys.argv[1])))
-"""
-
-
-def test_a_write_that_finds_no_room_costs_the_copy_not_the_commit(tmp_path: Path) -> None:
-    """A limit on file sizes stands for the full disk: the kernel writes a part, then refuses."""
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    assert json.loads(done.stdout) == [5, False, False], done.stderr
-    assert done.stderr.count("cannot be kept") == 2
-    assert on_disk(tmp_path) == ["kept/a"]
-
-
-async def test_a_disk_that_is_silent_holds_the_commit_up_for_a_moment_only(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    spool, disk = open_spool(tmp_path, stall_s=0.05), Disk(tmp_path)
-    answers = threading.Event()
-    with errors(caplog) as said:
-        async with writing(spool, disk) as writer:
-            spool._submit(lambda: cast("None", answers.wait(10)))
-            await paid(writer, Head("one"))
-            await paid(writer, Head("two"))
-            disk.answers = [Receipt({"three": Outcome.FENCED})]
-            with pytest.raises(Fenced):
-                await paid(writer, Head("three"))
-            assert disk.seen == [[], [], []]
-            assert len(said()) == 1
-            answers.set()
-            await paid(writer, Head("four"))
-            await tidied(spool)
-            assert not spool._is_failing
-            assert on_disk(tmp_path) == ["three/a"], "the others have landed"
-            spool.forget("three", "a")
-            await tidied(spool)
-            assert on_disk(tmp_path) == []
-
-
-async def test_closing_does_not_wait_for_a_silent_disk(tmp_path: Path) -> None:
-    spool, answers = open_spool(tmp_path, stall_s=0.05), threading.Event()
-    blocked = spool._submit(lambda: cast("None", answers.wait(10)))
-    async with writing(spool, Disk(tmp_path)) as writer:
-        await paid(writer, Head("one"))
-    open_again = open_spool(tmp_path)
-    await open_again.close()
-    answers.set()
-    await blocked
 
 
 # --- processes ---
