@@ -279,7 +279,7 @@ class _Side(asyncio.Protocol):
 
     def end(self, *, is_reset: bool = False) -> None:
         """Close, or break."""
-        if self._transport is None:
+        if self._transport is None or self.is_gone:
             return
         if is_reset:
             sock = self._transport.get_extra_info("socket")

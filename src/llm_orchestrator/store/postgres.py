@@ -21,14 +21,10 @@ from llm_orchestrator.clock import Clock, StoreClock
 from llm_orchestrator.errors import StoreError, StoreForeign, StoreUnavailable
 from llm_orchestrator.model import Run
 from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, lives, news_of
+from llm_orchestrator.store.postgres_address import parse_address
 from llm_orchestrator.store.postgres_apply import Applier
 from llm_orchestrator.store.postgres_bell import Bell
-from llm_orchestrator.store.postgres_connect import (
-    Connection,
-    connect,
-    parse_address,
-    translate,
-)
+from llm_orchestrator.store.postgres_connect import Connection, connect, translate
 from llm_orchestrator.store.postgres_lane import Lane
 from llm_orchestrator.store.postgres_look import PostgresLook
 from llm_orchestrator.store.postgres_members import PostgresMembers
@@ -128,6 +124,7 @@ class PostgresStore:
 
     async def close(self) -> None:
         """End every connection."""
+        self._appliers = []
         if self._bell is not None:
             await self._bell.close()
             self._bell = None

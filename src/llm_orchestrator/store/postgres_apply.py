@@ -13,15 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.errors import StoreError
+from llm_orchestrator.errors import StoreError, StoreUnavailable
 from llm_orchestrator.store.base import Append, Batch, Change, Outcome, Receipt
 from llm_orchestrator.store.postgres_connect import (
     Connection,
-    is_contention,
     is_data_trouble,
+    is_passing,
+    is_taken,
     translate,
 )
-from llm_orchestrator.store.postgres_lane import LATE_S, Lane, Unsure, Work
+from llm_orchestrator.store.postgres_lane import Lane, Unsure, Work
 from llm_orchestrator.store.postgres_turn import Refusal, Turn
 from llm_orchestrator.store.postgres_write import Statement, group, is_common, is_plain, state
 from llm_orchestrator.store.queries import load_queries
@@ -75,7 +76,7 @@ class Applier:
             return {}
         there = {str(run_id) for run_id in landed or ()}
         missing = [append for append in appends if append.run_id not in there]
-        return await self._judge(missing, Outcome.DAMAGED)
+        return await self._judge(missing, Outcome.DAMAGED, is_done=landed is None)
 
     async def _change(self, changes: Sequence[Change]) -> bool:
         """Changes that stand alone: all of them, or none (False)."""
@@ -103,7 +104,7 @@ class Applier:
             if not isinstance(error, Refusal) and not is_data_trouble(error):
                 raise self._told(error) from error
             return await self._judge([append], _blame(error))
-        return {} if landed else await self._judge([append], Outcome.DAMAGED)
+        return {} if landed else await self._judge([append], Outcome.DAMAGED, is_done=True)
 
     async def _turn(self, append: Append | None, changes: Sequence[Change]) -> bool:
         """One transaction of several statements. False: it landed, ask what became of the run."""
@@ -135,10 +136,10 @@ class Applier:
         found: list[Any] | None = await self._try(work)
         return found
 
-    async def _try(self, work: Work, *, late_s: float = LATE_S) -> Any:
+    async def _try(self, work: Work, *, is_commit: bool = True, late_s: float | None = None) -> Any:
         """What `work` gives; None when only the lane's barrier knows that it landed."""
         deadline = self._clock.monotonic() + PATIENCE_S
-        has_met = False
+        was_taken = False
         unsure: Unsure | None = None
         while True:
             try:
@@ -146,27 +147,34 @@ class Applier:
                     if await self._lane.settle(unsure):
                         return None
                     unsure = None
-                return await self._lane.run(work, late_s=late_s)
+                return await self._lane.run(work, is_commit=is_commit, late_s=late_s)
             except Unsure as met:
-                unsure, trouble = met, met.cause
+                unsure, trouble = met if is_commit else None, met.cause
             except StoreError as error:
                 if not error.retryable:
                     raise
                 trouble = error
             except Exception as error:
-                if has_met or not is_contention(error):
+                if is_taken(error) and not was_taken:
+                    was_taken = True
+                    continue
+                if not is_passing(error):
                     raise
-                has_met = True
-                continue
+                trouble = translate(error, self._lane.shown)
             if self._clock.monotonic() >= deadline:
-                raise trouble
+                raise trouble if unsure is None else _unknown(trouble)
             await self._clock.sleep(_PAUSE_S)
 
-    async def _judge(self, appends: Sequence[Append], blame: Outcome) -> dict[str, Outcome]:
-        """Law 2. What is there already is made durable before it is acknowledged."""
+    async def _judge(
+        self, appends: Sequence[Append], blame: Outcome, *, is_done: bool = False
+    ) -> dict[str, Outcome]:
+        """Law 2. What is there already is made durable before it is acknowledged.
+
+        `is_done`: the statement was carried out, and nobody heard for which of these runs.
+        """
         wanted = [(append.run_id, append.prev_seq + 1) for append in appends]
-        ends = {append.run_id: append.entries[-1] for append in appends if append.entries}
-        wanted += [(entry.run_id, entry.seq) for entry in ends.values()]
+        ends = {append.run_id: _end(append) for append in appends}
+        wanted += [(run_id, seq) for run_id, (seq, _) in ends.items()]
         query, own = load_queries("postgres")["found"], load_queries("postgres")["incarnation"]
 
         async def look(connection: Connection, _: int) -> tuple[list[Any], str | None]:
@@ -175,9 +183,7 @@ class Applier:
             return rows, await connection.fetchval(own.sql)
 
         try:
-            rows, incarnation = await self._lane.run(look, is_commit=False)
-        except Unsure as unsure:
-            raise unsure.cause from unsure
+            rows, incarnation = await self._try(look, is_commit=False)
         except Exception as error:
             if blame is Outcome.UNFIT and is_data_trouble(error):
                 return {append.run_id: blame for append in appends}
@@ -189,10 +195,11 @@ class Applier:
         places = {(str(row[0]), row[1]): row[2] for row in rows}
         refused: dict[str, Outcome] = {}
         for append in appends:
-            end = ends.get(append.run_id)
-            if end is not None and places.get((append.run_id, end.seq)) == end.digest:
-                continue
+            seq, digest = ends[append.run_id]
             is_taken = (append.run_id, append.prev_seq + 1) in places
+            is_there = not seq or places.get((append.run_id, seq)) == digest
+            if is_there and (append.entries or (is_done and not is_taken)):
+                continue
             if blame is Outcome.UNFIT:
                 refused[append.run_id] = blame
             elif is_taken:
@@ -201,18 +208,26 @@ class Applier:
             else:
                 refused[append.run_id] = blame
         if len(refused) < len(appends):
-            await self._barrier()
+            await self._try(self._lane.barrier)
         return refused
-
-    async def _barrier(self) -> None:
-        try:
-            await self._lane.barrier()
-        except Unsure as unsure:
-            raise unsure.cause from unsure
 
     def _told(self, error: Exception) -> Exception:
         """A driver's error in our words."""
         return translate(error, self._lane.shown)
+
+
+def _end(append: Append) -> tuple[int, bytes]:
+    """The head as it is once the append has landed: one without entries leaves it as it was."""
+    if append.entries:
+        return append.entries[-1].seq, append.entries[-1].digest
+    return append.prev_seq, append.prev_digest
+
+
+def _unknown(trouble: StoreError) -> StoreError:
+    return StoreUnavailable(
+        f"{trouble.message}; whether the last commit landed is not known",
+        hint="llmo doctor, then look before you send it again",
+    )
 
 
 def _blame(error: Exception) -> Outcome:

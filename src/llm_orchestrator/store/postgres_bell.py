@@ -16,7 +16,8 @@ from typing import Any
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import StoreError
 from llm_orchestrator.store.base import News
-from llm_orchestrator.store.postgres_connect import Address, Connection, connect
+from llm_orchestrator.store.postgres_address import Address
+from llm_orchestrator.store.postgres_connect import Connection, connect
 
 logger = logging.getLogger(__name__)
 CHANNEL = "llm_orchestrator"

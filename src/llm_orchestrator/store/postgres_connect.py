@@ -9,15 +9,16 @@ highest timeline wins.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import asyncpg  # type: ignore[import-untyped]
 
 from llm_orchestrator.errors import (
     ConfigError,
+    OrchestratorError,
     StoreAbsent,
     StoreDamaged,
     StoreDenied,
@@ -26,6 +27,7 @@ from llm_orchestrator.errors import (
     StoreFull,
     StoreUnavailable,
 )
+from llm_orchestrator.store.postgres_address import Address
 from llm_orchestrator.store.queries import load_queries
 
 Connection = Any
@@ -35,19 +37,9 @@ CONNECT_S = 5.0
 ALL_HOSTS_S = 2.0
 """How long every host is given to say who it is when a leader is sought."""
 
-_LIBPQ_ONLY = {
-    "target_session_attrs",
-    "connect_timeout",
-    "keepalives",
-    "keepalives_idle",
-    "keepalives_interval",
-    "keepalives_count",
-    "tcp_user_timeout",
-}
-"""Options of other drivers: what they ask for is done here by own means."""
-
 SETTINGS = {
     "application_name": "llm-orchestrator",
+    "default_transaction_isolation": "read committed",
     "jit": "off",
     "idle_in_transaction_session_timeout": "1s",
     "lock_timeout": "10s",
@@ -60,44 +52,14 @@ SETTINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """Where the servers are: one DSN a host. `shown` names them without the password."""
-
-    hosts: tuple[str, ...]
-    shown: str
-
-
-@dataclass(frozen=True, slots=True)
 class Server:
     """What one server says of itself."""
 
-    is_standby: bool
+    is_read_only: bool
+    """It is a standby, or was told to take no writes."""
     identity: str
     now_us: int
     timeline: str
-
-
-def parse_address(url: str) -> Address:
-    """Take `postgresql://user@host1:port,host2/database?options` apart. Raises ConfigError."""
-    parts = urlsplit(url)
-    user, at, places = parts.netloc.rpartition("@")
-    database = unquote(parts.path.lstrip("/"))
-    if parts.scheme not in ("postgresql", "postgres") or not database:
-        raise ConfigError(
-            f"{_shown(url)!r} is no PostgreSQL URL with a database",
-            hint="llmo --store postgresql://user@host1,host2/database",
-        )
-    options = [pair for pair in parse_qsl(parts.query) if pair[0] not in _LIBPQ_ONLY]
-    query = f"?{urlencode(options, quote_via=quote)}" if options else ""
-    hosts = tuple(
-        f"postgresql://{user}{at}{place}{parts.path}{query}" for place in places.split(",")
-    )
-    return Address(hosts, f"{database} on {places or 'localhost'}")
-
-
-def _shown(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://...@{tail}" if at else url
 
 
 async def server_of(connection: Connection) -> Server:
@@ -124,13 +86,15 @@ async def connect(
     ]
     chosen: tuple[Connection, Server] | None = None
     try:
-        async with asyncio.timeout(ALL_HOSTS_S if seek_leader else CONNECT_S):
-            pending = set(attempts)
-            while pending and (chosen is None or seek_leader):
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                chosen = _best([chosen] if chosen else [], done)
-    except TimeoutError:
-        pass
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ALL_HOSTS_S if seek_leader else CONNECT_S):
+                pending = set(attempts)
+                while pending and (chosen is None or seek_leader):
+                    done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                    chosen = _best([chosen] if chosen else [], done)
+    except BaseException:
+        chosen = None  # nobody will take it
+        raise
     finally:
         for attempt in attempts:
             _drop(attempt, keep=chosen)
@@ -144,7 +108,7 @@ def _best(
     done: Collection[asyncio.Future[tuple[Connection, Server]]],
 ) -> tuple[Connection, Server] | None:
     found = [*known, *(task.result() for task in done if task.exception() is None)]
-    writable = [pair for pair in found if not pair[1].is_standby]
+    writable = [pair for pair in found if not pair[1].is_read_only]
     return max(writable, key=lambda pair: pair[1].timeline, default=None)
 
 
@@ -176,22 +140,29 @@ async def _one(dsn: str, is_pooled: bool, settings: Mapping[str, str]) -> tuple[
         raise
 
 
-def _why_not(address: Address, attempts: Sequence[asyncio.Future[Any]]) -> StoreError:
-    """One error for all hosts: the most telling one."""
-    errors: list[StoreError] = []
+def _why_not(address: Address, attempts: Sequence[asyncio.Future[Any]]) -> OrchestratorError:
+    """One error for all hosts. What only some of them say may pass with the others' trouble."""
+    reasons: list[str] = []
+    final: list[OrchestratorError] = []
     for attempt in attempts:
+        error = None if attempt.cancelled() or not attempt.done() else attempt.exception()
         if attempt.cancelled() or not attempt.done():
-            errors.append(StoreUnavailable("no answer in time"))
-        elif (error := attempt.exception()) is not None:
-            errors.append(translate(error, address.shown))
+            reasons.append("no answer in time")
+        elif error is None:
+            reasons.append("it takes no writes (a standby, or read-only)")
         else:
-            errors.append(StoreUnavailable("it is a standby: it takes no writes"))
-    telling = [error for error in errors if not error.retryable]
-    if telling:
-        return telling[0]
-    reasons = "; ".join(dict.fromkeys(error.message for error in errors))
+            reasons.append(str(error) or type(error).__name__)
+            told = translate(error, address.shown)
+            if isinstance(error, asyncpg.ClientConfigurationError):
+                final.append(ConfigError(f"the store's URL: {error}", hint="llmo --store URL"))
+            elif not told.retryable:
+                final.append(told)
+    if len(final) == len(attempts):
+        return final[0]
     return StoreUnavailable(
-        f"the store {address.shown} cannot be reached for writing: {reasons}", hint="llmo doctor"
+        f"the store {address.shown} cannot be reached for writing: "
+        + "; ".join(dict.fromkeys(reasons)),
+        hint="llmo doctor",
     )
 
 
@@ -205,12 +176,20 @@ def is_connection_trouble(error: BaseException) -> bool:
     if isinstance(error, asyncpg.InterfaceError):
         return not isinstance(error, ValueError)  # DataError is both: a value that does not fit
     code = getattr(error, "sqlstate", None) or ""
-    return code.startswith(("57P", "08", "25006"))
+    return code.startswith(("57P", "08", "25006", "25P03", "25P04"))
 
 
-def is_contention(error: BaseException) -> bool:
-    """True when the same statement, sent once more, may simply succeed."""
-    return (getattr(error, "sqlstate", None) or "") in ("23505", "40P01", "40001", "55P03")
+def is_taken(error: BaseException) -> bool:
+    """True when a key was there already: written by ourselves, or by somebody who was quicker."""
+    return getattr(error, "sqlstate", None) == "23505"
+
+
+def is_passing(error: BaseException) -> bool:
+    """True when nothing was written and the same statement may simply succeed the next time.
+
+    A deadlock, a serialization failure, a lock that was not had in time, a cancelled statement.
+    """
+    return getattr(error, "sqlstate", None) in ("40P01", "40001", "55P03", "57014")
 
 
 def is_data_trouble(error: BaseException) -> bool:
@@ -219,7 +198,7 @@ def is_data_trouble(error: BaseException) -> bool:
         return isinstance(error, ValueError)
     if isinstance(error, asyncpg.PostgresError):
         code = error.sqlstate or ""
-        return code.startswith(("22", "23", "XX001", "XX002", "54", "40P01", "40001", "55P03"))
+        return code.startswith(("22", "23", "XX001", "XX002", "54"))
     return isinstance(error, TypeError | ValueError | ArithmeticError | RecursionError)
 
 
@@ -252,6 +231,11 @@ def translate(error: BaseException, shown: str) -> StoreError:
         return StoreUnavailable(
             f"{shown} has no connection left: {text}", hint="lower DB_POOL_SIZE, or a pooler"
         )
-    if is_connection_trouble(error) or is_contention(error) or code.startswith(("57", "53")):
+    if (
+        is_connection_trouble(error)
+        or is_passing(error)
+        or is_taken(error)
+        or code.startswith(("57", "53"))
+    ):
         return StoreUnavailable(f"the store {shown} does not answer: {text}", hint="llmo doctor")
     return StoreError(f"{shown}: {text} {code}".rstrip(), hint="llmo doctor")

@@ -17,8 +17,8 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 from llm_orchestrator.errors import StoreError
+from llm_orchestrator.store.postgres_address import Address
 from llm_orchestrator.store.postgres_connect import (
-    Address,
     Connection,
     connect,
     is_connection_trouble,
@@ -52,10 +52,13 @@ class Lane:
         self._connection: Connection | None = None
         self._number = 0
         """Of the last commit that landed."""
-        self._is_unsure = False
-        """A commit numbered `_number + 1` may or may not be there, or come yet."""
+        self._unsure: int | None = None
+        """The number of a commit that may or may not be there, or come yet."""
+        self._met: dict[int, bool] = {}
+        """Numbers that were taken already: by a commit (True), or by a barrier cut short."""
         self._landed: dict[int, bool] = {}
-        """Of such commits, by number: whether it was there after all."""
+        """Of commits that were unsure, by number: whether it was there after all."""
+        self._is_closed = False
         self._has_warned = False
         self._was_late = False
         self._turn = asyncio.Lock()
@@ -66,30 +69,28 @@ class Lane:
         """Where the server is, without the password."""
         return self._address.shown
 
-    async def run(self, work: Work, *, is_commit: bool = True, late_s: float = LATE_S) -> Any:
-        """The result of `work`, which commits under the number it is given.
+    async def run(self, work: Work, *, is_commit: bool = True, late_s: float | None = None) -> Any:
+        """The result of `work`, which commits under the number it is given, within `late_s`.
 
         Raises Unsure when the connection broke meanwhile, StoreError when there is none, and what
         PostgreSQL raised when nothing was written.
         """
-        return await self._uncancelled(self._do(work, is_commit=is_commit, late_s=late_s))
+        limit_s = LATE_S if late_s is None else late_s
+        return await self._uncancelled(self._do(work, is_commit=is_commit, late_s=limit_s))
 
     async def settle(self, unsure: Unsure) -> bool:
         """What became of the commit that raised `unsure`: True when it is there, for good."""
         landed: bool = await self._uncancelled(self._find_out(unsure.number))
         return landed
 
-    async def barrier(self) -> None:
-        """Make everything that this connection has read durable."""
+    async def barrier(self, connection: Connection, number: int) -> None:
+        """Work that makes everything durable which the connection has read."""
         query = load_queries("postgres")["barrier"]
-
-        async def write(connection: Connection, number: int) -> None:
-            await connection.execute(query.sql, *query.bind(lane=self.name, number=number))
-
-        await self.run(write)
+        await connection.execute(query.sql, *query.bind(lane=self.name, number=number))
 
     async def close(self) -> None:
-        """End the connection, and with it what is still under way."""
+        """End the connection, and with it what is still under way or waits for its turn."""
+        self._is_closed = True
         self._drop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._drop()
@@ -132,7 +133,8 @@ class Lane:
             if error is not None and not is_connection_trouble(error) and not self._was_late:
                 raise error
             self._drop()
-            self._is_unsure = self._is_unsure or is_commit
+            if is_commit:
+                self._unsure = self._number + 1
             cause = error or ConnectionError("the commit was cut short")
             raise Unsure(translate(cause, self._address.shown), self._number + 1)
 
@@ -145,16 +147,22 @@ class Lane:
     async def _connected(self) -> Connection:
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
+        self._check_open()
         connection, _ = await connect(
             self._address,
             is_pooled=self._is_pooled,
-            settings={"application_name": f"llm-orchestrator {self.name}"[:63]},
+            settings={
+                "application_name": f"llm-orchestrator {self.name}"[:63],
+                "statement_timeout": "0",
+            },
             seek_leader=self._was_late,
         )
         connection.add_log_listener(self._listen)
         try:
             async with asyncio.timeout(LATE_S):
+                await self._promise(connection)
                 await self._raise_barrier(connection)
+            self._check_open()
         except BaseException as error:
             connection.terminate()
             if not isinstance(error, Exception):
@@ -164,10 +172,26 @@ class Lane:
         self._was_late = False
         return connection
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StoreError("the store is closed")
+
+    async def _promise(self, connection: Connection) -> None:
+        """See that a commit's answer means what we take it for, whatever the role's defaults."""
+        row = await connection.fetchrow(load_queries("postgres")["promises"].sql)
+        if row[0] not in ("off", "local") and row[1] != "error":
+            return
+        if self._is_pooled:
+            raise StoreError(
+                f"{self.shown}: synchronous_commit is {row[0]}, client_min_messages is {row[1]}: "
+                "an answer would not mean that a commit is safe",
+                hint="ALTER ROLE name SET synchronous_commit = on, client_min_messages = notice",
+            )
+        await connection.execute("SET synchronous_commit = on")
+
     async def _raise_barrier(self, connection: Connection) -> None:
         """Law 3: before this connection acknowledges anything."""
         queries = load_queries("postgres")
-        landed, before = False, self._number
         while True:
             number = self._number + 1
             try:
@@ -176,19 +200,19 @@ class Lane:
                 there = queries["commit_at"]
                 values = there.bind(lane=self.name, number=number)
                 # An earlier barrier of ours, cut short as well, has an empty digest.
-                landed |= bool(await connection.fetchval(there.sql, *values))
+                self._met[number] = bool(await connection.fetchval(there.sql, *values))
                 self._number = number
                 continue
             self._number = number
             break
-        if self._is_unsure:
-            self._is_unsure = False
-            self._landed[before + 1] = landed
+        if self._unsure is not None:
+            self._landed[self._unsure] = self._met.get(self._unsure, False)
+            self._unsure = None
+        self._met.clear()
 
     async def _write_barrier(self, connection: Connection, number: int) -> None:
-        query = load_queries("postgres")["barrier"]
         self._has_warned = False
-        await connection.execute(query.sql, *query.bind(lane=self.name, number=number))
+        await self.barrier(connection, number)
         if self._has_warned:
             raise ConnectionError("a barrier was cut short")
 

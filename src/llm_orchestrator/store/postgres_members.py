@@ -14,8 +14,8 @@ from llm_orchestrator.errors import StoreUnavailable
 from llm_orchestrator.model import Json
 from llm_orchestrator.store.base import NodeState, Pulse
 from llm_orchestrator.store.journal import canonical
+from llm_orchestrator.store.postgres_address import Address
 from llm_orchestrator.store.postgres_connect import (
-    Address,
     Connection,
     Server,
     connect,
@@ -67,8 +67,8 @@ class PostgresMembers:
                 server = await server_of(connection)
         except BaseException as error:
             raise self._lost(error) from error
-        if server.is_standby:
-            raise self._lost(StoreUnavailable("the server is a standby now"))
+        if server.is_read_only:
+            raise self._lost(StoreUnavailable("the server takes no writes any more"))
         identity = f"{server.identity} {server.timeline}"
         return Pulse(identity, server.now_us, [member_of(row) for row in rows])
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import StoreUnavailable
+from llm_orchestrator.store.postgres_address import Address
 from llm_orchestrator.store.postgres_connect import (
-    Address,
     Connection,
     connect,
     is_connection_trouble,
@@ -112,7 +112,7 @@ class Pool:
             except Exception:  # noqa: BLE001 (whatever it is, there is a next one)
                 connection.terminate()
                 continue
-            if not server.is_standby:
+            if not server.is_read_only:
                 return connection
             connection.terminate()
             for other, _ in self._idle:  # one demotion, all of them at once

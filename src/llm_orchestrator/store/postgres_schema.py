@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg  # type: ignore[import-untyped]
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.errors import StoreAbsent, StoreDamaged, StoreNewer
+from llm_orchestrator.errors import StoreAbsent, StoreDamaged, StoreForeign, StoreNewer
 from llm_orchestrator.store.postgres_connect import Connection, translate
 from llm_orchestrator.store.postgres_turn import near_text
 
@@ -55,15 +55,26 @@ async def _version(connection: Connection) -> int:
     """0 for an empty database. Asks the catalogue itself: to_regclass may answer from a cache."""
     if not await connection.fetchval(_IS_THERE):
         return 0
-    found: int | None = await connection.fetchval("SELECT max(version) FROM schema_version")
+    found = await connection.fetchval("SELECT max(version) FROM schema_version")
+    if not isinstance(found, int | None):
+        raise StoreForeign(
+            "the table schema_version here is another program's", hint="createdb NAME, for us alone"
+        )
     return found or 0
+
+
+async def _lock(connection: Connection) -> None:
+    """Wait for whoever migrates just now, however long that takes; then for nothing else."""
+    await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+    await connection.execute("SET LOCAL lock_timeout = 0")
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+    await connection.execute("SET LOCAL lock_timeout = '10s'")
 
 
 async def _migrate(connection: Connection, clock: Clock, *, shown: str, may_create: bool) -> None:
     known = migrations()
     async with connection.transaction():
-        await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+        await _lock(connection)
         version = await _version(connection)  # somebody may have been quicker
         if version > len(known):
             raise StoreNewer(
@@ -102,8 +113,7 @@ async def prepare_vectors(connection: Connection) -> bool:
         return False
     try:
         async with connection.transaction():
-            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            await _lock(connection)
             await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
             await connection.execute(
                 "ALTER TABLE vectors ADD COLUMN IF NOT EXISTS embedding vector"

@@ -495,6 +495,10 @@ WHERE run_id = :run_id
   AND NOT EXISTS (SELECT 1 FROM inbox WHERE run_id = :run_id AND sender_key = :sender_key)
 RETURNING inbox_seq;
 
+-- name: promises @postgres
+-- Whether a commit's answer means that it is safe, and whether a warning would reach us (law 4).
+SELECT current_setting('synchronous_commit'), current_setting('client_min_messages');
+
 -- name: barrier @postgres
 -- Law 3: once this row is durable, so is everything that was seen before. It takes the number of a
 -- commit whose outcome is unknown: either that one is there, or it can never come any more.
@@ -621,7 +625,8 @@ FROM nodes AS n ORDER BY n.started_at DESC, n.node_id LIMIT :limit;
 
 -- name: server @postgres
 -- Which server process this is, and whether it may be written to. A backend's own view of time.
-SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text || ' ' || COALESCE(inet_server_addr()::text, '')
+SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on',
+       pg_postmaster_start_time()::text || ' ' || COALESCE(inet_server_addr()::text, '')
        || ':' || COALESCE(inet_server_port()::text, ''),
        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
        CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END;

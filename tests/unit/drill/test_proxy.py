@@ -109,11 +109,15 @@ def test_old_connections_may_stay_in_their_hole(pair: Pair) -> None:
     old.sendall(b"lost")
     pair.proxy.heal(is_old_lost=True)
     new, new_server = pair.connect()
+    old.close()
     new.sendall(b"new")
     assert new_server.recv(10) == b"new"
     assert is_silent(old_server)
     pair.proxy.heal()
     assert old_server.recv(10) == b"lost"
+    pair.proxy.reset()
+    with pytest.raises(ConnectionResetError):
+        new.recv(10)
 
 
 def test_a_reset_breaks_both_sides_and_new_connections_are_taken(pair: Pair) -> None:
