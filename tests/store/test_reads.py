@@ -13,6 +13,7 @@ from llm_orchestrator.store.base import (
     DropProgress,
     Expire,
     Mend,
+    NodeState,
     Outcome,
     Post,
     PutProgress,
@@ -21,6 +22,7 @@ from llm_orchestrator.store.base import (
     Register,
     RunFilter,
     Store,
+    Wanted,
 )
 from llm_orchestrator.store.check import definition_digest
 from llm_orchestrator.store.journal import decode, encode
@@ -70,7 +72,7 @@ async def test_a_sender_key_is_heard_once_even_after_it_was_consumed(store: Stor
     await land(store, writer.append(draft(), changes=[Consume(writer.run_id, (1,))]))
     await land(store, changes=[post])
     assert await store.look.inbox(writer.run_id) == []
-    assert await store.look.inbox_seq(writer.run_id) == 1
+    assert await store.look.inbox_seqs([writer.run_id]) == {writer.run_id: 1}
 
 
 async def test_messages_without_a_key_all_count_and_keep_their_order(store: Store) -> None:
@@ -86,7 +88,7 @@ async def test_a_message_to_nobody_is_nothing(store: Store) -> None:
     receipt = await land(store, changes=[Post("nobody", "signal", "x")])
     assert not receipt.is_refused
     assert await store.look.inbox("nobody") == []
-    assert await store.look.inbox_seq("nobody") == 0
+    assert await store.look.inbox_seqs(["nobody"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ async def test_runs_are_claimed_by_priority_then_age(store: Store, clock: HandCl
     await moved(store, writers[5], RunState.PAUSED)
 
     async def due(limit: int = 10, **left_out: Any) -> list[int]:
-        found = await store.look.claimable(clock.now, limit, **left_out)
+        found = await store.pick("node-1", Wanted(limit, clock.now, **left_out))
         return [int(run.run_id[-3:]) for run in found]
 
     assert await due() == [902, 904, 901]
@@ -148,8 +150,14 @@ async def test_a_dead_owners_runs_are_found(store: Store) -> None:
     for writer, owner in zip(writers, ("dead", "alive", "dead"), strict=True):
         entry, change = claim(owner)
         await land(store, writer.append(entry, change=change))
-    assert await store.look.owned(["alive"]) == [writers[2].run_id, writers[0].run_id]
-    assert len(await store.look.owned([])) == 3
+    members = await store.members()
+    await members.join("alive", "here", None)
+    assert await store.adopt("alive", 9) == [writers[2].run_id, writers[0].run_id]
+    assert await store.adopt("alive", 1) == [writers[2].run_id]
+    assert await store.adopt("alive", 9, [writers[2].run_id]) == [writers[0].run_id]
+    await members.leave("alive", NodeState.LEFT)
+    assert len(await store.adopt("alive", 9)) == 3
+    await members.close()
 
 
 async def test_runs_are_listed_by_every_filter_and_in_pages(store: Store) -> None:
@@ -298,7 +306,7 @@ async def test_a_row_is_put_back_as_the_journal_says(store: Store, clock: HandCl
     receipt = await land(store, changes=[Mend(writer.run_id, row=wrong)])
     assert not receipt.is_refused
     assert await store.look.row(writer.run_id) == wrong
-    assert await store.look.inbox_seq(writer.run_id) == 1
+    assert await store.look.inbox_seqs([writer.run_id]) == {writer.run_id: 1}
 
 
 async def test_a_row_is_not_put_back_once_the_journal_has_moved(store: Store) -> None:

@@ -186,7 +186,7 @@ async def _owner(session: Session, store: Database) -> str:
     if path is None:
         from llm_orchestrator.store.base import lives
 
-        nodes = [node for node in await store.look.nodes() if lives(node) and node.is_connected]
+        nodes = [node for node in await store.shelf.nodes() if lives(node) and node.is_connected]
         return ", ".join(node.node_id for node in nodes)
     from llm_orchestrator.store.sqlite_file import EngineLock
 

@@ -150,7 +150,7 @@ class Claims:
             if not orphans:
                 return
             tried.update(orphans)
-            nodes = await self._store.look.nodes(1_000)
+            nodes = await self._store.shelf.nodes(1_000)
             await self._claim(orphans, {node.node_id: node.state for node in nodes})
         self._has_orphans = True  # there may be more: when there is room
 

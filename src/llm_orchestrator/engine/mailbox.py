@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from llm_orchestrator.model import Json, Message
@@ -15,7 +16,7 @@ class Inbox(Protocol):
 
     async def inbox(self, run_id: str) -> list[Message]: ...
 
-    async def inbox_seq(self, run_id: str) -> int: ...
+    async def inbox_seqs(self, run_ids: Sequence[str]) -> dict[str, int]: ...
 
 
 class Mailbox:
@@ -35,7 +36,8 @@ class Mailbox:
     async def fetch(self) -> list[Message]:
         """Read what arrived; returns the requests to the run as a whole (cancel, pause, rewind)."""
         requests = []
-        seen = await self._inbox.inbox_seq(self._run_id)  # consumed ones count: a park saw them too
+        sent = await self._inbox.inbox_seqs([self._run_id])
+        seen = sent.get(self._run_id, 0)  # consumed ones count: a park saw them too
         for message in await self._inbox.inbox(self._run_id):
             seen = max(seen, message.number)
             if message.number in self._taken or message.number in self._messages:

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import platform
+from collections.abc import Coroutine
 from typing import Any
 
 from llm_orchestrator.clock import Clock
@@ -86,6 +87,7 @@ class Node:
         self._is_stopping = False
         self._alive: frozenset[str] = frozenset()
         self._tasks: list[asyncio.Task[Any]] = []
+        self._settler: asyncio.Task[Any] | None = None
         self._rebirth: asyncio.Task[None] | None = None
 
     # -- life ----------------------------------------------------------------------------------
@@ -104,7 +106,8 @@ class Node:
             self._spawn(
                 expire_forever(self._store, self._options.retention, self._clock), "retention"
             )
-        self._spawn(settle(self._store, self._mender, self.driver.give_up), "settler")
+        looking = settle(self._store, self._mender, self.driver.give_up)
+        self._settler = self._spawn(looking, "settler")
 
     async def stop(self, *, grace_s: float = 0.0) -> None:
         """Let steps in flight end for `grace_s`, release every run, commit what is queued."""
@@ -119,8 +122,10 @@ class Node:
         await self.writer.close()
         await self.heart.stop(NodeState.LEFT)
 
-    def _spawn(self, work: Any, name: str) -> None:
-        self._tasks.append(asyncio.create_task(work, name=name))
+    def _spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.append(task)
+        return task
 
     def _make_heart(self) -> Heart:
         return Heart(

@@ -438,33 +438,6 @@ class Look(Protocol):
         """Runs whose row is not final, or of which there are entries and no row."""
         ...
 
-    async def claimable(
-        self,
-        now_us: int,
-        limit: int,
-        *,
-        full_queues: Sequence[str] = (),
-        strange: Sequence[str] = (),
-        queue: str | None = None,
-    ) -> list[Run]:
-        """Runs that nobody drives and whose time has come, by priority, then age.
-
-        Runs of `full_queues` and of workflows whose digest is `strange` here keep nobody waiting.
-        """
-        ...
-
-    async def driven(self, queue: str) -> int:
-        """How many runs of a queue somebody drives."""
-        ...
-
-    async def nodes(self, limit: int = 100) -> list[Member]:
-        """The nodes that there are and lately were, newest first."""
-        ...
-
-    async def owned(self, owners_alive: Sequence[str]) -> list[str]:
-        """Runs whose owner is none of these: a dead node's."""
-        ...
-
     async def next_wake(self) -> int | None:
         """The earliest wake_at of a run that nobody drives; None when there is none."""
         ...
@@ -473,12 +446,8 @@ class Look(Protocol):
         """Messages that nobody has consumed. Raises StoreDamaged for one that fails its digest."""
         ...
 
-    async def inbox_seq(self, run_id: str) -> int:
-        """How many messages the run was ever sent: what a park has seen if it asked this first."""
-        ...
-
     async def inbox_seqs(self, run_ids: Sequence[str]) -> dict[str, int]:
-        """The same for many runs at once."""
+        """How many messages each run was ever sent: what a park has seen if it asked this first."""
         ...
 
     async def progress(self, run_id: str, step: str) -> Progress | None:
@@ -499,7 +468,7 @@ class Look(Protocol):
 
 
 class Shelf(Protocol):
-    """Reading what is not a run: definitions, records, vectors."""
+    """Reading what is not a run: definitions, records, vectors, nodes."""
 
     async def workflow(
         self, name: str, version: str | None = None, digest: str | None = None
@@ -522,6 +491,10 @@ class Shelf(Protocol):
 
         A store that can tell gives only the `limit` ones nearest to `near` by cosine.
         """
+        ...
+
+    async def nodes(self, limit: int = 100) -> list[Member]:
+        """The nodes that there are and lately were, newest first."""
         ...
 
 

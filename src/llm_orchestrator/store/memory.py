@@ -72,6 +72,9 @@ class MemoryStore:
         self.look = MemoryLook(self)
         self.shelf = MemoryShelf(self)
 
+    async def close(self) -> None:
+        self._is_closed = True
+
     def on_news(self, listener: Callable[[base.News], None]) -> None:
         self._listeners.append(listener)
 
@@ -79,25 +82,28 @@ class MemoryStore:
         return MemoryMembers(self, self._clock)
 
     async def pick(self, node_id: str, wanted: base.Wanted) -> list[Run]:
-        found = await self.look.claimable(
-            wanted.now_us,
-            1 << 30,
-            full_queues=wanted.full_queues,
-            strange=wanted.strange,
-            queue=wanted.queue,
-        )
-        found = [run for run in found if run.run_id not in wanted.except_runs]
+        free = [run for run in self.look.free() if run.wake_at <= wanted.now_us]
+        found = [
+            run
+            for run in free
+            if run.queue not in wanted.full_queues
+            and run.digest not in wanted.strange
+            and run.run_id not in wanted.except_runs
+            and wanted.queue in (None, run.queue)
+        ]
+        limit = wanted.limit
         if wanted.queue is not None and wanted.concurrency:
-            found = found[: max(0, wanted.concurrency - await self.look.driven(wanted.queue))]
-        return found[: wanted.limit]
+            rows = self.tables.runs.values()
+            busy = [row for row in rows if row.change.owner and row.accept.queue == wanted.queue]
+            limit = min(limit, max(0, wanted.concurrency - len(busy)))
+        return sorted(found, key=lambda run: (-run.priority, run.wake_at, run.run_id))[:limit]
 
     async def adopt(self, node_id: str, limit: int, except_runs: Sequence[str] = ()) -> list[str]:
-        alive = [member.node_id for member in self.nodes.values() if base.lives(member)]
-        owned = await self.look.owned(alive)
-        return [run_id for run_id in owned if run_id not in except_runs][:limit]
-
-    async def close(self) -> None:
-        self._is_closed = True
+        alive = {member.node_id for member in self.nodes.values() if base.lives(member)}
+        rows = [row for row in self.tables.runs.values() if row.change.owner is not None]
+        owned = [row.accept for row in rows if row.change.owner not in alive]
+        owned.sort(key=lambda new: (-new.priority, new.run_id))
+        return [new.run_id for new in owned if new.run_id not in except_runs][:limit]
 
     async def commit(self, batch: Batch) -> Receipt:
         if self._is_closed:
@@ -412,41 +418,13 @@ class MemoryLook:
         done = {run.run_id for run in self._runs() if run.state.is_final}
         return [run_id for run_id in await self.run_ids() if run_id not in done]
 
-    def _free(self) -> list[Run]:
+    def free(self) -> list[Run]:
+        """Runs that nobody drives and that somebody may."""
         states = (RunState.PENDING, RunState.WAITING)
         return [run for run in self._runs() if run.state in states and run.owner is None]
 
-    async def claimable(
-        self,
-        now_us: int,
-        limit: int,
-        *,
-        full_queues: Sequence[str] = (),
-        strange: Sequence[str] = (),
-        queue: str | None = None,
-    ) -> list[Run]:
-        due = [
-            run
-            for run in self._free()
-            if run.wake_at <= now_us and run.queue not in full_queues and run.digest not in strange
-            if queue in (None, run.queue)
-        ]
-        return sorted(due, key=lambda run: (-run.priority, run.wake_at, run.run_id))[:limit]
-
-    async def owned(self, owners_alive: Sequence[str]) -> list[str]:
-        alive = {None, *owners_alive}
-        found = [run for run in self._runs() if run.owner not in alive]
-        return [run.run_id for run in sorted(found, key=lambda run: (-run.priority, run.run_id))]
-
-    async def driven(self, queue: str) -> int:
-        return sum(1 for run in self._runs() if run.owner is not None and run.queue == queue)
-
-    async def nodes(self, limit: int = 100) -> list[base.Member]:
-        found = sorted(self._store.nodes.values())
-        return sorted(found, key=lambda node: node.started_at, reverse=True)[:limit]
-
     async def next_wake(self) -> int | None:
-        return min((run.wake_at for run in self._free()), default=None)
+        return min((run.wake_at for run in self.free()), default=None)
 
     async def inbox(self, run_id: str) -> list[Message]:
         return [
@@ -454,9 +432,6 @@ class MemoryLook:
             for key, (post, payload) in sorted(self._tables.inbox.items(), key=lambda item: item[0])
             if key[0] == run_id and payload is not None
         ]
-
-    async def inbox_seq(self, run_id: str) -> int:
-        return self._tables.inbox_seqs.get(run_id, 0)
 
     async def inbox_seqs(self, run_ids: Sequence[str]) -> dict[str, int]:
         known = self._tables.inbox_seqs
@@ -523,6 +498,10 @@ class MemoryShelf:
     ) -> list[tuple[str, bytes, bytes]]:
         rows = sorted(self._store.tables.vectors.items())
         return [(key[2], *row) for key, row in rows if key[:2] == (index, namespace)]
+
+    async def nodes(self, limit: int = 100) -> list[base.Member]:
+        found = sorted(self._store.nodes.values())
+        return sorted(found, key=lambda node: node.started_at, reverse=True)[:limit]
 
 
 def _drop(table: dict[_Key, Any], *start: object) -> None:

@@ -54,6 +54,7 @@ class PostgresStore:
     ) -> None:
         self.node_id = node_id
         self.generation = 1
+        self.incarnation = ""
         self.clock = StoreClock(clock)
         self._address = parse_address(url)
         self._direct = parse_address(direct_url) if direct_url else self._address
@@ -77,7 +78,7 @@ class PostgresStore:
     async def is_served(self) -> bool:
         """True when a node is alive and connected."""
         try:
-            nodes = await self.look.nodes()
+            nodes = await self.shelf.nodes()
         except StoreForeign:  # no tables yet
             return False
         return any(lives(node) and node.is_connected for node in nodes)
@@ -88,7 +89,7 @@ class PostgresStore:
         """Connect; make or migrate the tables. Raises StoreError's subclasses, each with a hint."""
         connection, server = await connect(self._address)
         try:
-            incarnation, self.generation = await prepare(
+            self.incarnation, self.generation = await prepare(
                 connection, self.clock, shown=self.shown, may_create=may_create
             )
             self.shelf.has_nearest = await prepare_vectors(connection)
@@ -105,7 +106,7 @@ class PostgresStore:
         self._appliers = [
             Applier(
                 lane,
-                incarnation=incarnation,
+                incarnation=self.incarnation,
                 clock=self.clock,
                 has_nearest=self.shelf.has_nearest,
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Entry, Flaw, Journal, Message, Run
-from llm_orchestrator.store.base import Member, Progress, RunFilter, RunRow
+from llm_orchestrator.store.base import Progress, RunFilter, RunRow
 from llm_orchestrator.store.check import Anchor, check_journal
 from llm_orchestrator.store.journal import blob_digest
 from llm_orchestrator.store.postgres_read import Pool
@@ -18,7 +18,6 @@ from llm_orchestrator.store.rows import (
     is_run_id,
     json_text,
     listed,
-    member_of,
     parse_value,
     row_digest,
     run_of,
@@ -132,36 +131,6 @@ class PostgresLook:
         done = {key for key, state in states.items() if state in _FINAL}
         return [run_id for run_id in await self.run_ids() if run_id not in done]
 
-    async def claimable(
-        self,
-        now_us: int,
-        limit: int,
-        *,
-        full_queues: Sequence[str] = (),
-        strange: Sequence[str] = (),
-        queue: str | None = None,
-    ) -> list[Run]:
-        rows = await self._pool.rows(
-            "claimable",
-            now=now_us,
-            limit=limit,
-            full_queues=listed(full_queues),
-            strange=listed(strange),
-            queue=queue,
-        )
-        return self.readable(rows)
-
-    async def driven(self, queue: str) -> int:
-        rows = await self._pool.rows("driven", queue=queue)
-        return int(rows[0][0])
-
-    async def nodes(self, limit: int = 100) -> list[Member]:
-        return [member_of(row) for row in await self._pool.rows("nodes", limit=limit)]
-
-    async def owned(self, owners_alive: Sequence[str]) -> list[str]:
-        rows = await self._pool.rows("owned", alive=listed(owners_alive))
-        return [str(row[0]) for row in rows]
-
     async def next_wake(self) -> int | None:
         rows = await self._pool.rows("next_wake")
         return rows[0][0] if rows else None
@@ -201,9 +170,6 @@ class PostgresLook:
                 )
             messages.append(Message(run_id, number, kind, name, parse_value(payload), sender_key))
         return messages
-
-    async def inbox_seq(self, run_id: str) -> int:
-        return (await self.inbox_seqs([run_id])).get(run_id, 0)
 
     async def inbox_seqs(self, run_ids: Sequence[str]) -> dict[str, int]:
         wanted = [run_id for run_id in run_ids if is_run_id(run_id)]

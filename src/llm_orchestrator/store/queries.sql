@@ -89,7 +89,7 @@ UPDATE inbox SET payload = NULL WHERE run_id = :run_id AND number = :number;
 SELECT run_id, number, kind, name, payload, sender_key, digest FROM inbox
 WHERE run_id = :run_id AND payload IS NOT NULL ORDER BY number;
 
--- name: inbox_seq
+-- name: inbox_seq @sqlite
 SELECT inbox_seq FROM runs WHERE run_id = :run_id;
 
 -- name: register
@@ -219,7 +219,7 @@ SELECT workflow, version, digest, priority, queue, idempotency_key, parent_run_i
        (SELECT own.run_id FROM runs AS own NOT INDEXED WHERE own.rowid = runs.rowid)
 FROM runs WHERE run_id = :run_id;
 
--- name: claimable
+-- name: claimable @sqlite
 SELECT run_id, workflow, version, digest, state, reason, owner, epoch, priority, queue,
        idempotency_key, parent_run_id, wake_at, inbox_seq, labels, created_at, started_at, finished_at
 FROM runs
@@ -229,10 +229,10 @@ WHERE state IN ('pending', 'waiting') AND owner IS NULL AND wake_at <= :now
   AND (queue = :queue OR :queue IS NULL)
 ORDER BY priority DESC, wake_at, run_id LIMIT :limit;
 
--- name: driven
+-- name: driven @sqlite
 SELECT COUNT(*) FROM runs WHERE owner IS NOT NULL AND queue = :queue;
 
--- name: owned
+-- name: owned @sqlite
 -- Runs of nodes that do not live.
 SELECT run_id FROM runs
 WHERE owner IS NOT NULL AND instr(:alive, ',' || owner || ',') = 0 ORDER BY priority DESC, run_id;
@@ -275,7 +275,7 @@ ON CONFLICT (run_id, seq) DO UPDATE SET
     epoch = excluded.epoch, kind = excluded.kind, step = excluded.step,
     attempt = excluded.attempt, payload = excluded.payload, digest = excluded.digest;
 
--- name: drop_row
+-- name: drop_row @sqlite
 DELETE FROM runs WHERE run_id = :run_id;
 
 -- name: set_row
@@ -498,6 +498,20 @@ RETURNING inbox_seq;
 -- name: promises @postgres
 -- Whether a commit's answer means that it is safe, and whether a warning would reach us (law 4).
 SELECT current_setting('synchronous_commit'), current_setting('client_min_messages');
+
+-- name: lock_row @postgres
+-- Before a look at the journal that decides about the row: a claim may be under way.
+SELECT 1 FROM runs WHERE run_id = :run_id FOR UPDATE;
+
+-- name: accept_again @postgres
+-- In place: whoever waits for a row that is deleted finds none, though it is made anew, and a
+-- message would be lost without anybody being told.
+UPDATE runs SET
+    workflow = :workflow, version = :version, digest = :digest, priority = :priority,
+    queue = :queue, idempotency_key = :idempotency_key, parent_run_id = :parent_run_id,
+    wake_first = :wake_at, labels = :labels, origin = :origin, input = :input,
+    created_at = :created_at, picked_until = 0
+WHERE run_id = :run_id;
 
 -- name: barrier @postgres
 -- Law 3: once this row is durable, so is everything that was seen before. It takes the number of a

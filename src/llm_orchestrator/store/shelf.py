@@ -1,4 +1,4 @@
-"""Reading definitions, records and vectors from a database's tables: see store.base.Shelf."""
+"""Reading definitions, records, vectors and nodes from tables: see store.base.Shelf."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Json, Workflow
+from llm_orchestrator.store.base import Member
 from llm_orchestrator.store.check import definition_digest
-from llm_orchestrator.store.rows import parse, row_digest
+from llm_orchestrator.store.rows import member_of, parse, row_digest
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,9 @@ class TableShelf:
         else:
             rows = await self._reader.rows("vectors", **where)
         return [tuple(row) for row in rows]
+
+    async def nodes(self, limit: int = 100) -> list[Member]:
+        return [member_of(row) for row in await self._reader.rows("nodes", limit=limit)]
 
 
 def as_text(vector: Sequence[float]) -> str:

@@ -22,9 +22,10 @@ from pathlib import Path
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import StoreDamaged, StoreError, StoreLocked
 from llm_orchestrator.model import Run
-from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, lives, news_of
+from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, news_of
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.shelf import TableShelf
+from llm_orchestrator.store.sqlite_claims import SQLiteClaims
 from llm_orchestrator.store.sqlite_file import EngineLock, extend_log, prepare, translate
 from llm_orchestrator.store.sqlite_look import SQLiteLook
 from llm_orchestrator.store.sqlite_members import SQLiteMembers
@@ -54,6 +55,7 @@ class SQLiteStore:
         self._reader = SQLiteReader(path)
         self.look = SQLiteLook(self._reader)
         self.shelf = TableShelf(self._reader)
+        self._claims = SQLiteClaims(self.look, self.shelf)
         self._server: ShareServer | None = None
         self._listeners: list[OnNews] = []
         self._queries = load_queries()
@@ -152,22 +154,10 @@ class SQLiteStore:
         )
 
     async def pick(self, node_id: str, wanted: Wanted) -> list[Run]:
-        found = await self.look.claimable(
-            wanted.now_us,
-            wanted.limit + len(wanted.except_runs),
-            full_queues=wanted.full_queues,
-            strange=wanted.strange,
-            queue=wanted.queue,
-        )
-        found = [run for run in found if run.run_id not in wanted.except_runs]
-        if wanted.queue is not None and wanted.concurrency:
-            found = found[: max(0, wanted.concurrency - await self.look.driven(wanted.queue))]
-        return found[: wanted.limit]
+        return await self._claims.pick(wanted)
 
     async def adopt(self, node_id: str, limit: int, except_runs: Sequence[str] = ()) -> list[str]:
-        alive = [node.node_id for node in await self.look.nodes(limit=1_000) if lives(node)]
-        owned = await self.look.owned(alive)
-        return [run_id for run_id in owned if run_id not in except_runs][:limit]
+        return await self._claims.adopt(limit, except_runs)
 
     # -- writing -------------------------------------------------------------------------------
 

@@ -9,14 +9,13 @@ from functools import partial
 
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Entry, Flaw, Journal, Message, Run, RunState
-from llm_orchestrator.store.base import Member, Progress, RunFilter, RunRow
+from llm_orchestrator.store.base import Progress, RunFilter, RunRow
 from llm_orchestrator.store.check import Anchor, check_journal
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.rows import (
     filtered,
     json_text,
     listed,
-    member_of,
     parse_value,
     row_digest,
     run_of,
@@ -26,7 +25,6 @@ from llm_orchestrator.store.sqlite_file import is_damage
 from llm_orchestrator.store.sqlite_reader import SQLiteReader
 from llm_orchestrator.store.sqlite_salvage import (
     Row,
-    is_text,
     read_entries,
     read_run_ids,
     read_run_rows,
@@ -130,7 +128,7 @@ class SQLiteLook:
 
     async def runs(self, wanted: RunFilter) -> list[Run]:
         label = wanted.label and f"{json_text(wanted.label[0])}:{json_text(wanted.label[1])}"
-        found = await self._rows(
+        found = await self.rows(
             "runs",
             lambda runs: filtered(runs, wanted),
             states=listed(wanted.states),
@@ -141,7 +139,7 @@ class SQLiteLook:
             before=wanted.before,
             limit=wanted.limit,
         )
-        return self._readable(found)
+        return self.readable(found)
 
     async def run_ids(self) -> list[str]:
         return await self._reader.snapshot(read_run_ids)
@@ -149,60 +147,12 @@ class SQLiteLook:
     async def unfinished(self) -> list[str]:
         return await self._reader.snapshot(read_unfinished)
 
-    async def claimable(
-        self,
-        now_us: int,
-        limit: int,
-        *,
-        full_queues: Sequence[str] = (),
-        strange: Sequence[str] = (),
-        queue: str | None = None,
-    ) -> list[Run]:
-        def due(runs: list[Run]) -> list[Run]:
-            free = [run for run in runs if run.state in _NOT_FINAL and run.owner is None]
-            ready = [run for run in free if run.wake_at <= now_us]
-            ready = [run for run in ready if run.queue not in full_queues]
-            ready = [run for run in ready if run.digest not in strange]
-            ready = [run for run in ready if queue in (None, run.queue)]
-            ready.sort(key=lambda run: (-run.priority, run.wake_at, run.run_id))
-            return ready[:limit]
-
-        rows = await self._rows(
-            "claimable",
-            due,
-            now=now_us,
-            limit=limit,
-            full_queues=listed(full_queues),
-            strange=listed(strange),
-            queue=queue,
-        )
-        return self._readable(rows)
-
-    async def owned(self, owners_alive: Sequence[str]) -> list[str]:
-        def foreign(runs: list[Run]) -> list[Run]:
-            return [run for run in runs if run.owner not in (None, *owners_alive)]
-
-        rows = await self._rows("owned", foreign, alive=listed(owners_alive))
-        found = [row.run_id if isinstance(row, Run) else str(row[0]) for row in rows]
-        return [run_id for run_id in found if is_text(run_id)]
-
-    async def driven(self, queue: str) -> int:
-        def busy(runs: list[Run]) -> list[Run]:
-            return [run for run in runs if run.owner is not None and run.queue == queue]
-
-        rows = await self._rows("driven", busy, queue=queue)
-        first = rows[0] if len(rows) == 1 else None
-        return len(rows) if first is None or isinstance(first, Run) else int(first[0])
-
-    async def nodes(self, limit: int = 100) -> list[Member]:
-        return [member_of(row) for row in await self._reader.rows("nodes", limit=limit)]
-
     async def next_wake(self) -> int | None:
         def earliest(runs: list[Run]) -> list[Run]:
             free = [run for run in runs if run.state in _NOT_FINAL and run.owner is None]
             return sorted(free, key=lambda run: run.wake_at)[:1]
 
-        for row in await self._rows("next_wake", earliest):
+        for row in await self.rows("next_wake", earliest):
             wake_at = row.wake_at if isinstance(row, Run) else row[0]
             return wake_at if isinstance(wake_at, int) else None
         return None
@@ -211,9 +161,9 @@ class SQLiteLook:
         rows = await self._reader.rows(
             "expirable", finished_before=finished_before, keep=keep, limit=limit
         )
-        return self._readable(rows)
+        return self.readable(rows)
 
-    async def _rows(
+    async def rows(
         self, name: str, choose: Callable[[list[Run]], list[Run]], /, **values: object
     ) -> Sequence[Row | Run]:
         """The rows of a statement; when its pages are damaged, `choose` of all that can be read."""
@@ -226,12 +176,12 @@ class SQLiteLook:
                 if not is_damage(error):
                     raise
                 logger.error("table runs is damaged, it is read row by row: %s", error)
-                return choose(self._readable(read_run_rows(database)))
+                return choose(self.readable(read_run_rows(database)))
             return rows
 
         return await self._reader.read(work)
 
-    def _readable(self, rows: Sequence[Row | Run]) -> list[Run]:
+    def readable(self, rows: Sequence[Row | Run]) -> list[Run]:
         """The runs whose rows make sense; the others are reported once and keep nobody waiting."""
         runs = []
         for row in rows:
@@ -260,12 +210,12 @@ class SQLiteLook:
             messages.append(Message(run_id, number, kind, name, parse_value(payload), sender_key))
         return messages
 
-    async def inbox_seq(self, run_id: str) -> int:
-        rows = await self._reader.rows("inbox_seq", run_id=run_id)
-        return rows[0][0] if rows and isinstance(rows[0][0], int) else 0
-
     async def inbox_seqs(self, run_ids: Sequence[str]) -> dict[str, int]:
-        return {run_id: await self.inbox_seq(run_id) for run_id in run_ids}
+        found = {}
+        for run_id in run_ids:
+            for row in await self._reader.rows("inbox_seq", run_id=run_id):
+                found[run_id] = row[0] if isinstance(row[0], int) else 0
+        return found
 
     async def progress(self, run_id: str, step: str) -> Progress | None:
         rows = await self._reader.rows("progress", run_id=run_id, step=step)

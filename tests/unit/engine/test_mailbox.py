@@ -20,8 +20,8 @@ class Letters:
     async def inbox(self, run_id: str) -> list[Message]:
         return list(self.messages)
 
-    async def inbox_seq(self, run_id: str) -> int:
-        return len(self.messages)
+    async def inbox_seqs(self, run_ids: list[str]) -> dict[str, int]:
+        return {run_id: len(self.messages) for run_id in run_ids}
 
 
 def number(message: Message | None) -> int:
