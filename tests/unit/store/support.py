@@ -93,7 +93,7 @@ def offer(number: int = 1, **changed: Any) -> Offer:
     return made._replace(**changed)
 
 
-def leave(folder: Path, *offers: Offer, name: str = "dead.1.spool") -> Path:
+def leave(folder: Path, *offers: Offer, name: str = "node-1.1.spool") -> Path:
     """A file as an earlier life left it."""
     folder.mkdir(exist_ok=True)
     file = SpoolFile(folder / name)

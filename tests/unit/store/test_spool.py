@@ -93,6 +93,19 @@ async def test_what_waits_behind_a_commit_that_hangs_is_on_the_disk_too(tmp_path
         assert not any(future.done() for future in waiting)
 
 
+async def test_a_new_file_and_a_new_folder_are_durable_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    folder = tmp_path / "data" / "spool"
+    spool = open_spool(folder)
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / "data")} <= set(synced)
+    async with writing(spool, Disk(folder)) as writer:
+        await paid(writer, Head("one"))
+        assert synced[-2:] == [path.stat().st_ino for path in (*files(folder), folder)]
+
+
 async def test_results_that_come_together_share_an_fsync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,11 +270,12 @@ async def test_a_writer_that_is_closed_keeps_what_comes_too_late(tmp_path: Path)
     writer = GroupWriter(Disk(tmp_path), HandClock(), sinks=(spool,))
     writer.start()
     await writer.close()
-    with pytest.raises(StoreError):
-        await paid(writer, Head("one"))
+    for step in "abc":
+        late = paid(writer, Head("one"), step)
+        assert isinstance(late.exception(), StoreError)
     await spool.close()
     await spool.close()
-    assert on_disk(tmp_path) == ["one/a"]
+    assert on_disk(tmp_path) == ["one/a", "one/b", "one/c"]
 
 
 async def test_an_offer_of_another_store_is_neither_shown_nor_lost(tmp_path: Path) -> None:

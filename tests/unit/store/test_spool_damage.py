@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -84,7 +85,7 @@ async def test_damage_is_reported_and_the_rest_is_offered(
     assert any("1 damaged" in message for message in caplog.messages)
     assert any("cut off" in message for message in caplog.messages)
     assert any("folder.spool cannot be read" in message for message in caplog.messages)
-    assert files(tmp_path) == [path, tmp_path / "folder.spool"]
+    assert files(tmp_path) == [tmp_path / "folder.spool", path]
     await spool.close()
 
 
@@ -95,16 +96,17 @@ def test_an_append_that_failed_leaves_what_was_there(
     file.append({1: offer(1)})
     with file.path.open("ab") as other:
         other.write(b"\n0123 a part of a mark, then the disk was full")
-    file.append({2: offer(2)})
+    file.append({2: offer(2), 3: offer(3)})
+    file.mark([2])
 
     def fail(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="output"):
-        file.append({3: offer(3), 4: offer(4)})
+        file.append({4: offer(4), 5: offer(5)})
     file.close()
-    assert parse(file.path.read_bytes()) == ({1: offer(1), 2: offer(2)}, 1, False)
+    assert parse(file.path.read_bytes()) == ({1: offer(1), 3: offer(3)}, 1, False)
 
 
 def test_a_record_of_a_form_that_we_do_not_know_is_left_out(tmp_path: Path) -> None:
@@ -132,6 +134,13 @@ async def test_a_folder_that_cannot_be_made_is_reported_and_the_engine_goes_on(
             assert names(spool.offers()) == ["two/a"], "in memory at least"
             spool.forget("two", "a")
         assert len(said()) == 1
+
+
+async def test_nothing_is_written_into_a_folder_that_we_cannot_own(tmp_path: Path) -> None:
+    (tmp_path / "spool.lock").mkdir()
+    async with writing(open_spool(tmp_path), Disk(tmp_path)) as writer:
+        await paid(writer, Head("one"))
+        assert files(tmp_path) == []
 
 
 async def test_a_folder_that_goes_away_is_reported_once_and_used_again_when_it_is_back(
@@ -224,14 +233,14 @@ async def test_a_disk_that_is_silent_holds_the_commit_up_for_a_moment_only(
             assert not spool._is_failing
             assert on_disk(tmp_path) == ["three/a"], "the others have landed"
             spool.forget("three", "a")
-            await tidied(spool)
-            assert on_disk(tmp_path) == []
+            await paid(writer, Head("five"))
+            assert disk.seen[-1] == ["five/a"], "it is waited for again"
 
 
 async def test_closing_does_not_wait_for_a_silent_disk(tmp_path: Path) -> None:
     spool, answers = open_spool(tmp_path, stall_s=0.05), threading.Event()
-    blocked = spool._submit(lambda: cast("None", answers.wait(10)))
-    async with writing(spool, Disk(tmp_path)) as writer:
+    blocked = spool._submit(lambda: cast("None", answers.wait(60)))
+    async with asyncio.timeout(10), writing(spool, Disk(tmp_path)) as writer:
         await paid(writer, Head("one"))
     open_again = open_spool(tmp_path)
     await open_again.close()
