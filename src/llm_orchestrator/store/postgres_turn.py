@@ -173,6 +173,7 @@ class Turn:
         row = change.row
         if row is None:
             return
+        is_there = await self._run("lock_row", run_id=change.run_id) == 1
         found = load_queries("postgres")["digest_at"]
         head = await self._connection.fetchval(
             found.sql, *found.bind(run_id=change.run_id, seq=row.head_seq)
@@ -182,10 +183,9 @@ class Turn:
         )
         if head != row.head_digest or after is not None:
             raise Refusal(Outcome.FENCED)
-        await self._run("drop_row", run_id=change.run_id)
         new = row.accept
         await self._run(
-            "accept",
+            "accept_again" if is_there else "accept",
             run_id=new.run_id,
             workflow=new.workflow,
             version=new.version,

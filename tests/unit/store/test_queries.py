@@ -14,7 +14,7 @@ TEXT = files("llm_orchestrator.store").joinpath("queries.sql").read_text()
 
 
 def test_every_statement_is_loaded_once_under_its_own_name() -> None:
-    names = re.findall(r"^-- name: (\w+)$", TEXT, re.MULTILINE)
+    names = re.findall(r"^-- name: (\w+)(?: @sqlite)?$", TEXT, re.MULTILINE)
     assert sorted(names) == sorted(set(names))
     assert set(load_queries()) == set(names)
 
