@@ -185,6 +185,33 @@ async def watched(server: PostgresServer, url: str) -> AsyncIterator[Witness]:
         await witness.close()
 
 
+async def hold_commits(server: PostgresServer, witness: Witness) -> None:
+    """From now on every synchronous commit waits for a standby that does not exist.
+
+    The server takes its new setting when it gets to it: a commit of our own must have met it.
+    """
+    set_server(server, "synchronous_standby_names", "nobody")
+    probe = await asyncpg.connect(server.url(via="socket"), timeout=HANG_S)
+    waits = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = $1"
+    pid = probe.get_server_pid()
+    while True:
+        commit = asyncio.create_task(
+            probe.execute("SELECT pg_logical_emit_message(true, 'probe', '')")
+        )
+        while not commit.done() and not await witness.see(waits, pid):
+            pass
+        if not commit.done():
+            break
+        await commit
+    probe.terminate()
+    await asyncio.gather(commit, return_exceptions=True)
+
+
+def release_commits(server: PostgresServer) -> None:
+    """No commit waits any more."""
+    set_server(server, "synchronous_standby_names", "")
+
+
 def set_server(server: PostgresServer, name: str, value: str) -> None:
     """Change a setting of a running server, for the sessions that there are, too."""
     server.psql(f"ALTER SYSTEM SET {name} = '{value}'")
