@@ -46,8 +46,8 @@ class Claims:
         node_id: str,
         store: Store,
         clock: Clock,
-        flows: Flows,
         *,
+        flows: Flows,
         writer: GroupWriter,
         driver: Driver,
         services: Services,
@@ -81,8 +81,8 @@ class Claims:
 
     def notice(self, news: News) -> None:
         """Look at what was committed: something to claim, or mail for a run that is here."""
-        is_due = news.is_due
-        self._set_aside -= news.freed | news.mended  # somebody has taken it up again
+        is_due = news.is_due or bool(news.parked)
+        self._set_aside -= news.freed | news.parked | news.mended  # somebody has taken it up again
         if news.mended:
             self._has_orphans = True
         if news.is_gap:

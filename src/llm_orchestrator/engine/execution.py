@@ -93,6 +93,11 @@ class Services:
         """True while this node's lease lets it begin something outside the store."""
         return self.heart is None or self.heart.holds()
 
+    async def allowed(self) -> None:
+        """Wait until it does."""
+        if self.heart is not None and not self.heart.holds():
+            await self.heart.held()
+
 
 class Extras:
     """What a step's entries carry beside its result. Subclasses override what they need."""
@@ -208,9 +213,8 @@ class Execution:
             raise await self._fail(job, attempt, error) from error
 
     async def _work(self, job: _Job, attempt: int) -> Json:
-        slots, heart = self.services.slots, self.services.heart
-        if heart is not None and not heart.holds():
-            await heart.held()
+        slots = self.services.slots
+        await self.services.allowed()
         if not slots.take():
             await slots.wait()
         try:

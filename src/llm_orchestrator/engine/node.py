@@ -73,7 +73,7 @@ class Node:
             self.node_id,
             store,
             clock,
-            flows,
+            flows=flows,
             writer=self.writer,
             driver=self.driver,
             services=self._services,

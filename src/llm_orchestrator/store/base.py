@@ -220,20 +220,22 @@ class Batch:
 class News:
     """What a commit means to others, told to every node after it landed. Losing it costs time only.
 
-    `freed` runs may be claimed again, `ended` ones have come to rest, `posted` ones have mail,
-    `mended` ones can be read again. `is_due` says that there is something to claim or to fire.
+    `freed` runs may be claimed again, `parked` ones when their time comes, `ended` ones have come
+    to rest, `posted` ones have mail, `mended` ones can be read again. `is_due` says that there is
+    something to claim or to fire.
     """
 
     is_due: bool = False
     posted: frozenset[str] = frozenset()
     freed: frozenset[str] = frozenset()
     ended: frozenset[str] = frozenset()
+    parked: frozenset[str] = frozenset()
     mended: frozenset[str] = frozenset()
     is_gap: bool = False
     """Some news may have been missed: look everywhere."""
 
     def __bool__(self) -> bool:
-        some = self.posted or self.freed or self.ended or self.mended
+        some = self.posted or self.freed or self.ended or self.parked or self.mended
         return self.is_due or self.is_gap or bool(some)
 
     def __or__(self, other: News) -> News:
@@ -242,6 +244,7 @@ class News:
             self.posted | other.posted,
             self.freed | other.freed,
             self.ended | other.ended,
+            self.parked | other.parked,
             self.mended | other.mended,
             self.is_gap or other.is_gap,
         )
@@ -250,13 +253,15 @@ class News:
 def news_of(batch: Batch) -> News:
     """What to tell of a batch that landed."""
     is_due = False
-    freed, ended, posted, mended = [], [], [], []
+    freed, ended, parked, posted, mended = [], [], [], [], []
     for append in batch.appends:
         change = append.change
         if change is None:
             is_due = is_due or append.accept is not None
-        elif change.state in (RunState.PENDING, RunState.WAITING):
+        elif change.state == RunState.PENDING:
             freed.append(append.run_id)
+        elif change.state == RunState.WAITING:
+            parked.append(append.run_id)
         elif change.state != RunState.RUNNING:
             ended.append(append.run_id)
     for each in batch.every_change():
@@ -266,10 +271,11 @@ def news_of(batch: Batch) -> News:
             mended.append(each.run_id)
         elif isinstance(each, PutRecord) and each.kind == "schedule":
             is_due = True
-    if not (is_due or freed or ended or posted or mended):
+    if not (is_due or freed or ended or parked or posted or mended):
         return _NO_NEWS
     is_due = is_due or bool(freed or mended)
-    return News(is_due, frozenset(posted), frozenset(freed), frozenset(ended), frozenset(mended))
+    told = [frozenset(run_ids) for run_ids in (posted, freed, ended, parked, mended)]
+    return News(is_due, told[0], told[1], told[2], told[3], told[4])
 
 
 _NO_NEWS = News()

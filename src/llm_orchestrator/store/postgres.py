@@ -23,7 +23,7 @@ from llm_orchestrator.model import Run
 from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, lives, news_of
 from llm_orchestrator.store.postgres_address import parse_address
 from llm_orchestrator.store.postgres_apply import Applier
-from llm_orchestrator.store.postgres_bell import Bell
+from llm_orchestrator.store.postgres_bell import CHANNEL, Bell, pack
 from llm_orchestrator.store.postgres_connect import Connection, connect, translate
 from llm_orchestrator.store.postgres_lane import Lane
 from llm_orchestrator.store.postgres_look import PostgresLook
@@ -155,12 +155,10 @@ class PostgresStore:
 
     async def _ring(self, news: News) -> None:
         if not (news.is_due or news.posted or news.freed or news.mended):
-            return  # who waits for a run's end elsewhere looks by himself
+            return  # parked runs wake by the clock; who waits for an end elsewhere looks himself
         if self._bell is not None:
             self._bell.ring(news)
             return
-        from llm_orchestrator.store.postgres_bell import CHANNEL, pack  # noqa: PLC0415 (client only)
-
         try:
             async with self._pool.connection() as connection:
                 for word in pack(self.node_id, news):

@@ -95,8 +95,9 @@ class Bell:
                     list(pack(self._name, news)),
                 )
 
-    def _listen(self, _: Any, __: int, ___: str, payload: str) -> None:
-        sender, news = unpack(payload)
+    def _listen(self, *heard: Any) -> None:
+        """Called with connection, process id, channel and payload."""
+        sender, news = unpack(heard[-1])
         if sender != self._name:
             self._heard(news)
 
@@ -119,6 +120,6 @@ def unpack(payload: str) -> tuple[str, News]:
         data = json.loads(payload)
         parts = [frozenset(map(str, data.get(key, ()))) for key in "pfm"]
         posted, freed, mended = parts
-        return str(data["n"]), News(bool(data["d"]), posted, freed, frozenset(), mended)
+        return str(data["n"]), News(bool(data["d"]), posted, freed, mended=mended)
     except (ValueError, TypeError, KeyError, AttributeError):
         return "", News(is_due=True, is_gap=True)
