@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,15 @@ SETTINGS = {
     "tcp_user_timeout": "10000",
     "client_min_messages": "warning",
 }
+
+
+_PEER = {
+    "TCP_KEEPIDLE": 5,
+    "TCP_KEEPINTVL": 2,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 10_000,
+}
+"""Seconds, seconds, a count, milliseconds: the client's side of the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +144,22 @@ async def _one(dsn: str, is_pooled: bool, settings: Mapping[str, str]) -> tuple[
         server_settings=None if is_pooled else {**SETTINGS, **settings},
     )
     try:
+        _watch_peer(connection)
         return connection, await server_of(connection)
     except BaseException:
         connection.terminate()
         raise
+
+
+def _watch_peer(connection: Connection) -> None:
+    """Let the kernel notice a peer that is gone without a word, as the server does of us."""
+    peer = connection._transport.get_extra_info("socket")  # noqa: SLF001 (the driver has no word)
+    if peer.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _PEER.items():
+        if hasattr(socket, name):  # Linux has them all
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _why_not(address: Address, attempts: Sequence[asyncio.Future[Any]]) -> OrchestratorError:
@@ -173,6 +195,8 @@ def is_connection_trouble(error: BaseException) -> bool:
     """
     if isinstance(error, OSError | EOFError | asyncpg.PostgresConnectionError):
         return True
+    if isinstance(error, asyncpg.InternalClientError):
+        return True  # the server has said good-bye, and the driver has not heard it close
     if isinstance(error, asyncpg.InterfaceError):
         return not isinstance(error, ValueError)  # DataError is both: a value that does not fit
     code = getattr(error, "sqlstate", None) or ""

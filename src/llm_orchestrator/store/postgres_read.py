@@ -1,8 +1,8 @@
 """Connections for reading: a bounded pool, each one checked before it is believed.
 
 A primary that was demoted still answers reads, with the past. So a connection that has lain idle is
-asked again who it is, and one that is a standby now is closed at once. Nothing waits for ever: not
-for a free connection, not for an answer.
+asked again who it is. One that takes no writes any more, or that breaks, is closed at once and all
+idle ones with it. Nothing waits for ever: not for a free connection, not for an answer.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ WAIT_S = 5.0
 """How long a reader waits for a free connection."""
 READ_S = 30.0
 """How long one statement may take."""
+ASK_S = 2.0
+"""How long an idle connection may take to say who it is."""
 TRUST_S = 0.5
 """How long a connection is believed to be the primary's without asking."""
 
@@ -52,25 +54,19 @@ class Pool:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """One connection for a while. Raises StoreError's subclasses only."""
-        try:
-            async with asyncio.timeout(WAIT_S):
-                await self._slots.acquire()
-        except TimeoutError as error:
-            self.exhausted += 1
-            raise StoreUnavailable(
-                f"all {self._size} connections were busy for {WAIT_S:g} s",
-                hint=f"raise DB_POOL_SIZE (now {self._size})",
-            ) from error
+        await self._wait_for_slot()
         try:
             connection = await self._take()
             try:
                 async with asyncio.timeout(READ_S):
                     yield connection
             except BaseException as error:
-                if not isinstance(error, Exception) or is_connection_trouble(error):
-                    connection.terminate()
                 if not isinstance(error, Exception):
+                    connection.terminate()
                     raise
+                if is_connection_trouble(error):
+                    connection.terminate()
+                    self._evict()
                 raise translate(error, self._address.shown) from error
             finally:
                 self._give(connection)
@@ -78,7 +74,7 @@ class Pool:
             self._slots.release()
 
     async def rows(self, name: str, /, **values: object) -> list[Any]:
-        """All rows of a named statement. A broken connection is replaced once."""
+        """All rows of a named statement. A connection that broke is replaced once."""
         query = load_queries("postgres")[name]
         arguments = query.bind(**values)
         for is_last in (False, True):
@@ -86,8 +82,8 @@ class Pool:
                 async with self.connection() as connection:
                     found: list[Any] = await connection.fetch(query.sql, *arguments)
                 return found
-            except StoreUnavailable:
-                if is_last:
+            except StoreUnavailable as error:
+                if is_last or not _has_broken(error.__cause__):
                     raise
         raise AssertionError("unreachable")
 
@@ -99,25 +95,25 @@ class Pool:
             with contextlib.suppress(Exception):
                 await connection.close(timeout=1)
 
+    async def _wait_for_slot(self) -> None:
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._slots.acquire()
+        except TimeoutError:
+            self.exhausted += 1
+            raise StoreUnavailable(
+                f"all {self._size} connections to {self._address.shown} were busy for {WAIT_S:g} s",
+                hint=f"raise DB_POOL_SIZE (now {self._size})",
+            ) from None
+
     async def _take(self) -> Connection:
         while self._idle:
             connection, used_at = self._idle.pop()
             if connection.is_closed():
                 continue
-            if self._clock.monotonic() - used_at < TRUST_S:
+            if self._clock.monotonic() - used_at < TRUST_S or await self._is_good(connection):
                 return connection
-            try:
-                async with asyncio.timeout(WAIT_S):
-                    server = await server_of(connection)
-            except Exception:  # noqa: BLE001 (whatever it is, there is a next one)
-                connection.terminate()
-                continue
-            if not server.is_read_only:
-                return connection
-            connection.terminate()
-            for other, _ in self._idle:  # one demotion, all of them at once
-                other.terminate()
-            self._idle.clear()
+            self._evict()
         connection, _ = await connect(
             self._address,
             is_pooled=self._is_pooled,
@@ -125,8 +121,33 @@ class Pool:
         )
         return connection
 
+    async def _is_good(self, connection: Connection) -> bool:
+        """Whether it answers, and is the primary's still. If not, it is closed."""
+        try:
+            async with asyncio.timeout(ASK_S):
+                if not (await server_of(connection)).is_read_only:
+                    return True
+        except BaseException as error:
+            connection.terminate()
+            if not isinstance(error, Exception):
+                raise
+        connection.terminate()
+        return False
+
+    def _evict(self) -> None:
+        """What has befallen one connection has befallen its server: open all of them anew."""
+        for connection, _ in self._idle:
+            connection.terminate()
+        self._idle.clear()
+
     def _give(self, connection: Connection) -> None:
         if self._is_closed:
             connection.terminate()
         elif not connection.is_closed():
             self._idle.append((connection, self._clock.monotonic()))
+
+
+def _has_broken(cause: BaseException | None) -> bool:
+    """True when a connection broke under a statement that another one may answer at once."""
+    is_late = isinstance(cause, TimeoutError)
+    return cause is not None and not is_late and is_connection_trouble(cause)
