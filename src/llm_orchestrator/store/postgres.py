@@ -75,6 +75,11 @@ class PostgresStore:
         """Where it is, without the password."""
         return self._address.shown
 
+    @property
+    def exhausted(self) -> int:
+        """How often a reader waited in vain for one of DB_POOL_SIZE connections."""
+        return self._pool.exhausted
+
     async def is_served(self) -> bool:
         """True when a node is alive and connected."""
         try:
@@ -87,7 +92,7 @@ class PostgresStore:
 
     async def open(self, *, may_create: bool = True) -> None:
         """Connect; make or migrate the tables. Raises StoreError's subclasses, each with a hint."""
-        connection, server = await connect(self._address)
+        connection, server = await connect(self._direct)
         try:
             self.incarnation, self.generation = await prepare(
                 connection, self.clock, shown=self.shown, may_create=may_create

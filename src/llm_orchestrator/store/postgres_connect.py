@@ -145,10 +145,18 @@ async def _one(dsn: str, is_pooled: bool, settings: Mapping[str, str]) -> tuple[
     )
     try:
         _watch_peer(connection)
-        return connection, await server_of(connection)
+        async with one_server(connection, is_pooled=is_pooled):
+            return connection, await server_of(connection)
     except BaseException:
         connection.terminate()
         raise
+
+
+def one_server(
+    connection: Connection, *, is_pooled: bool
+) -> contextlib.AbstractAsyncContextManager[Any]:
+    """Stay with one server for a statement: a pooler may change it between prepare and execute."""
+    return connection.transaction() if is_pooled else contextlib.nullcontext()
 
 
 def _watch_peer(connection: Connection) -> None:

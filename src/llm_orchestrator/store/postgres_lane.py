@@ -22,6 +22,7 @@ from llm_orchestrator.store.postgres_connect import (
     Connection,
     connect,
     is_connection_trouble,
+    one_server,
     translate,
 )
 from llm_orchestrator.store.queries import load_queries
@@ -122,7 +123,8 @@ class Lane:
             error: BaseException | None = None
             late = asyncio.get_running_loop().call_later(late_s, self._abandon, late_s)
             try:
-                result = await work(connection, self._number + 1)
+                async with one_server(connection, is_pooled=self._is_pooled):
+                    result = await work(connection, self._number + 1)
             except Exception as caught:  # noqa: BLE001 (told apart below)
                 error = caught
             finally:
@@ -160,7 +162,8 @@ class Lane:
         connection.add_log_listener(self._listen)
         try:
             async with asyncio.timeout(LATE_S):
-                await self._promise(connection)
+                async with one_server(connection, is_pooled=self._is_pooled):
+                    await self._promise(connection)
                 await self._raise_barrier(connection)
             self._check_open()
         except BaseException as error:
@@ -199,8 +202,9 @@ class Lane:
             except asyncpg.UniqueViolationError:
                 there = queries["commit_at"]
                 values = there.bind(lane=self.name, number=number)
-                # An earlier barrier of ours, cut short as well, has an empty digest.
-                self._met[number] = bool(await connection.fetchval(there.sql, *values))
+                async with one_server(connection, is_pooled=self._is_pooled):
+                    # An earlier barrier of ours, cut short as well, has an empty digest.
+                    self._met[number] = bool(await connection.fetchval(there.sql, *values))
                 self._number = number
                 continue
             self._number = number
@@ -212,7 +216,8 @@ class Lane:
 
     async def _write_barrier(self, connection: Connection, number: int) -> None:
         self._has_warned = False
-        await self.barrier(connection, number)
+        async with one_server(connection, is_pooled=self._is_pooled):
+            await self.barrier(connection, number)
         if self._has_warned:
             raise ConnectionError("a barrier was cut short")
 
