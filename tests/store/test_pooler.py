@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -61,18 +62,20 @@ async def test_everything_but_news_goes_through_the_pooler(pooler: str, postgres
     for store in stores:
         await store.open_as_engine()
     stores[1].on_news(heard.append)
-    for number in range(20):
-        store = stores[number % 3]
-        writer = await accepted(store)
-        entry, change = claim(f"n{number % 3}")
-        await land(store, writer.append(entry, draft(), change=change))
-        await land(
-            store, changes=[Post(writer.run_id, "signal", "x"), PutRecord("k", str(number), 1, 0)]
-        )
-        other = stores[(number + 1) % 3]
-        journals = await other.look.load([writer.run_id])
-        assert len(journals[writer.run_id].entries) == 3
-        assert [message.name for message in await other.look.inbox(writer.run_id)] == ["x"]
+
+    async def work(place: int) -> None:
+        store, other = stores[place], stores[(place + 1) % 3]
+        for number in range(20):
+            writer = await accepted(store)
+            entry, change = claim(f"n{place}")
+            await land(store, writer.append(entry, draft(), change=change))
+            record = PutRecord("k", writer.run_id, 1, 0)
+            await land(store, changes=[Post(writer.run_id, "signal", "x"), record])
+            journals = await other.look.load([writer.run_id])
+            assert len(journals[writer.run_id].entries) == 3
+            assert [message.name for message in await other.look.inbox(writer.run_id)] == ["x"]
+
+    await asyncio.gather(*(work(place) for place in (0, 1, 2, 0, 1, 2)))
     assert await stores[0].pick("n0", Wanted(5, stores[0].clock.now_us())) == []
     members = await stores[2].members()
     await members.join("n2", "here", None)
