@@ -89,7 +89,7 @@ async def connect(
     """A connection to the primary. Raises StoreError's subclasses.
 
     `is_pooled`: through a pooler in transaction mode, which keeps no prepared statements and passes
-    no settings on. `seek_leader`: hear every host before choosing.
+    no settings on. (The driver prepares and executes an unnamed one within one exchange.) `seek_leader`: hear every host before choosing.
     """
     attempts = [
         asyncio.ensure_future(_one(host, is_pooled, settings or {})) for host in address.hosts
@@ -145,18 +145,10 @@ async def _one(dsn: str, is_pooled: bool, settings: Mapping[str, str]) -> tuple[
     )
     try:
         _watch_peer(connection)
-        async with one_server(connection, is_pooled=is_pooled):
-            return connection, await server_of(connection)
+        return connection, await server_of(connection)
     except BaseException:
         connection.terminate()
         raise
-
-
-def one_server(
-    connection: Connection, *, is_pooled: bool
-) -> contextlib.AbstractAsyncContextManager[Any]:
-    """Stay with one server for a statement: a pooler may change it between prepare and execute."""
-    return connection.transaction() if is_pooled else contextlib.nullcontext()
 
 
 def _watch_peer(connection: Connection) -> None:

@@ -22,7 +22,6 @@ from llm_orchestrator.store.postgres_connect import (
     Connection,
     connect,
     is_connection_trouble,
-    one_server,
     translate,
 )
 from llm_orchestrator.store.queries import load_queries
@@ -123,8 +122,7 @@ class Lane:
             error: BaseException | None = None
             late = asyncio.get_running_loop().call_later(late_s, self._abandon, late_s)
             try:
-                async with one_server(connection, is_pooled=self._is_pooled):
-                    result = await work(connection, self._number + 1)
+                result = await work(connection, self._number + 1)
             except Exception as caught:  # noqa: BLE001 (told apart below)
                 error = caught
             finally:
@@ -162,8 +160,7 @@ class Lane:
         connection.add_log_listener(self._listen)
         try:
             async with asyncio.timeout(LATE_S):
-                async with one_server(connection, is_pooled=self._is_pooled):
-                    await self._promise(connection)
+                await self._promise(connection)
                 await self._raise_barrier(connection)
             self._check_open()
         except BaseException as error:
@@ -202,9 +199,8 @@ class Lane:
             except asyncpg.UniqueViolationError:
                 there = queries["commit_at"]
                 values = there.bind(lane=self.name, number=number)
-                async with one_server(connection, is_pooled=self._is_pooled):
-                    # An earlier barrier of ours, cut short as well, has an empty digest.
-                    self._met[number] = bool(await connection.fetchval(there.sql, *values))
+                # An earlier barrier of ours, cut short as well, has an empty digest.
+                self._met[number] = bool(await connection.fetchval(there.sql, *values))
                 self._number = number
                 continue
             self._number = number
@@ -216,8 +212,7 @@ class Lane:
 
     async def _write_barrier(self, connection: Connection, number: int) -> None:
         self._has_warned = False
-        async with one_server(connection, is_pooled=self._is_pooled):
-            await self.barrier(connection, number)
+        await self.barrier(connection, number)
         if self._has_warned:
             raise ConnectionError("a barrier was cut short")
 

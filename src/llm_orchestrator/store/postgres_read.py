@@ -21,7 +21,6 @@ from llm_orchestrator.store.postgres_connect import (
     Connection,
     connect,
     is_connection_trouble,
-    one_server,
     server_of,
     translate,
 )
@@ -59,10 +58,7 @@ class Pool:
         try:
             connection = await self._take()
             try:
-                async with (
-                    asyncio.timeout(READ_S),
-                    one_server(connection, is_pooled=self._is_pooled),
-                ):
+                async with asyncio.timeout(READ_S):
                     yield connection
             except BaseException as error:
                 if not isinstance(error, Exception):
@@ -128,10 +124,7 @@ class Pool:
     async def _is_good(self, connection: Connection) -> bool:
         """Whether it answers, and is the primary's still. If not, it is closed."""
         try:
-            async with (
-                asyncio.timeout(ASK_S),
-                one_server(connection, is_pooled=self._is_pooled),
-            ):
+            async with asyncio.timeout(ASK_S):
                 if not (await server_of(connection)).is_read_only:
                     return True
         except BaseException as error:
