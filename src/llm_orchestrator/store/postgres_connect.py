@@ -89,7 +89,8 @@ async def connect(
     """A connection to the primary. Raises StoreError's subclasses.
 
     `is_pooled`: through a pooler in transaction mode, which keeps no prepared statements and passes
-    no settings on. (The driver prepares and executes an unnamed one within one exchange.) `seek_leader`: hear every host before choosing.
+    no settings on. (The driver prepares and executes an unnamed one within one exchange.)
+    `seek_leader`: hear every host before choosing.
     """
     attempts = [
         asyncio.ensure_future(_one(host, is_pooled, settings or {})) for host in address.hosts
