@@ -212,6 +212,11 @@ def release_commits(server: PostgresServer) -> None:
     set_server(server, "synchronous_standby_names", "")
 
 
+def has_logged(server: PostgresServer, text: str) -> bool:
+    """Whether the server has ever written this."""
+    return text in (server.folder / "log").read_text(errors="replace")
+
+
 def set_server(server: PostgresServer, name: str, value: str) -> None:
     """Change a setting of a running server, for the sessions that there are, too."""
     server.psql(f"ALTER SYSTEM SET {name} = '{value}'")

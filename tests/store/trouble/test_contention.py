@@ -12,6 +12,7 @@ from tests.store.support import Writer, claim, land, outcome
 from tests.store.trouble.support import (
     HANG_S,
     Witness,
+    has_logged,
     lane,
     opened,
     post,
@@ -58,7 +59,7 @@ async def test_two_stores_that_deadlock_both_land(
             assert await witness.messages(writers[1].run_id) == ["from 0"]
             for writer, store in zip(writers, stores, strict=True):
                 await settled(witness, writer, store)
-            assert "deadlock detected" in postgres_server.log()
+            assert has_logged(postgres_server, "deadlock detected")
 
 
 async def settled(witness: Witness, writer: Writer, store: PostgresStore) -> None:
@@ -91,7 +92,7 @@ async def test_a_serialization_failure_is_tried_again(
             await holder.see("COMMIT")
             await sent
             assert await witness.messages(writer.run_id) == ["hello"]
-            assert "could not serialize access" in postgres_server.log()
+            assert has_logged(postgres_server, "could not serialize access")
         async with opened(postgres_url) as store:
             isolation = "SHOW transaction_isolation"
             levels = [

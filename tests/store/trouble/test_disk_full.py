@@ -25,7 +25,7 @@ from llm_orchestrator.model import Draft, Kind
 from llm_orchestrator.store import postgres_apply
 from llm_orchestrator.store.base import Append, Outcome, Post, Store
 from tests.store.support import Writer, outcome
-from tests.store.trouble.support import HANG_S, opened, post, warmed_up, watched
+from tests.store.trouble.support import HANG_S, has_logged, opened, post, warmed_up, watched
 
 MAY_MOUNT = os.getuid() == 0
 PAYLOAD = 1_000_000
@@ -141,7 +141,7 @@ async def test_a_server_that_died_of_a_full_disk_comes_back_with_everything() ->
             with pytest.raises(StoreUnavailable) as caught:
                 await outcome(store, refused)
             assert caught.value.hint
-            assert "PANIC" in server.log()
+            assert has_logged(server, "PANIC")
             server.kill()
             grow(place, 200)
             server.start()
