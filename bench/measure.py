@@ -1,7 +1,8 @@
 """What every contestant measures with: one payload, one way to drive runs, one clock.
 
 Standard library only, because it is imported in every peer's environment, too. Processor time is
-that of the whole process, all threads, and is the number that a busy machine spoils least.
+that of the whole process, all threads, and is the number that a busy machine spoils least. What
+the database spends meanwhile is the session's to measure: it is told when a meter starts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,12 @@ IN_FLIGHT = 100
 STEPS = 10
 SEQUENCE = 200
 FAN = 500
+STEPS_LONG = 50
+"""W1.long: fewer and longer runs, to tell what a step writes from what a run writes."""
 CRASH_RUNS = 1_000
 WAITING_RUNS = 10_000
+SESSION = "BENCH_SESSION"
+"""Set in the environment of a contestant whose standard input is the session's."""
 
 
 def payload(size: int) -> dict[str, Any]:
@@ -46,15 +51,24 @@ def payload(size: int) -> dict[str, Any]:
 
 
 class Meter:
-    """Wall and processor seconds since it was made."""
+    """Wall and processor seconds since it was made, in this process and in `others`."""
 
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), _cpu_s()
+    def __init__(self, others: Sequence[int] = ()) -> None:
+        if SESSION in os.environ:  # which looks at the database before we begin
+            say("START")
+            sys.stdin.readline()
+        self._others = others
+        self._wall, self._cpu = time.perf_counter(), self._cpu_s()
+
+    def _cpu_s(self) -> float:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return usage.ru_utime + usage.ru_stime + sum(cpu_s_of(pid) for pid in self._others)
 
     def per_step(self, steps: int) -> dict[str, float]:
         """What `steps` steps took, as the fields of a result."""
-        wall_s, cpu_s = time.perf_counter() - self._wall, _cpu_s() - self._cpu
+        wall_s, cpu_s = time.perf_counter() - self._wall, self._cpu_s() - self._cpu
         return {
+            "steps": steps,
             "steps_s": round(steps / wall_s, 1),
             "ms_step": round(wall_s / steps * 1e3, 4),
             "cpu_ms_step": round(cpu_s / steps * 1e3, 4),
@@ -62,9 +76,10 @@ class Meter:
         }
 
 
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def cpu_s_of(pid: int, *, has_children: bool = False) -> float:
+    """Processor seconds of another process, all threads; with those of its dead children, too."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11 : 15 if has_children else 13])) / os.sysconf("SC_CLK_TCK")
 
 
 def rss_kb() -> int:
@@ -127,8 +142,9 @@ def finish(**fields: object) -> None:
 def arguments() -> argparse.Namespace:
     """What every contestant is called with."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", help="W1 ... W7, W5 in two parts: W5-before, W5-after")
-    parser.add_argument("--folder", type=Path, required=True, help="where its store may lie")
+    parser.add_argument("work", help="W1 ... W9, some in two parts: W5-before, W5-after")
+    parser.add_argument("--folder", type=Path, required=True, help="where its files may lie")
+    parser.add_argument("--store", default="", metavar="URL", help="a database; else a file")
     parser.add_argument("--runs", type=int, default=500)
     return parser.parse_args()
 
@@ -136,3 +152,13 @@ def arguments() -> argparse.Namespace:
 def size_of(work: str) -> int:
     """Bytes of a step's result."""
     return 20_000 if work == "W4" else 200
+
+
+def in_flight(work: str) -> int:
+    """How many runs there are at once: W1.500 says it itself."""
+    return 500 if work == "W1.500" else IN_FLIGHT
+
+
+def steps_of(work: str) -> int:
+    """Steps of a run in W1, W4 and W8."""
+    return STEPS_LONG if work == "W1.long" else STEPS

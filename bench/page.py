@@ -1,4 +1,4 @@
-"""The measured part of docs/explanation/performance.md is written by the benchmark, not by hand."""
+"""The measured parts of docs/explanation/performance.md: written by the benchmark, not by hand."""
 
 from __future__ import annotations
 
@@ -6,32 +6,41 @@ import json
 import platform
 import sqlite3
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.contestants import ROOT
-from bench.table import WORKS, Result, table
+from bench.contestants import ROOT, StoreKind
+from bench.table import Result, table
 
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
-BEGIN = "<!-- measured: written by `make bench` -->\n"
-END = "<!-- /measured -->"
+ROUNDS_MIN = 5
 
 
-def write_page(results: Sequence[Result]) -> None:
-    """Replace what stands between the marks by the table of this session."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(
-        f"{before}{BEGIN}\n{_session(results)}\n\n{table(results, WORKS)}\n\n{END}{after}"
-    )
+def write_part(name: str, text: str) -> None:
+    """Replace what stands between the marks of one part."""
+    begin, end = f"<!-- measured {name}: written by `make bench` -->\n", f"<!-- /{name} -->"
+    before, found, rest = PAGE.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{PAGE} has no place marked {begin.strip()}")
+    PAGE.write_text(f"{before}{begin}\n{text}\n\n{end}{after}")
+
+
+def write_page(results: Sequence[Result], kind: StoreKind, *, server: str, note: str) -> None:
+    """The table of a session, with what it was measured on."""
+    text = f"{_session(results, kind, server=server, note=note)}\n\n{table(results, kind)}"
+    write_part(kind, text)
 
 
 def read_results(file: Path) -> list[Result]:
     """The measurements of an earlier session."""
+    if not file.exists():
+        return []
     return [Result(**json.loads(line)) for line in file.read_text().splitlines()]
 
 
-def _session(results: Sequence[Result]) -> str:
+def _session(results: Sequence[Result], kind: StoreKind, *, server: str, note: str) -> str:
     asked = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         capture_output=True,
@@ -40,8 +49,12 @@ def _session(results: Sequence[Result]) -> str:
         check=False,
     )
     rounds = max(result.round for result in results)
-    return (
-        f"{rounds} rounds at commit {asked.stdout.strip() or 'unknown'}, Python "
-        f"{platform.python_version()}, SQLite {sqlite3.sqlite_version}; "
+    is_few = rounds < ROUNDS_MIN
+    store = f"SQLite {sqlite3.sqlite_version}" if kind == "sqlite" else f"PostgreSQL {server}"
+    head = "**Preliminary**: " if is_few else ""
+    text = (
+        f"{head}{time.strftime('%Y-%m-%d')}, {rounds} round{'' if rounds == 1 else 's'} at commit "
+        f"{asked.stdout.strip() or 'unknown'}, Python {platform.python_version()}, {store}; "
         "each cell is median [min..max]."
     )
+    return f"{text} {note}." if note else text

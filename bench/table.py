@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-WORKS = ["W1", "W2", "W3", "W4", "W5", "W6", "W7"]
-NAMES = ("ours", "ideal", "dbos", "langgraph")
+from bench.contestants import CONTESTANTS, StoreKind
+from bench.lines import LINES, TIMES_BEST_PEER, TIMES_RAW, WAL_B_RUN, WAL_B_STEP, Line
+from bench.measure import STEPS, STEPS_LONG
 
 
 class Result(NamedTuple):
@@ -19,45 +20,22 @@ class Result(NamedTuple):
     fields: dict[str, float]
 
 
-class Line(NamedTuple):
-    """One line of the table: a field of a workload, and what we want of it."""
-
-    work: str
-    field: str
-    title: str
-    goal: float | None = None
-    more_is_better: bool = False
-
-
-LINES = (
-    Line("W1", "steps_s", "W1 500 runs x 10 steps, steps/s", 10_000, more_is_better=True),
-    Line("W1", "cpu_ms_step", "W1 processor ms per step", 0.08),
-    Line("W1", "rows_commit", "W1 journal rows per commit"),
-    Line("W2", "ms_step", "W2 200 steps in sequence, ms per step", 0.6),
-    Line("W2", "cpu_ms_step", "W2 processor ms per step"),
-    Line("W3", "wall_s", "W3 500 parallel steps and a join, s", 0.1),
-    Line("W4", "steps_s", "W4 as W1 with 20 KB results, steps/s", 2_000, more_is_better=True),
-    Line("W4", "cpu_ms_step", "W4 processor ms per step"),
-    Line("W5", "s", "W5 1,000 runs, kill -9, all advanced, s", 2.0),
-    Line("W6", "kb_run", "W6 10,000 waiting runs, KB per run", 0.2),
-    Line("W6", "all_waiting_s", "W6 until all are waiting, s"),
-    Line("W7", "import_s", "W7 import, s", 0.15),
-    Line("W7", "hello_s", "W7 process start to finished run, s", 0.4),
-)
-TIMES_BEST_PEER = 20.0
-
-
-def table(results: Sequence[Result], works: Sequence[str]) -> str:
-    """Markdown: one line per number."""
-    rows = [["what", *NAMES, "goal", "verdict"]]
-    for line in LINES:
+def table(results: Sequence[Result], kind: StoreKind) -> str:
+    """Markdown: one line per number that was measured."""
+    names = [one.name for one in CONTESTANTS[kind]]
+    peers = [one.name for one in CONTESTANTS[kind] if one.is_peer]
+    rows = [["what", *names, "x best peer", "goal", "verdict"]]
+    works = {result.work for result in results}
+    for line in LINES[kind]:
         if line.work in works:
-            values = {name: _values(results, line, name) for name in NAMES}
-            rows.append(_row(line, values))
-    if "W1" in works:
-        rows.append(_times(results))
-    parts = [_align(rows), _canary(results)]
-    return "\n\n".join(parts)
+            values = {name: _values(results, line, name) for name in names}
+            rest = [_times_cell(line, values, peers), _goal(line), _verdict(line, values["ours"])]
+            rows.append([line.title, *(_spread(values[name]) for name in names), *rest])
+    blank = [""] * (len(names) - 1)
+    for line, values_of_it in _derived(results, kind, peers):
+        end = ["", _goal(line), _verdict(line, values_of_it)]
+        rows.append([line.title, _spread(values_of_it), *blank, *end])
+    return f"{align(rows)}\n\n{_canary(results)}"
 
 
 def _values(results: Sequence[Result], line: Line, name: str) -> list[float]:
@@ -68,12 +46,10 @@ def _values(results: Sequence[Result], line: Line, name: str) -> list[float]:
     )
 
 
-def _row(line: Line, values: dict[str, list[float]]) -> list[str]:
-    cells = [_spread(values[name]) for name in NAMES]
-    goal = (
-        "" if line.goal is None else f"{'>=' if line.more_is_better else '<='} {_show(line.goal)}"
-    )
-    return [line.title, *cells, goal, _verdict(line, values["ours"])]
+def _goal(line: Line) -> str:
+    if line.goal is None:
+        return ""
+    return f"{'>=' if line.more_is_better else '<='} {show(line.goal)}"
 
 
 def _verdict(line: Line, ours: Sequence[float]) -> str:
@@ -85,36 +61,74 @@ def _verdict(line: Line, ours: Sequence[float]) -> str:
     return f"{'met' if is_met else 'missed'} ({(ratio - 1) * 100:+.0f} %)"
 
 
-def _times(results: Sequence[Result]) -> list[str]:
-    """How many times the best peer of this session."""
-    line = LINES[0]
-    ours = _values(results, line, "ours")
-    peers = [median(v) for name in NAMES[2:] if (v := _values(results, line, name))]
-    if not ours or not peers:
-        return ["W1 times the best peer", "", "", "", "", f">= {TIMES_BEST_PEER:g}", ""]
-    times = median(ours) / max(peers)
-    verdict = "met" if times >= TIMES_BEST_PEER else "missed"
-    return [
-        "W1 times the best peer",
-        f"{times:.1f}",
-        "",
-        "",
-        "",
-        f">= {TIMES_BEST_PEER:g}",
-        verdict,
-    ]
+def _times_cell(line: Line, values: dict[str, list[float]], peers: Sequence[str]) -> str:
+    times = _times(line, values, peers)
+    return "" if times is None else show(times)
+
+
+def _times(line: Line, values: dict[str, list[float]], peers: Sequence[str]) -> float | None:
+    """How many times better than the best peer of this session, median by median."""
+    others = [median(values[name]) for name in peers if values[name]]
+    if not values["ours"] or not others:
+        return None
+    ours = median(values["ours"])
+    if line.more_is_better:
+        return ours / max(others) if max(others) else None
+    return min(others) / ours if ours else None
+
+
+def _derived(
+    results: Sequence[Result], kind: StoreKind, peers: Sequence[str]
+) -> list[tuple[Line, list[float]]]:
+    """Lines that are made of several measurements: (line, values in order)."""
+    found: list[tuple[Line, list[float]]] = []
+    first = LINES[kind][0]
+    values = {name: _values(results, first, name) for name in ("ours", *peers)}
+    times = _times(first, values, peers)
+    if times is not None:
+        title, goal = "W1 times the best peer", TIMES_BEST_PEER[kind]
+        found.append((first._replace(title=title, goal=goal), [times]))
+    if kind == "sqlite":
+        return found
+    raw = _by_round(results, "W2", "ideal", "ms_step")
+    ours = _by_round(results, "W2", "ours", "ms_step")
+    ratios = sorted(ours[turn] / raw[turn] for turn in ours if turn in raw)
+    if ratios:
+        title = "W2 times the raw commit of the same round"
+        found.append((Line("W2", "", title, TIMES_RAW), ratios))
+    short = _by_round(results, "W1", "ours", "wal_b_step")
+    long = _by_round(results, "W1.long", "ours", "wal_b_step")
+    per_step, per_run = [], []
+    for turn in sorted(set(short) & set(long)):
+        a_run, a_long_run = short[turn] * STEPS, long[turn] * STEPS_LONG
+        a_step = (a_long_run - a_run) / (STEPS_LONG - STEPS)
+        per_step.append(a_step)
+        per_run.append(a_run - STEPS * a_step)
+    if per_step:
+        found.append((Line("W1", "", "WAL bytes of a step alone", WAL_B_STEP), sorted(per_step)))
+        title = "WAL bytes of a run beside its steps"
+        found.append((Line("W1", "", title, WAL_B_RUN), sorted(per_run)))
+    return found
+
+
+def _by_round(results: Sequence[Result], work: str, name: str, field: str) -> dict[int, float]:
+    return {
+        result.round: result.fields[field]
+        for result in results
+        if result.work == work and result.contestant == name and field in result.fields
+    }
 
 
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return ""
     if len(values) == 1:
-        return _show(values[0])
-    return f"{_show(median(values))} [{_show(values[0])}..{_show(values[-1])}]"
+        return show(values[0])
+    return f"{show(median(values))} [{show(values[0])}..{show(values[-1])}]"
 
 
-def _show(value: float) -> str:
-    if value >= 100:
+def show(value: float) -> str:
+    if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
@@ -131,7 +145,7 @@ def _canary(results: Sequence[Result]) -> str:
     )
 
 
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def pad(row: Sequence[str]) -> str:

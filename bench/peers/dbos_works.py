@@ -1,4 +1,4 @@
-"""W1 to W5 and W7 on DBOS with SQLite, its defaults otherwise."""
+"""W1 to W5 and W7 on DBOS with SQLite or PostgreSQL, its defaults otherwise."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dbos import DBOS
 from bench.measure import (
     CRASH_RUNS,
     FAN,
-    IN_FLIGHT,
     SEQUENCE,
     STEPS,
     Meter,
     arguments,
     drive,
     finish,
+    in_flight,
     payload,
     say,
     size_of,
@@ -29,7 +29,7 @@ IN_FLIGHT_20_KB = 20  # it is slower with more
 DBOS(
     config={
         "name": "bench",
-        "system_database_url": f"sqlite:///{CHOSEN.folder / 'dbos.sqlite'}",
+        "system_database_url": CHOSEN.store or f"sqlite:///{CHOSEN.folder / 'dbos.sqlite'}",
         "log_level": "ERROR",
         "application_version": "1",
     }
@@ -97,9 +97,9 @@ async def main() -> None:
         finish()
     await run(chain, 5)
     meter = Meter()
-    if work in ("W1", "W4"):
-        in_flight = IN_FLIGHT if work == "W1" else IN_FLIGHT_20_KB
-        await drive(lambda: run(chain, STEPS), CHOSEN.runs, in_flight)
+    if work in ("W1", "W1.500", "W4"):
+        at_once = IN_FLIGHT_20_KB if work == "W4" else in_flight(work)
+        await drive(lambda: run(chain, STEPS), CHOSEN.runs, at_once)
         finish(**meter.per_step(CHOSEN.runs * STEPS))
     if work == "W2":
         await run(chain, SEQUENCE)

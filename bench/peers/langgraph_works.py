@@ -1,4 +1,4 @@
-"""W1 to W5 and W7 on LangGraph with its SQLite saver, durability `sync`.
+"""W1 to W5 and W7 on LangGraph with its SQLite or its PostgreSQL saver, durability `sync`.
 
 A graph whose one node follows itself is its chain; nothing in it starts again by itself, so W5 is
 timed as if somebody had kept all thread ids and invoked each again at once.
@@ -11,21 +11,19 @@ import operator
 from itertools import count
 from typing import Annotated, Any, TypedDict
 
-import aiosqlite
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
 from bench.measure import (
     CRASH_RUNS,
     FAN,
-    IN_FLIGHT,
     SEQUENCE,
     STEPS,
     Meter,
     arguments,
     drive,
     finish,
+    in_flight,
     payload,
     say,
     size_of,
@@ -34,6 +32,7 @@ from bench.measure import (
 
 CHOSEN = arguments()
 RESULT = payload(size_of(CHOSEN.work))
+POOL = 20
 counts = {"in_five": 0, "past_six": 0}
 numbers = count()
 
@@ -59,7 +58,7 @@ async def one_of_many(state: State) -> Any:
     return {"results": [RESULT]}
 
 
-def make_chain(saver: AsyncSqliteSaver) -> Any:
+def make_chain(saver: Any) -> Any:
     graph = StateGraph(State)
     graph.add_node("step", step)
     graph.add_edge(START, "step")
@@ -69,7 +68,7 @@ def make_chain(saver: AsyncSqliteSaver) -> Any:
     return graph.compile(checkpointer=saver)
 
 
-def make_fan(saver: AsyncSqliteSaver) -> Any:
+def make_fan(saver: Any) -> Any:
     graph = StateGraph(State)
     graph.add_node("work", one_of_many)
     graph.add_node("join", lambda state: {"steps": len(state["results"])})
@@ -79,6 +78,28 @@ def make_fan(saver: AsyncSqliteSaver) -> Any:
     graph.add_edge("work", "join")
     graph.add_edge("join", END)
     return graph.compile(checkpointer=saver)
+
+
+async def make_saver() -> Any:
+    """Loads one driver only: W7 times the import."""
+    if CHOSEN.store:
+        from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver  # noqa: PLC0415
+        from psycopg.rows import dict_row  # noqa: PLC0415
+        from psycopg_pool import AsyncConnectionPool  # noqa: PLC0415
+
+        settings = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+        pool: Any = AsyncConnectionPool(
+            CHOSEN.store, min_size=POOL, max_size=POOL, open=False, kwargs=settings
+        )
+        await pool.open()
+        saver: Any = AsyncPostgresSaver(pool)
+    else:
+        import aiosqlite  # noqa: PLC0415
+        from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver  # noqa: PLC0415
+
+        saver = AsyncSqliteSaver(await aiosqlite.connect(CHOSEN.folder / "langgraph.sqlite"))
+    await saver.setup()
+    return saver
 
 
 async def run(graph: Any, steps: int, *, is_new: bool = True) -> None:
@@ -100,8 +121,7 @@ async def crash(chain: Any) -> None:
 
 async def main() -> None:
     work = CHOSEN.work
-    saver = AsyncSqliteSaver(await aiosqlite.connect(CHOSEN.folder / "langgraph.sqlite"))
-    await saver.setup()
+    saver = await make_saver()
     chain = make_chain(saver)
     if work.startswith("W5"):
         await crash(chain)
@@ -111,8 +131,8 @@ async def main() -> None:
         finish()
     await run(chain, 5)
     meter = Meter()
-    if work in ("W1", "W4"):
-        await drive(lambda: run(chain, STEPS), CHOSEN.runs, IN_FLIGHT)
+    if work in ("W1", "W1.500", "W4"):
+        await drive(lambda: run(chain, STEPS), CHOSEN.runs, in_flight(work))
         finish(**meter.per_step(CHOSEN.runs * STEPS))
     if work == "W2":
         await run(chain, SEQUENCE)
