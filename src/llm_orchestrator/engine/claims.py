@@ -33,6 +33,8 @@ from llm_orchestrator.store.writer import GroupWriter
 logger = logging.getLogger(__name__)
 POLL_S = 2.0
 CLAIM_MAX = 1_000
+SHARE_MAX = 32
+"""What a node picks at a time while others live: so that they, too, find something to do."""
 DEATHS_MAX = 3
 """A run that was in flight at so many node deaths without a finished step is quarantined."""
 _SUSPECT = DEATHS_MAX - 1
@@ -202,7 +204,7 @@ class Claims:
 
     async def _pick(self, now: int) -> list[Run]:
         """Runs that are due, of queues without limits, then of each that has one."""
-        room = min(self._driver.room, max(1, CLAIM_MAX // self.nodes_alive))
+        room = min(self._driver.room, CLAIM_MAX if self.nodes_alive == 1 else SHARE_MAX)
         limits = self._options.queues
         wanted = Wanted(
             limit=room,
@@ -285,8 +287,10 @@ class Claims:
         drafts = (decision.draft, *self._offers.adopt(state, journal, head.seq + 1))
         try:
             await self._writer.append(head, drafts, change=decision.change)
-        except BaseException:
+        except BaseException as error:
             self._driver.dismiss(execution, queue)
+            if isinstance(error, Refused):
+                self._offers.forget(run_id)  # or the run is refused for them for ever
             raise
         if len(drafts) > 1:
             self._offers.forget(run_id)

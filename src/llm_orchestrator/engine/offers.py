@@ -1,8 +1,8 @@
 """Results that were paid for and that no store took: what becomes of them when a run is claimed.
 
-An offer is adopted while its step is still open: the same attempt's intent is the last thing that
-the journal says of it, in the same history. It then is an entry of the new epoch, and the call is
-not made again. Otherwise it came too late: what it cost is booked, the result is not used.
+An offer is adopted while its step is still open: the attempt was announced before the answer came,
+in the same history, and nothing has ended it since. It then is an entry of the new epoch, and the
+call is not made again. Otherwise it came too late: what it cost is booked, the result is not used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from llm_orchestrator.engine.replay import Fold, fold, include
+from llm_orchestrator.engine.replay import Fold, fold, hidden, include
 from llm_orchestrator.model import Draft, Entry, Journal, Json, Kind
 from llm_orchestrator.store.base import Store
 from llm_orchestrator.store.journal import decode, encode
@@ -25,6 +25,8 @@ class Offers(Protocol):
     """Where offers are kept: the spool."""
 
     def offers(self) -> dict[str, list[Offer]]: ...
+
+    def offers_of(self, run_id: str) -> list[Offer]: ...
 
     def forget(self, run_id: str, step: str) -> None: ...
 
@@ -40,6 +42,7 @@ class Judged(NamedTuple):
 def judge(offers: Sequence[Offer], state: Fold, entries: Sequence[Entry]) -> Judged:
     """Adopt what is still wanted, book what is not. Pure."""
     digests = {entry.seq: entry.digest for entry in entries}
+    announced = _announced(entries)
     adopted: dict[str, Draft] = {}
     booked: list[Draft] = []
     lost_usd = 0.0
@@ -49,7 +52,9 @@ def judge(offers: Sequence[Offer], state: Fold, entries: Sequence[Entry]) -> Jud
             continue  # it had landed after all
         is_same_history = digests.get(offer.head_seq) == offer.head_digest
         is_open = done is None and state.intents.get(offer.step) == offer.attempt
-        if is_same_history and is_open and offer.step not in adopted:
+        asked_at = announced.get((offer.step, offer.attempt), offer.head_seq + 1)
+        is_ours = is_same_history and asked_at <= offer.head_seq
+        if is_ours and is_open and offer.step not in adopted:
             adopted[offer.step] = offer.draft
             continue
         lost_usd += offer.cost_usd
@@ -59,6 +64,16 @@ def judge(offers: Sequence[Offer], state: Fold, entries: Sequence[Entry]) -> Jud
             data["usage"] = usage
         booked.append(Draft(Kind.PROGRESS, offer.step, offer.attempt, encode(data)))
     return Judged((*adopted.values(), *booked), len(adopted), lost_usd)
+
+
+def _announced(entries: Sequence[Entry]) -> dict[tuple[str, int], int]:
+    """Where each attempt was first announced; what a rewind took back does not count."""
+    taken_back = hidden(entries)
+    found: dict[tuple[str, int], int] = {}
+    for entry in entries:
+        if entry.kind == Kind.INTENT and entry.seq not in taken_back:
+            found.setdefault((entry.step, entry.attempt), entry.seq)
+    return found
 
 
 class OfferBook:
@@ -105,4 +120,4 @@ class OfferBook:
                 self.forget(run_id)
 
     def _of(self, run_id: str) -> Sequence[Offer]:
-        return self._spool.offers().get(run_id, ()) if self._spool is not None else ()
+        return self._spool.offers_of(run_id) if self._spool is not None else ()

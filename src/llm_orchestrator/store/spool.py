@@ -152,6 +152,10 @@ class Spool:
             run_id: [record.offer for record in records] for run_id, records in self._offers.items()
         }
 
+    def offers_of(self, run_id: str) -> list[Offer]:
+        """Of one run, oldest first."""
+        return [record.offer for record in self._offers.get(run_id, ())]
+
     def forget(self, run_id: str, step: str) -> None:
         """The step's offers were adopted, had landed, or are superseded."""
         records = self._offers.pop(run_id, [])
