@@ -1,0 +1,1 @@
+"""Deterministic simulation: the production engine and store code over a simulated PostgreSQL."""
