@@ -41,12 +41,12 @@ class Quotas:
         for _ in range(_TRIES):
             value, version = await self._shared.get(KIND, queue)
             spent = self._spent.get(queue, 0)
-            starts, tokens = _refilled(value, limit, now_us)
+            starts, tokens, at = _refilled(value, limit, now_us)
             tokens -= spent
             granted = wanted if not limit.rate else min(wanted, int(starts + 1e-6))
             if limit.tokens_per_minute and tokens <= 0:
                 granted = 0
-            after = [starts - granted if limit.rate else 0.0, tokens, now_us]
+            after = [starts - granted if limit.rate else 0.0, tokens, at]
             if granted <= 0 and not spent:
                 self._ready_at[queue] = now_us + _wait_us(after, limit)
                 return 0
@@ -64,8 +64,8 @@ class Quotas:
         for _ in range(_TRIES):
             value, version = await self._shared.get(KIND, queue)
             now_us = self._clock.now_us()
-            starts, tokens = _refilled(value, limit, now_us)
-            after = [min(starts + count, float(limit.rate)), tokens, now_us]
+            starts, tokens, at = _refilled(value, limit, now_us)
+            after = [min(starts + count, float(limit.rate)), tokens, at]
             if await self._shared.put(KIND, queue, after, version=version):
                 return
 
@@ -81,17 +81,22 @@ class Quotas:
         return max(0.001, min(waits, default=60 * MICROSECONDS) / MICROSECONDS)
 
 
-def _refilled(value: Json, limit: QueueLimit, now_us: int) -> tuple[float, float]:
-    """Starts and tokens that are left; a queue that was never used has all of them."""
+def _refilled(value: Json, limit: QueueLimit, now_us: int) -> tuple[float, float, int]:
+    """Starts and tokens that are left, and when; a queue that was never used has all of them.
+
+    The moment never goes back: of two nodes whose clocks differ the one ahead would refill the
+    difference again and again.
+    """
     full = float(limit.rate), float(limit.tokens_per_minute)
     try:
         starts, tokens, at = float(value[0]), float(value[1]), int(value[2])
     except (TypeError, ValueError, LookupError):
-        return full
+        return *full, now_us
     passed_s = max(0, now_us - at) / MICROSECONDS
     return (
         min(full[0], starts + passed_s * limit.rate / limit.period_s),
         min(full[1], tokens + passed_s * limit.tokens_per_minute / _MINUTE_S),
+        max(now_us, at),
     )
 
 
