@@ -75,6 +75,8 @@ class Claims:
         self._set_aside: set[str] = set()
         """Runs that could not be claimed although they looked due; not tried again by this node."""
         self._taken_back: set[str] = set()
+        self._put_back: list[str] = []
+        """Runs that were picked and are left to others."""
         self._has_orphans = False
         self._is_deaf = False
         """News may have been missed: look at the mail of every run that is here."""
@@ -147,7 +149,7 @@ class Claims:
         tried: set[str] = set()
         while room := min(CLAIM_MAX // self.nodes_alive + 1, max(self._driver.room, 0)):
             out = tuple(self._set_aside | tried)
-            orphans = await self._store.adopt(self.node_id, room, out)
+            orphans = await self._store.adopt(self.node_id, room, out, strange=tuple(self._strange))
             orphans = [run_id for run_id in orphans if run_id not in self._driver.driven]
             if not orphans:
                 return
@@ -243,6 +245,9 @@ class Claims:
         claims = [self._claim_one(run_id, journals.get(run_id), states or {}) for run_id in run_ids]
         results = await asyncio.gather(*claims, return_exceptions=True)
         await self._driver.read_mail(run_ids)
+        if self._put_back:
+            run_ids_back, self._put_back = self._put_back, []
+            await self._store.put_back(self.node_id, run_ids_back)
         for run_id, result in zip(run_ids, results, strict=True):
             if isinstance(result, Fenced | Refused):
                 continue  # somebody was quicker
@@ -266,14 +271,15 @@ class Claims:
         )
         if flow is None:
             self._strange.add(state.accepted["digest"])
-            return True  # it waits for its code
+            self._put_back.append(run_id)
+            return True  # it waits for its code, here or elsewhere
         if state.state not in (RunState.PENDING, RunState.RUNNING, RunState.WAITING):
             end = End(run_id, state.state, state.reason, state.output, state.error)
             self._driver.ended(end)
             return False
         happening = self._how(state, states)
         if happening is None:
-            self._has_orphans = True
+            self._put_back.append(run_id)
             return True  # another suspect is here: one at a time
         decision = decide(state.state, state.epoch, happening)
         head.epoch = decision.epoch

@@ -530,8 +530,19 @@ class Store(Protocol):
         """
         ...
 
-    async def adopt(self, node_id: str, limit: int, except_runs: Sequence[str] = ()) -> list[str]:
+    async def adopt(
+        self,
+        node_id: str,
+        limit: int,
+        except_runs: Sequence[str] = (),
+        *,
+        strange: Sequence[str] = (),
+    ) -> list[str]:
         """Like `pick`, for runs whose owner is a node that does not live (any more)."""
+        ...
+
+    async def put_back(self, node_id: str, run_ids: Sequence[str]) -> None:
+        """Runs that were picked and are not to be claimed: other nodes may have them at once."""
         ...
 
     async def members(self) -> Members:

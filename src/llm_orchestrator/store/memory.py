@@ -98,12 +98,23 @@ class MemoryStore:
             limit = min(limit, max(0, wanted.concurrency - len(busy)))
         return sorted(found, key=lambda run: (-run.priority, run.wake_at, run.run_id))[:limit]
 
-    async def adopt(self, node_id: str, limit: int, except_runs: Sequence[str] = ()) -> list[str]:
+    async def adopt(
+        self,
+        node_id: str,
+        limit: int,
+        except_runs: Sequence[str] = (),
+        *,
+        strange: Sequence[str] = (),
+    ) -> list[str]:
         alive = {member.node_id for member in self.nodes.values() if base.lives(member)}
         rows = [row for row in self.tables.runs.values() if row.change.owner is not None]
         owned = [row.accept for row in rows if row.change.owner not in alive]
+        owned = [new for new in owned if new.digest not in strange]
         owned.sort(key=lambda new: (-new.priority, new.run_id))
         return [new.run_id for new in owned if new.run_id not in except_runs][:limit]
+
+    async def put_back(self, node_id: str, run_ids: Sequence[str]) -> None:
+        """Nothing is kept for whoever picks."""
 
     async def commit(self, batch: Batch) -> Receipt:
         if self._is_closed:

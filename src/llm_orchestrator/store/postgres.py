@@ -207,7 +207,14 @@ class PostgresStore:
 
         return self.look.readable(await self._on_pool(work))
 
-    async def adopt(self, node_id: str, limit: int, except_runs: Sequence[str] = ()) -> list[str]:
+    async def adopt(
+        self,
+        node_id: str,
+        limit: int,
+        except_runs: Sequence[str] = (),
+        *,
+        strange: Sequence[str] = (),
+    ) -> list[str]:
         now = self.clock.now_us()
         rows = await self._pool.rows(
             "adopt",
@@ -215,9 +222,13 @@ class PostgresStore:
             now=now,
             until=now + PICK_US,
             except_runs=[run_id for run_id in except_runs if is_run_id(run_id)],
+            strange=list(strange),
             limit=limit,
         )
         return [str(row[0]) for row in rows]
+
+    async def put_back(self, node_id: str, run_ids: Sequence[str]) -> None:
+        await self._pool.rows("put_back", node_id=node_id, runs=list(run_ids))
 
     async def _on_pool(self, work: Callable[[Connection], Awaitable[list[Any]]]) -> list[Any]:
         async with self._pool.connection() as connection:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.errors import StoreError
+from llm_orchestrator.errors import StoreError, StoreUnavailable
 from llm_orchestrator.store.base import News
 from llm_orchestrator.store.postgres_address import Address
-from llm_orchestrator.store.postgres_connect import Connection, connect
+from llm_orchestrator.store.postgres_connect import Connection, connect, server_of
+from llm_orchestrator.store.rows import is_run_id
 
 logger = logging.getLogger(__name__)
 CHANNEL = "llm_orchestrator"
@@ -25,7 +26,8 @@ PING_S = 1.0
 ANSWER_S = 2.0
 _BYTES_MAX = 7_900
 """PostgreSQL takes 8,000 bytes a message."""
-_IDS_MAX = (_BYTES_MAX - 200) // 39
+_ID_BYTES = 39
+"""An id, its quotes, a comma."""
 
 
 class Bell:
@@ -84,16 +86,22 @@ class Bell:
                     await self._wake.wait()
             except TimeoutError:
                 async with asyncio.timeout(ANSWER_S):
-                    await connection.execute("SELECT 1")
+                    server = await server_of(connection)
+                if server.is_read_only:
+                    raise StoreUnavailable("nobody commits here any more") from None
                 continue
             self._wake.clear()
             news, self._pending = self._pending, News()
-            async with asyncio.timeout(ANSWER_S):
-                await connection.execute(
-                    "SELECT pg_notify($1, word) FROM unnest($2::text[]) AS word",
-                    CHANNEL,
-                    list(pack(self._name, news)),
-                )
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    await connection.execute(
+                        "SELECT pg_notify($1, word) FROM unnest($2::text[]) AS word",
+                        CHANNEL,
+                        list(pack(self._name, news)),
+                    )
+            except BaseException:
+                self.ring(news)  # on the next connection; heard twice, it does no harm
+                raise
 
     def _listen(self, *heard: Any) -> None:
         """Called with connection, process id, channel and payload."""
@@ -103,23 +111,29 @@ class Bell:
 
 
 def pack(sender: str, news: News) -> Iterable[str]:
-    """News as messages that PostgreSQL takes."""
-    words: dict[str, list[str]] = {"p": sorted(news.posted), "f": sorted(news.freed)}
-    words["m"] = sorted(news.mended)
-    ids = [(key, run_id) for key, run_ids in words.items() for run_id in run_ids]
-    for start in range(0, max(1, len(ids)), _IDS_MAX):
+    """News as messages that PostgreSQL takes. What can be no run's id is no news."""
+    parts = {"p": news.posted, "f": news.freed, "m": news.mended}
+    ids = [(key, one) for key, some in parts.items() for one in sorted(filter(is_run_id, some))]
+    head = {"n": sender, "d": news.is_due, **{key: [] for key in parts}}
+    count = max(1, (_BYTES_MAX - len(_text(head))) // _ID_BYTES)
+    for start in range(0, max(1, len(ids)), count):
         message: dict[str, Any] = {"n": sender, "d": news.is_due}
-        for key, run_id in ids[start : start + _IDS_MAX]:
+        for key, run_id in ids[start : start + count]:
             message.setdefault(key, []).append(run_id)
-        yield json.dumps(message, separators=(",", ":"))
+        yield _text(message)
+
+
+def _text(message: dict[str, Any]) -> str:
+    return json.dumps(message, separators=(",", ":"))
 
 
 def unpack(payload: str) -> tuple[str, News]:
     """The inverse; what cannot be read means that anything may have happened."""
     try:
         data = json.loads(payload)
-        parts = [frozenset(map(str, data.get(key, ()))) for key in "pfm"]
-        posted, freed, mended = parts
-        return str(data["n"]), News(bool(data["d"]), posted, freed, mended=mended)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return "", News(is_due=True, is_gap=True)
+        posted, freed, mended = (frozenset(data.get(key, ())) for key in "pfm")
+        if all(map(is_run_id, posted | freed | mended)):
+            return str(data["n"]), News(bool(data["d"]), posted, freed, mended=mended)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    return "", News(is_due=True, is_gap=True)

@@ -235,7 +235,8 @@ SELECT COUNT(*) FROM runs WHERE owner IS NOT NULL AND queue = :queue;
 -- name: owned @sqlite
 -- Runs of nodes that do not live.
 SELECT run_id FROM runs
-WHERE owner IS NOT NULL AND instr(:alive, ',' || owner || ',') = 0 ORDER BY priority DESC, run_id;
+WHERE owner IS NOT NULL AND instr(:alive, ',' || owner || ',') = 0
+  AND instr(:strange, ',' || digest || ',') = 0 ORDER BY priority DESC, run_id;
 
 -- name: next_wake
 SELECT MIN(wake_at) FROM runs WHERE state IN ('pending', 'waiting') AND owner IS NULL;
@@ -587,7 +588,7 @@ WITH orphaned AS MATERIALIZED (
       AND owner NOT IN (SELECT node_id FROM nodes WHERE nodes.state IN ('alive', 'leaving'))
       AND (picked_until < :now::bigint OR picked_by = :node_id OR NOT EXISTS (
            SELECT 1 FROM nodes WHERE node_id = picked_by AND nodes.state IN ('alive', 'leaving')))
-      AND run_id <> ALL (:except_runs::uuid[])
+      AND run_id <> ALL (:except_runs::uuid[]) AND digest <> ALL (:strange::text[])
     ORDER BY priority DESC, run_id LIMIT :limit
     FOR UPDATE SKIP LOCKED
 ), picked AS (
@@ -596,6 +597,9 @@ WITH orphaned AS MATERIALIZED (
     RETURNING runs.run_id, runs.priority
 )
 SELECT run_id FROM picked ORDER BY priority DESC, run_id;
+
+-- name: put_back @postgres
+UPDATE runs SET picked_until = 0 WHERE run_id = ANY (:runs::uuid[]) AND picked_by = :node_id;
 
 -- name: lock_queue @postgres
 -- Whoever counts what a queue has in flight does so alone, in a statement after this one (a lock and

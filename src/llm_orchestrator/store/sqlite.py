@@ -156,8 +156,18 @@ class SQLiteStore:
     async def pick(self, node_id: str, wanted: Wanted) -> list[Run]:
         return await self._claims.pick(wanted)
 
-    async def adopt(self, node_id: str, limit: int, except_runs: Sequence[str] = ()) -> list[str]:
-        return await self._claims.adopt(limit, except_runs)
+    async def adopt(
+        self,
+        node_id: str,
+        limit: int,
+        except_runs: Sequence[str] = (),
+        *,
+        strange: Sequence[str] = (),
+    ) -> list[str]:
+        return await self._claims.adopt(limit, except_runs, strange)
+
+    async def put_back(self, node_id: str, run_ids: Sequence[str]) -> None:
+        """There is nobody else."""
 
     # -- writing -------------------------------------------------------------------------------
 

@@ -45,15 +45,18 @@ class SQLiteClaims:
         found = self._look.readable(rows)
         return [run for run in found if run.run_id not in wanted.except_runs][:limit]
 
-    async def adopt(self, limit: int, except_runs: Sequence[str]) -> list[str]:
+    async def adopt(
+        self, limit: int, except_runs: Sequence[str], strange: Sequence[str]
+    ) -> list[str]:
         """Runs of past lives."""
         nodes = await self._shelf.nodes(_NODES_MAX)
         alive = [node.node_id for node in nodes if lives(node)]
 
         def foreign(runs: list[Run]) -> list[Run]:
-            return [run for run in runs if run.owner not in (None, *alive)]
+            owned = [run for run in runs if run.owner not in (None, *alive)]
+            return [run for run in owned if run.digest not in strange]
 
-        rows = await self._look.rows("owned", foreign, alive=listed(alive))
+        rows = await self._look.rows("owned", foreign, alive=listed(alive), strange=listed(strange))
         found = [row.run_id if isinstance(row, Run) else str(row[0]) for row in rows]
         readable = [run_id for run_id in found if is_text(run_id)]
         return [run_id for run_id in readable if run_id not in except_runs][:limit]
