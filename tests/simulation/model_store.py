@@ -47,7 +47,7 @@ class SimDatabase:
         first.log.append([("store", 1, (f"{self.random.getrandbits(64):016x}", 1))])
         first.restart()
         first.copied = 1
-        first.on_visible = self._visible
+        first.on_visible, first.on_defect = self._visible, self._defect
 
     @property
     def incarnation(self) -> str:
@@ -58,6 +58,10 @@ class SimDatabase:
     def _visible(self, server: Server, record: Record) -> None:
         if self.oracle is not None and server is self.leader:
             self.oracle.committed(record)
+
+    def _defect(self, what: str) -> None:
+        if self.oracle is not None:
+            self.oracle.violated(what)
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -124,7 +128,7 @@ class SimDatabase:
         new.restart()
         old.is_linked = False
         self.leader = self.servers[name] = new
-        new.on_visible = self._visible
+        new.on_visible, new.on_defect = self._visible, self._defect
         self._changed()
         self.loop.in_world(linger_s, self._demote, old, new)
 

@@ -192,7 +192,7 @@ def seq_is_dense(line: Line, entry: Entry) -> Iterable[str]:
 def epoch_never_falls(line: Line, entry: Entry) -> Iterable[str]:
     if entry.epoch < line.epoch:
         yield f"epoch {entry.epoch} after {line.epoch}"
-    elif entry.kind in (Kind.CLAIMED, Kind.REWOUND) and entry.epoch == line.epoch:
+    elif entry.kind in (Kind.CLAIMED, Kind.REWOUND) and entry.epoch == line.epoch and line.seq > 1:
         yield f"a new owner without a new epoch ({entry.epoch})"
 
 

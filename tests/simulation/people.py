@@ -84,6 +84,7 @@ class People:
                 self.world.note("refused", error.message)
                 return
             except StoreError as error:
+                self.world.note("trouble", error.message)
                 if not error.retryable:
                     await self.world.open_store(self.machine)
                 await self.machine.process.clock.sleep(0.3)

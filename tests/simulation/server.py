@@ -78,6 +78,7 @@ class Server:
         self.hanging: list[_Running] = []
         self.slowness = 0.0
         self.on_visible: Callable[[Server, Record], None] = lambda server, record: None
+        self.on_defect: Callable[[str], None] = lambda what: None
         self._names = Statements(self)
         self._ships = False
 
@@ -174,6 +175,8 @@ class Server:
             return
         except Exception as error:  # noqa: BLE001 (what it is, the client hears)
             session = running.session
+            if not isinstance(error, asyncpg.PostgresError):
+                self.on_defect(f"the model fails: {error!r}")
             if session.block is None and not running.tx.is_over:
                 running.tx.end(None)
             self._ended(session)

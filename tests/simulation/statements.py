@@ -101,6 +101,9 @@ class Statements:
     def incarnation(self, tx: Transaction, v: Values) -> list[Row]:
         return [self.tables.get("store", 1, tx)]
 
+    def promises(self, tx: Transaction, v: Values) -> list[Row]:
+        return [("on", "warning")]
+
     def digest_at(self, tx: Transaction, v: Values) -> list[Row]:
         row = self.tables.get("journal", (v["run_id"], v["seq"]), tx)
         return [] if row is None else [(row[7],)]
@@ -228,6 +231,14 @@ class Statements:
         order = lambda row: (-row["priority"], row["wake_at"], row["run_id"])  # noqa: E731
         chosen = yield from self._take(tx, v, is_due, order)
         return [_columns(row) for row in chosen]
+
+    def put_back(self, tx: Transaction, v: Values) -> Steps:
+        def back(old: Row) -> Row:
+            return {**old, "picked_until": 0} if old["picked_by"] == v["node_id"] else None
+
+        for run_id in v["runs"]:
+            yield from self.tables.update(tx, ("runs", run_id), back)
+        return len(v["runs"])
 
     def adopt(self, tx: Transaction, v: Values) -> Steps:
         def is_orphan(row: Row) -> bool:
