@@ -22,7 +22,7 @@ from llm_orchestrator.store.base import News, Post, Store
 from llm_orchestrator.store.postgres import PostgresStore
 from tests.store.support import Writer, accepted, new_run
 
-HANG_S = 40.0
+HANG_S = 20.0
 """Nothing here takes a tenth of it."""
 _numbers = itertools.count(1)
 
