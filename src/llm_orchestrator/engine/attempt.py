@@ -106,6 +106,10 @@ class Attempt(Extras):
         self._usage = self._usage + usage
         if self._spend is not None:
             self._spend(usage)
+        told = self._execution.services.spent
+        if told is not None:
+            queue = str(self._execution.fold.accepted["queue"])
+            told(queue, usage.input_tokens + usage.output_tokens)
 
     def note(self, key: str, value: Json) -> None:
         self._notes[key] = value

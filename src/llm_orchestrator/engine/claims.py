@@ -11,6 +11,7 @@ others that are suspected with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -68,6 +69,7 @@ class Claims:
         self._options = options
         self._offers = offers
         self._quotas = Quotas(store, clock, options.queues)
+        services.spent = self._quotas.spend
         self.wake = asyncio.Event()
         self.nodes_alive = 1
         self._strange: set[str] = set()
@@ -78,6 +80,7 @@ class Claims:
         self._put_back: list[str] = []
         """Runs that were picked and are left to others."""
         self._has_orphans = False
+        self._look_at = 0.0
         self._is_deaf = False
         """News may have been missed: look at the mail of every run that is here."""
 
@@ -134,14 +137,11 @@ class Claims:
             except Exception:  # a node that claims no more would look alive for ever
                 logger.exception("a defect in the claiming of runs")
                 pause_s = 1.0
-            if pause_s <= 0:
-                continue
-            try:
-                # not wait_for: before Python 3.12 it loses a cancel that meets a wake-up
-                async with asyncio.timeout(pause_s):
-                    await self.wake.wait()
-            except TimeoutError:
-                self._has_orphans = self._is_deaf = True  # nobody told us anything: look ourselves
+            if pause_s > 0:
+                with contextlib.suppress(TimeoutError):
+                    # not wait_for: before Python 3.12 it loses a cancel that meets a wake-up
+                    async with asyncio.timeout(pause_s):
+                        await self.wake.wait()
 
     async def take_over(self) -> None:
         """Go on with what dead nodes left. Runs whose code is not here wait for `code_came`."""
@@ -179,6 +179,9 @@ class Claims:
 
     async def _claim_due(self) -> float:
         """Claim what is due and fits; returns how long nothing more will be due."""
+        if self._clock.monotonic() >= self._look_at:
+            self._look_at = self._clock.monotonic() + POLL_S
+            self._has_orphans = self._is_deaf = True  # some news may never have come
         if self._is_deaf:
             self._is_deaf = False
             await self._check_mail()

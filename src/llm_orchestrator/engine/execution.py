@@ -88,6 +88,8 @@ class Services:
     tools: Callable[[], Any] | None = None
     """Step types and providers, made when a run first needs them (engine.interpreter.Tools)."""
     heart: Heart | None = None
+    spent: Callable[[str, int], None] | None = None
+    """Told of tokens that a run of a queue has used."""
 
     def may_begin(self) -> bool:
         """True while this node's lease lets it begin something outside the store."""
