@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,9 @@ class Cluster:
         self.nodes.append(node)
         return node
 
-    def ready(self, *names: str) -> list[NodeProcess]:
-        """Start several at once and wait until each is ready."""
-        nodes = [self.node(name) for name in names]
+    def ready(self, *names: str, words: Sequence[str] = ()) -> list[NodeProcess]:
+        """Start several at once, with the same options, and wait until each is ready."""
+        nodes = [self.node(name, *words) for name in names]
         for node in nodes:
             assert node.node_id
         return nodes
