@@ -235,6 +235,8 @@ def translate(error: BaseException, shown: str) -> StoreError:
     if isinstance(error, StoreError):
         return error
     code, text = getattr(error, "sqlstate", None) or "", str(error) or type(error).__name__
+    if isinstance(error, TimeoutError):
+        text = "no answer in time"
     if code in ("28P01", "28000"):
         return StoreDenied(
             f"{shown} does not let us in: {text}",

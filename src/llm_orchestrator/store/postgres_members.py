@@ -8,7 +8,8 @@ everybody who beats (law 6).
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from llm_orchestrator.errors import StoreUnavailable
 from llm_orchestrator.model import Json
@@ -17,7 +18,6 @@ from llm_orchestrator.store.journal import canonical
 from llm_orchestrator.store.postgres_address import Address
 from llm_orchestrator.store.postgres_connect import (
     Connection,
-    Server,
     connect,
     is_connection_trouble,
     server_of,
@@ -26,8 +26,9 @@ from llm_orchestrator.store.postgres_connect import (
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.rows import member_of
 
+T = TypeVar("T")
 BEAT_S = 2.0
-"""A beat that takes longer is given up, and its connection with it."""
+"""A beat that takes longer, to connect included, is given up, and its connection with it."""
 _PATIENCE_US = 7 * 86_400 * 1_000_000
 _SETTINGS = {
     "application_name": "llm-orchestrator heart",
@@ -43,43 +44,39 @@ class PostgresMembers:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._connection: Connection | None = None
-        self._server: Server | None = None
 
     async def join(self, node_id: str, region: str, info: Json) -> None:
-        connection, server = await self._connected()
-        text = canonical(info).decode()
-        before = server.now_us - _PATIENCE_US
-        await self._do(connection, "forget_nodes", before=before)
-        now = server.now_us
-        await self._do(connection, "join", node_id=node_id, region=region, now=now, info=text)
+        async def work(connection: Connection) -> None:
+            now = (await server_of(connection)).now_us
+            await _run(connection, "forget_nodes", before=now - _PATIENCE_US)
+            text = canonical(info).decode()
+            await _run(connection, "join", node_id=node_id, region=region, now=now, info=text)
+
+        await self._within(work)
 
     async def beat(self, node_id: str, info: Json) -> Pulse:
-        connection, _ = await self._connected()
-        text = canonical(info).decode()
-        await self._do(connection, "beat", node_id=node_id, info=text)
-        return await self.watch(node_id)
+        async def work(connection: Connection) -> Pulse:
+            text = canonical(info).decode()
+            await _run(connection, "beat", node_id=node_id, info=text)
+            return await _look(connection, node_id)
+
+        return await self._within(work)
 
     async def watch(self, node_id: str) -> Pulse:
-        connection, _ = await self._connected()
-        rows = await self._do(connection, "members", node_id=node_id)
-        try:
-            async with asyncio.timeout(BEAT_S):
-                server = await server_of(connection)
-        except BaseException as error:
-            raise self._lost(error) from error
-        if server.is_read_only:
-            raise self._lost(StoreUnavailable("the server takes no writes any more"))
-        identity = f"{server.identity} {server.timeline}"
-        return Pulse(identity, server.now_us, [member_of(row) for row in rows])
+        return await self._within(lambda connection: _look(connection, node_id))
 
     async def bury(self, node_id: str, beat: int) -> bool:
-        connection, _ = await self._connected()
-        status = await self._do(connection, "bury", node_id=node_id, beat=beat, is_count=True)
-        return str(status).endswith(" 1")
+        query = load_queries("postgres")["bury"]
+
+        async def work(connection: Connection) -> str:
+            return str(await connection.execute(query.sql, *query.bind(node_id=node_id, beat=beat)))
+
+        return (await self._within(work)).endswith(" 1")
 
     async def leave(self, node_id: str, state: NodeState) -> None:
-        connection, _ = await self._connected()
-        await self._do(connection, "leave", node_id=node_id, state=state.value)
+        await self._within(
+            lambda connection: _run(connection, "leave", node_id=node_id, state=state.value)
+        )
 
     async def close(self) -> None:
         """End the session."""
@@ -87,29 +84,36 @@ class PostgresMembers:
             self._connection.terminate()
             self._connection = None
 
-    async def _connected(self) -> tuple[Connection, Server]:
-        if self._connection is None or self._connection.is_closed() or self._server is None:
-            self._connection, self._server = await connect(self._address, settings=_SETTINGS)
-        return self._connection, self._server
-
-    async def _do(
-        self, connection: Connection, name: str, /, is_count: bool = False, **values: object
-    ) -> Any:
-        query = load_queries("postgres")[name]
-        run = connection.execute if is_count else connection.fetch
+    async def _within(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Connect if need be, and work: all within one bound. A connection in doubt is given up."""
         try:
             async with asyncio.timeout(BEAT_S):
-                return await run(query.sql, *query.bind(**values))
+                if self._connection is None or self._connection.is_closed():
+                    self._connection, _ = await connect(self._address, settings=_SETTINGS)
+                return await work(self._connection)
         except BaseException as error:
-            raise self._lost(error) from error
+            if not isinstance(error, Exception) or _is_doubtful(error):
+                await self.close()
+            if not isinstance(error, Exception):
+                raise
+            raise translate(error, self._address.shown) from error
 
-    def _lost(self, error: BaseException) -> BaseException:
-        """What to raise; a connection in doubt is given up."""
-        if not isinstance(error, Exception):
-            return error
-        if self._connection is not None and (
-            is_connection_trouble(error) or isinstance(error, TimeoutError | StoreUnavailable)
-        ):
-            self._connection.terminate()
-            self._connection = None
-        return translate(error, self._address.shown)
+
+def _is_doubtful(error: Exception) -> bool:
+    """True when nobody knows what the connection would answer next."""
+    return is_connection_trouble(error) or isinstance(error, StoreUnavailable)
+
+
+async def _run(connection: Connection, name: str, /, **values: object) -> list[Any]:
+    query = load_queries("postgres")[name]
+    rows: list[Any] = await connection.fetch(query.sql, *query.bind(**values))
+    return rows
+
+
+async def _look(connection: Connection, node_id: str) -> Pulse:
+    rows = await _run(connection, "members", node_id=node_id)
+    server = await server_of(connection)
+    if server.is_read_only:
+        raise StoreUnavailable("the server takes no writes any more", hint="llmo doctor")
+    identity = f"{server.identity} {server.timeline}"
+    return Pulse(identity, server.now_us, [member_of(row) for row in rows])
