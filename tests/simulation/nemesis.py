@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tests.simulation.server import Server
     from tests.simulation.world import World
 
 MESSAGES = {
@@ -66,14 +67,18 @@ class Nemesis:
         elif kind == "standby" and database.mode == "sync":
             leader = database.leader
             leader.link(is_linked=False)
-            again = lambda: leader.link(is_linked=True)  # noqa: E731 (called later)
-            world.loop.in_world(self.random.choice((0.1, 1.0, 7.0)), again)
+            world.loop.in_world(self.random.choice((0.1, 1.0, 7.0)), self._link, leader)
         elif kind == "cancel_wait" and database.mode == "sync":
             world.note("cancelled", database.leader.cancel_waits())
         elif kind == "promote" and database.mode == "sync" and database.leader.is_up:
             await self._promote()
         elif kind == "rewind" and database.leader.is_up:
             await self._rewind()
+
+    def _link(self, leader: Server) -> None:
+        """Its standby comes back to it, unless it leads meanwhile."""
+        if leader is self.world.database.leader:
+            leader.link(is_linked=True)
 
     def _start_another(self) -> None:
         if len(self.world.nodes) < self.world.shape.nodes:

@@ -201,9 +201,8 @@ class People:
             self.world.note("decide", run_id, step, choice)
             await self.operator.decide(run_id, step, choice, result=f"decided-{step}")  # type: ignore[arg-type]
 
-    @staticmethod
-    async def _gently(work: Awaitable[Any]) -> None:
+    async def _gently(self, work: Awaitable[Any]) -> None:
         try:
             await work
-        except (Refused, NotFound):
-            return
+        except (Refused, NotFound) as error:
+            self.world.note("refused", error.message)

@@ -50,6 +50,7 @@ class Machine:
     store: SimStore | None = None
     node: Node | None = None
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    stores: int = 0
 
     @property
     def incarnation(self) -> str:
@@ -144,7 +145,9 @@ class World:
     async def open_store(self, machine: Machine) -> SimStore:
         """The machine's store, opened; tried until it works."""
         while True:
-            store = SimStore(machine.process.name, machine.process.clock, self.oracle)
+            machine.stores += 1  # as in production, nobody ever has another one's id
+            name = f"{machine.process.name}-{machine.stores}"
+            store = SimStore(name, machine.process.clock, self.oracle)
             store.beaten = machine.beaten
             try:
                 await store.open_as_engine()
@@ -202,7 +205,8 @@ class World:
         ends_at = self.loop.now + PATIENCE_S
         while self.loop.now < ends_at:
             await self.pause(0.7)
-            if people.is_done and people.all_ended():
+            is_early = "planned" in self.shape.flows and self.loop.now < 14.0
+            if people.is_done and people.all_ended() and not is_early:
                 break
         await self.pause(1.0)
         for complaint in self.loop.complaints:
