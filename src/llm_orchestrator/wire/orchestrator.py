@@ -48,7 +48,7 @@ def store_path(url: str) -> Path:
     if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2:
         raise ConfigError(
             f"{url!r} is no store URL this version can open",
-            hint="llmo --store sqlite:///runs.db, sqlite:////var/lib/runs.db or postgresql://HOST/NAME",
+            hint="llmo --store sqlite:///runs.db or postgresql://HOST/DATABASE",
         )
     return Path(unquote(parts.path[1:]))
 
