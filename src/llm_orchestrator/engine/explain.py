@@ -177,7 +177,9 @@ def _paused(fold: Fold) -> Explanation:
             f"llmo runs journal {run_id} && {resume}",
         )
     if fold.reason == "quarantine":
-        return Explanation("it was set aside because engines died while they executed it", resume)
+        return Explanation(
+            f"it was set aside because engines died while they executed it: {message}", resume
+        )
     return Explanation("an operator paused it", resume)
 
 

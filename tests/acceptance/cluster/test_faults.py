@@ -6,7 +6,6 @@ Each test prints what it saw; the times are for people, nothing is judged by the
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 
