@@ -159,16 +159,29 @@ class Claims:
         self._has_orphans = True  # there may be more: when there is room
 
     async def _take_back(self) -> None:
-        """Runs that left because an entry did not land: damage is mended, then they go on, once."""
+        """Runs that left because an entry did not land: damage is mended, then they go on, once.
+
+        Trouble of the store that passes is no reason to leave a run: we own it, nobody else comes.
+        """
         lost = dict(self._driver.lost)
         self._driver.lost.clear()
+        again = []
         for run_id, error in lost.items():
-            if run_id in self._taken_back and isinstance(error, OrchestratorError):
-                self._driver.give_up(run_id, error)
-        again = [run_id for run_id in lost if run_id not in self._taken_back]
-        self._taken_back.update(again)
-        journals = await self._store.look.load(again)
-        await self._claim([run_id for run_id in again if self._is_mine(journals.get(run_id))])
+            if not _passes(error):
+                if run_id in self._taken_back:
+                    if isinstance(error, OrchestratorError):
+                        self._driver.give_up(run_id, error)
+                    continue
+                self._taken_back.add(run_id)
+            again.append(run_id)
+        try:
+            journals = await self._store.look.load(again)
+            await self._claim([run_id for run_id in again if self._is_mine(journals.get(run_id))])
+        except StoreError as error:
+            if _passes(error):
+                left = [run_id for run_id in again if run_id not in self._driver.driven]
+                self._driver.lost.update(dict.fromkeys(left, error))
+            raise
 
     def _is_mine(self, journal: Journal | None) -> bool:
         """True when nobody else has taken the run, as far as its journal can be read."""
@@ -254,6 +267,9 @@ class Claims:
         for run_id, result in zip(run_ids, results, strict=True):
             if isinstance(result, Fenced | Refused):
                 continue  # somebody was quicker
+            if isinstance(result, BaseException) and _passes(result):
+                self._driver.lost[run_id] = result
+                continue
             if isinstance(result, OrchestratorError):
                 logger.error("run %s is set aside: %s", run_id, result.message)
                 self._driver.give_up(run_id, result)
@@ -325,6 +341,11 @@ class Claims:
         if deaths >= _SUSPECT and not self._driver.admit_suspect(state.run_id):
             return None
         return replace(claim, data={"deaths": deaths})
+
+
+def _passes(error: BaseException) -> bool:
+    """True when the store only did not answer: the same may succeed the next time."""
+    return isinstance(error, StoreError) and error.retryable
 
 
 def replace_limits(wanted: Wanted, queue: str, limit: int, *, concurrency: int) -> Wanted:
