@@ -192,7 +192,7 @@ class PostgresStore:
             return self.look.readable(rows)
 
         async def work(connection: Connection) -> list[Any]:
-            async with connection.transaction():
+            async with connection.transaction(isolation="read_committed"):
                 lock, count = (
                     load_queries("postgres")[name] for name in ("lock_queue", "in_flight")
                 )

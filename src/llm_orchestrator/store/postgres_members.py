@@ -18,6 +18,7 @@ from llm_orchestrator.store.journal import canonical
 from llm_orchestrator.store.postgres_address import Address
 from llm_orchestrator.store.postgres_connect import (
     Connection,
+    Server,
     connect,
     is_connection_trouble,
     server_of,
@@ -44,6 +45,7 @@ class PostgresMembers:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._connection: Connection | None = None
+        self._server: Server | None = None
 
     async def join(self, node_id: str, region: str, info: Json) -> None:
         async def work(connection: Connection) -> None:
@@ -84,13 +86,17 @@ class PostgresMembers:
             self._connection.terminate()
             self._connection = None
 
+    async def _connected(self) -> tuple[Connection, Server]:
+        if self._connection is None or self._connection.is_closed() or self._server is None:
+            self._connection, self._server = await connect(self._address, settings=_SETTINGS)
+        return self._connection, self._server
+
     async def _within(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Connect if need be, and work: all within one bound. A connection in doubt is given up."""
         try:
             async with asyncio.timeout(BEAT_S):
-                if self._connection is None or self._connection.is_closed():
-                    self._connection, _ = await connect(self._address, settings=_SETTINGS)
-                return await work(self._connection)
+                connection, _ = await self._connected()
+                return await work(connection)
         except BaseException as error:
             if not isinstance(error, Exception) or _is_doubtful(error):
                 await self.close()

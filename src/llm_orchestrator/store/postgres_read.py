@@ -74,7 +74,7 @@ class Pool:
             self._slots.release()
 
     async def rows(self, name: str, /, **values: object) -> list[Any]:
-        """All rows of a named statement. A connection that broke is replaced once."""
+        """All rows of a named statement. What may pass is tried once more."""
         query = load_queries("postgres")[name]
         arguments = query.bind(**values)
         for is_last in (False, True):
@@ -83,7 +83,7 @@ class Pool:
                     found: list[Any] = await connection.fetch(query.sql, *arguments)
                 return found
             except StoreUnavailable as error:
-                if is_last or not _has_broken(error.__cause__):
+                if is_last or not _may_pass(error.__cause__):
                     raise
         raise AssertionError("unreachable")
 
@@ -147,7 +147,9 @@ class Pool:
             self._idle.append((connection, self._clock.monotonic()))
 
 
-def _has_broken(cause: BaseException | None) -> bool:
-    """True when a connection broke under a statement that another one may answer at once."""
-    is_late = isinstance(cause, TimeoutError)
-    return cause is not None and not is_late and is_connection_trouble(cause)
+def _may_pass(cause: BaseException | None) -> bool:
+    """True when a connection broke, or a statement met another one: not when it was too slow."""
+    if cause is None or isinstance(cause, TimeoutError):
+        return False
+    is_met = getattr(cause, "sqlstate", None) in ("40001", "40P01")
+    return is_met or is_connection_trouble(cause)

@@ -607,9 +607,12 @@ UPDATE runs SET picked_until = 0 WHERE run_id = ANY (:runs::uuid[]) AND picked_b
 SELECT pg_advisory_xact_lock(hashtextextended('llm_orchestrator.queue.' || :queue::text, 0));
 
 -- name: in_flight @postgres
+-- What somebody drives, or is about to: what `pick` would offer to nobody else.
 SELECT count(*) FROM runs
 WHERE queue = :queue
-  AND (owner IS NOT NULL OR (state IN ('pending', 'waiting') AND picked_until >= :now::bigint));
+  AND (owner IS NOT NULL OR (
+       state IN ('pending', 'waiting') AND picked_until >= :now::bigint AND EXISTS (
+       SELECT 1 FROM nodes WHERE node_id = picked_by AND nodes.state IN ('alive', 'leaving'))));
 
 -- name: join @postgres
 INSERT INTO nodes (node_id, region, state, beat, started_at, heartbeat_at, info, session_pid,
