@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "runs": ("runs", "list, show, explain, change and follow runs"),
     "workflows": ("workflows", "list, show, register and compare definitions"),
     "serve": ("serve", "execute the runs of a store until told to stop"),
+    "nodes": ("nodes", "list the nodes that execute runs"),
     "journal": ("journal", "verify what is recorded, repair what is damaged"),
     "schema": ("schema", "print the JSON Schema of workflow files, for editors"),
     "local": ("local", "fetch, start and stop the local model"),
@@ -30,7 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "check this machine, the store and the providers' keys"),
     "completions": ("completions", "print the completion script of a shell"),
 }
-DEFAULTS = {"runs": "list", "workflows": "list", "config": "show"}
+DEFAULTS = {"runs": "list", "workflows": "list", "nodes": "list", "config": "show"}
 """What a group does when it is called without a verb of its own."""
 
 
