@@ -36,6 +36,8 @@ class Issue(NamedTuple):
     run_id: str
     step: str
     request: str
+    key: str = ""
+    """The idempotency key under which the engine announced it, if it did."""
 
 
 @dataclass
@@ -134,6 +136,11 @@ class Oracle:
 
     def issued(self, issue: Issue, *, lease_ends: float) -> None:
         """A request reached the provider."""
+        line = self.lines.get(issue.run_id, Line())
+        for entry in reversed(line.entries):
+            if entry.kind == Kind.INTENT and entry.step.rpartition("/")[2] == issue.step:
+                issue = issue._replace(key=decode(entry.payload)["key"])
+                break
         self.issues.append(issue)
         self.note("issue", issue.process, issue.run_id, issue.step)
         for complaint in lease_holds(issue, lease_ends):
@@ -267,11 +274,13 @@ def accepted_runs_end(
 
 
 def one_request_per_key(issues: Sequence[Issue]) -> Iterable[str]:
-    requests: dict[tuple[str, str], str] = {}
+    requests: dict[str, str] = {}
     for issue in issues:
-        first = requests.setdefault((issue.run_id, issue.step), issue.request)
+        if not issue.key:
+            continue
+        first = requests.setdefault(issue.key, issue.request)
         if first != issue.request:
-            yield f"{issue.run_id}/{issue.step} was asked {first} and {issue.request}"
+            yield f"{issue.key} was asked {first} and {issue.request}"
 
 
 def once_needs_decisions(

@@ -432,8 +432,12 @@ class Execution:
         await self.services.writer.append(self.head, (Draft(kind, key, attempt, encode(data)),))
 
     def idempotency_key(self, key: str) -> str:
-        """Stable per run and step over attempts, takeovers and restores."""
-        return f"{self.run_id}/{key}"
+        """Stable per run and step over attempts, takeovers and restores.
+
+        A step that a rewind took back may ask for something else: it has another key from then on.
+        """
+        redone = self.fold.redone.get(key)
+        return f"{self.run_id}/{key}" if redone is None else f"{self.run_id}/{key}@{redone}"
 
     def publish(self, what: str, key: str, data: dict[str, Json], *, attempt: int = 0) -> None:
         """Tell whoever watches. Never needed for correctness."""

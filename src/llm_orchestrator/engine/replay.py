@@ -71,6 +71,8 @@ class Fold:
     output: Json = None
     error: Json = None
     rewinds: int = 0
+    redone: dict[str, int] = field(default_factory=dict)
+    """Steps that a rewind took back, and the seq of the last entry of each that it hid."""
     deaths: int = 0
     """Nodes that died in a row while they drove it, without a step finished in between."""
 
@@ -127,6 +129,8 @@ def _apply_hidden(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
         state.redeliver.append(data)
     if entry.kind == Kind.CLAIMED:
         state.owner = data.get("node")
+    if entry.kind in (Kind.INTENT, Kind.ATTEMPT_FAILED, Kind.STEP_FINISHED):
+        state.redone[entry.step] = entry.seq
 
 
 def _count_usage(state: Fold, data: dict[str, Json]) -> None:
