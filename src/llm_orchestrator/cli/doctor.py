@@ -12,10 +12,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm_orchestrator.cli.doctor_postgres import Finding, check_nodes, server_findings
 from llm_orchestrator.cli.options import ObjectFormat, make_app
 from llm_orchestrator.cli.output import count, print_object, print_table
 from llm_orchestrator.cli.session import Session, session_of
@@ -33,15 +34,6 @@ DISK_WARNING, DISK_ERROR = 1 << 30, 64 << 20
 CHECKED_RUNS_MAX = 200
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre"})
 KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "COHERE_API_KEY", "PINECONE_API_KEY")
-
-
-class Finding(NamedTuple):
-    """What one check found. `state`: ok, warning or error."""
-
-    check: str
-    state: str
-    finding: str
-    hint: str = ""
 
 
 @app.command()
@@ -159,16 +151,22 @@ def _file_system(path: Path, mounts: str) -> Finding:
 
 
 async def _store(session: Session, store: Database) -> list[Finding]:
+    findings: list[Finding] = []
+    is_server = _file(session.config.store_url) is None
     try:
+        if is_server:
+            findings += await server_findings(session)
         await store.open_as_client()
         served = await store.is_served()
         who = f"served by {await _owner(session, store)}" if served else "no engine serves it"
-        findings = [Finding("store", "ok", f"{session.store_url}: {who}")]
+        findings.append(Finding("store", "ok", f"{session.store_url}: {who}"))
+        if is_server:
+            findings.append(check_nodes(await store.shelf.nodes()))
         findings.append(await _integrity(store))
     except StoreAbsent as error:
-        return [Finding("store", "ok", f"{error.message} yet", error.hint or "")]
+        findings.append(Finding("store", "ok", f"{error.message} yet", error.hint or ""))
     except StoreError as error:
-        return [Finding("store", "error", error.message, error.hint or "")]
+        findings.append(Finding("store", "error", error.message, error.hint or ""))
     finally:
         await store.close()
     return findings
