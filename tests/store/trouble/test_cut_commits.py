@@ -15,7 +15,7 @@ import pytest
 from llm_orchestrator.drill.postgres_lab import PostgresServer
 from llm_orchestrator.drill.proxy import Proxy, Trap
 from llm_orchestrator.errors import StoreError, StoreUnavailable
-from llm_orchestrator.store import postgres_apply, postgres_lane
+from llm_orchestrator.store import postgres_apply, postgres_connect, postgres_lane
 from llm_orchestrator.store.base import Batch, Outcome, PutProgress, PutRecord
 from llm_orchestrator.store.postgres import PostgresStore
 from tests.postgres import fresh_database
@@ -44,7 +44,7 @@ def own_server() -> Iterator[PostgresServer]:
 @pytest.fixture(autouse=True)
 def _soon_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit is late sooner; it is tried longer."""
-    monkeypatch.setattr(postgres_lane, "LATE_S", 0.4)
+    monkeypatch.setattr(postgres_lane, "LATE_S", 0.3)
     monkeypatch.setattr(postgres_apply, "PATIENCE_S", HANG_S)
 
 
@@ -266,7 +266,8 @@ async def test_whoever_is_cancelled_leaves_and_his_commit_goes_on(
 async def test_a_store_that_is_gone_for_good_says_so_and_that_the_outcome_is_not_known(
     own_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_apply, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(postgres_apply, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(postgres_connect, "ALL_HOSTS_S", 0.3)
     async with scene(own_server) as here:
         writer = await warmed_up(here.store)
         trap = here.trap("side", is_passed=True)

@@ -93,7 +93,6 @@ async def test_work_goes_on_at_the_standby_when_the_primary_is_demoted_or_dies(
     ):
         writer = await warmed_up(store)
         await post(store, "before", run_id=writer.run_id)
-        await readers(store, old, 3)
         await here.follow()
         if is_killed:
             here.primary.kill()
@@ -112,7 +111,6 @@ async def test_work_goes_on_at_the_standby_when_the_primary_is_demoted_or_dies(
         assert sorted(await new.messages(writer.run_id)) == ["before", "hello", "note"]
         assert await new.entries(writer.run_id) == 2
         if not is_killed:
-            await old.until(READERS, is_value=0)  # one demotion, and all of them go
             assert await old.messages(writer.run_id) == ["before"]
 
 

@@ -185,6 +185,7 @@ async def test_somebody_elses_tables(postgres_server: PostgresServer, postgres_u
         "postgresql://user:s3cr3t@host:99999/database",
         "postgresql://user:s3cr3t@host,,other/database",
         "postgresql://user:pa/s3cr3t@host/database",
+        "postgresql://user:12/s3cr3t@host",
         "postgresql://user:pa#s3cr3t@host/database",
         "postgresql://user:pa?s3cr3t@host/database",
         "postgresql://user@host?password=s3cr3t",
