@@ -57,7 +57,7 @@ def test_validate_checks_all_files_and_tells_programs_too(llmo: Shell, tmp_path:
         (("run", "hello.yaml", "-i", "{x"), 2, "-i: not JSON: "),
         (("run", "hello.yaml", "-i", "@none.json"), 2, "cannot read none.json"),
         (("run", "hello.yaml", "--colour"), 2, "no such option: --colour"),
-        (("run", "hello.yaml", "--store", "postgresql://h/d"), 2, "is no store URL"),
+        (("run", "hello.yaml", "--store", "mysql://h/d"), 2, "is no store URL"),
         (("runs", "list"), 10, "there is no store at"),
         (("runs", "shwo", "x"), 2, "show"),
     ],

@@ -18,7 +18,7 @@ from llm_orchestrator.errors import NotFound, StoreDamaged
 from llm_orchestrator.model import Json
 
 if TYPE_CHECKING:
-    from llm_orchestrator.store.base import Store
+    from llm_orchestrator.store.base import Database, Store
 
 app = make_app("Verify what is recorded, repair what is damaged.")
 COLUMNS = ("run_id", "seq", "what", "is_mendable")
@@ -137,7 +137,7 @@ async def _repair(session: Session, run_id: str, *, is_dry: bool) -> int:
             raise NotFound(f"there is no run {run_id}", hint="llmo runs list")
         if not any(flaw.seq for flaw in journal.flaws):
             return await _repair_row(session, store, run_id, is_dry=is_dry)
-        writer = GroupWriter(store, session.clock)
+        writer = GroupWriter(store, store.clock)
         mender = Mender(store, writer)
         plan = await mender.plan(journal)
         emit(f"run {run_id}: {plan.summary()}")
@@ -154,7 +154,7 @@ async def _repair(session: Session, run_id: str, *, is_dry: bool) -> int:
     return 0
 
 
-async def _repair_row(session: Session, store: Store, run_id: str, *, is_dry: bool) -> int:
+async def _repair_row(session: Session, store: Database, run_id: str, *, is_dry: bool) -> int:
     """The journal is whole; its summary in `runs` may not be."""
     from llm_orchestrator.engine.mend import Mender
     from llm_orchestrator.store.writer import GroupWriter
@@ -166,7 +166,7 @@ async def _repair_row(session: Session, store: Store, run_id: str, *, is_dry: bo
     emit(f"run {run_id}: {flaws[0]['what']}; it would be rebuilt from the journal")
     if is_dry:
         return _not_changed(session, run_id)
-    wrong = await Mender(store, GroupWriter(store, session.clock)).set_row(run_id)
+    wrong = await Mender(store, GroupWriter(store, store.clock)).set_row(run_id)
     session.note(f"run {run_id} is mended" if wrong else f"run {run_id} moved meanwhile")
     return 0
 

@@ -29,9 +29,11 @@ class ObjectFormat(StrEnum):
 
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to print. Ids are never cut.")]
-ObjectOutput = Annotated[ObjectFormat, typer.Option("--output", "-o", help="How to print.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id.")]
+RunOrStdin = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id; `-` reads ids from stdin.")
+]
 RunIds = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="Runs; `-` reads ids from stdin.")
 ]

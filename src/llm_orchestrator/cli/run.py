@@ -169,7 +169,7 @@ def _facts(new: NewRun) -> dict[str, object]:
 
 async def _detach(session: Session, ask: Ask, *, target: targets.Target, new: NewRun) -> int:
     async with session.client(may_create=True) as store:
-        run_id = await target.accept(store, session.clock, new)
+        run_id = await target.accept(store, store.clock, new)
         emit(run_id)
         if not await store.is_served():
             session.note("accepted; no engine serves the store now\nhint: llmo serve")
@@ -182,7 +182,7 @@ async def _submit(session: Session, ask: Ask, *, target: targets.Target, new: Ne
     from llm_orchestrator.cli.follow import Follower
 
     async with session.client() as store:
-        run_id = await target.accept(store, session.clock, new)
+        run_id = await target.accept(store, store.clock, new)
         session.note(f"run {run_id} accepted; the engine that serves the store executes it")
         if target.code is not None:
             session.note(_needs_code(ask))
@@ -229,7 +229,7 @@ async def _execute(session: Session, ask: Ask, *, target: targets.Target, new: N
     await orchestrator.__aenter__()
     try:
         progress.run_id = new.run_id
-        run_id = await target.accept(orchestrator.store, session.clock, new)
+        run_id = await target.accept(orchestrator.store, orchestrator.clock, new)
         progress.run_id = run_id
         session.note(f"run {run_id} accepted ({new.workflow} {new.version})")
         ending = asyncio.create_task(_ended(orchestrator, run_id))
@@ -293,7 +293,7 @@ async def _finish(
     from llm_orchestrator.wire import output_of
 
     state = await read_fold(store, run_id)
-    session.note(_summary(state, session.clock.now_us()))
+    session.note(_summary(state, store.clock.now_us()))
     result = output_of(end_of(state))
     if not (progress.has_streamed and ask.output is ResultFormat.TEXT):
         print_result(result, ask.output)

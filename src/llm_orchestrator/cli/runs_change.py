@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from llm_orchestrator.cli.given import guess, merge_inputs, read_ids, read_json, read_pairs
-from llm_orchestrator.cli.options import DryRun, Format, Output, RunId, RunIds
-from llm_orchestrator.cli.output import emit, print_rows
+from llm_orchestrator.cli.options import DryRun, Format, Output, RunIds, RunOrStdin
+from llm_orchestrator.cli.output import print_rows
 from llm_orchestrator.cli.report import report
 from llm_orchestrator.cli.session import Session, session_of, whoami
 from llm_orchestrator.errors import OrchestratorError, Refused
@@ -24,8 +24,9 @@ from llm_orchestrator.model import Json
 if TYPE_CHECKING:
     from llm_orchestrator.engine.control import Answer, Operator
     from llm_orchestrator.engine.machine import Event
-    from llm_orchestrator.store.base import Store
+    from llm_orchestrator.store.base import Database, Store
 
+T = TypeVar("T")
 COLUMNS = ("run_id", "state", "message")
 By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides (you).")]
 Act = Callable[["Operator", str], Awaitable["Answer"]]
@@ -135,8 +136,12 @@ def retry(
 
 def rewind(
     context: typer.Context,
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="RUN:SEQ", help="A checkpoint: see SEQ in `llmo runs show`.")
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN:SEQ...",
+            help="Checkpoints: see SEQ in `llmo runs show`; `-` reads them from stdin.",
+        ),
     ],
     *,
     by: By = None,
@@ -144,15 +149,18 @@ def rewind(
     output: Output = Format.TABLE,
 ) -> int:
     """Go back to a checkpoint; what came after is hidden, never deleted."""
-    run_id, _, seq = checkpoint.partition(":")
-    if not seq.isdecimal():
-        raise typer.BadParameter(f"{checkpoint!r} is no RUN:SEQ")
+    targets: dict[str, int] = {}
+    for checkpoint in read_ids(checkpoints):
+        run_id, _, seq = checkpoint.partition(":")
+        if not seq.isdecimal() or run_id in targets:
+            raise typer.BadParameter(f"{checkpoint!r} is no RUN:SEQ, or not the run's only one")
+        targets[run_id] = int(seq)
     name = by or whoami()
     return _change_all(
         session_of(context),
-        [run_id],
+        list(targets),
         "rewind",
-        act=lambda operator, one: operator.rewind(one, int(seq), by=name),
+        act=lambda operator, one: operator.rewind(one, targets[one], by=name),
         is_dry=is_dry,
         output=output,
     )
@@ -160,7 +168,7 @@ def rewind(
 
 def fork(
     context: typer.Context,
-    run_id: RunId,
+    run_ids: RunIds,
     *,
     step: Annotated[
         str | None, typer.Option(help="Start again from this step; without it only what is left.")
@@ -172,31 +180,35 @@ def fork(
         list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="One edited input.")
     ] = None,
     is_dry: DryRun = False,
+    output: Output = Format.IDS,
 ) -> int:
-    """Start a new run that shares the results before a step; prints the new id."""
+    """Start new runs that share the results before a step; prints the new ids."""
     session = session_of(context)
+    if inputs == "-":
+        _refuse_two(run_ids, "-i")
     edited = merge_inputs(inputs, pairs or ())
+    ids = read_ids(run_ids)
 
-    async def work() -> str:
+    async def one(store: Database, run_id: str) -> dict[str, Json] | None:
         from llm_orchestrator.cli.follow import read_fold
         from llm_orchestrator.engine.control import Operator
 
-        async with session.client() as store:
-            if is_dry:
-                state = await read_fold(store, run_id)
-                session.note(f"would fork run {run_id} ({state.state}); nothing was changed")
-                return ""
-            return await Operator(store, session.clock).fork(run_id, step, inputs=edited or None)
+        if is_dry:
+            state = await read_fold(store, run_id)
+            session.note(f"would fork run {run_id} ({state.state}); nothing was changed")
+            return None
+        new_id = await Operator(store, store.clock).fork(run_id, step, inputs=edited or None)
+        return {"run_id": new_id, "fork_of": run_id, "step": step}
 
-    new_id = session.run(work())
-    if new_id:
-        emit(new_id)
-    return 0
+    rows, failures = session.run(_do_all(session, ids, one))
+    forked = [row for row in rows if row is not None]
+    print_rows(forked, output, columns=("run_id", "fork_of", "step"))
+    return _code(session, failures, is_partial=bool(rows))
 
 
 def signal(
     context: typer.Context,
-    run_id: RunId,
+    run_id: RunOrStdin,
     name: Annotated[str, typer.Argument(help="The signal's name.")],
     *,
     payload: Annotated[
@@ -209,6 +221,8 @@ def signal(
     output: Output = Format.TABLE,
 ) -> int:
     """Hand a message to a run."""
+    if payload == "-":
+        _refuse_two([run_id], "the payload")
     value = read_json(payload, "payload") if payload is not None else None
     return _change_all(
         session_of(context),
@@ -222,7 +236,7 @@ def signal(
 
 def approve(
     context: typer.Context,
-    run_id: RunId,
+    run_id: RunOrStdin,
     step: Annotated[
         str | None, typer.Argument(help="The approval step, if it waits for several.")
     ] = None,
@@ -239,6 +253,8 @@ def approve(
     output: Output = Format.TABLE,
 ) -> int:
     """Answer an approval step: yes, or no with --reject."""
+    if whole_form == "-":
+        _refuse_two([run_id], "--form-json")
     name = by or whoami()
     fields = read_json(whole_form, "--form-json") if whole_form is not None else {}
     if form:
@@ -274,10 +290,21 @@ def _change_all(
     print_rows(rows, output, columns=COLUMNS)
     if is_dry and rows:
         session.note("nothing was changed")
+    return _code(session, failures, is_partial=bool(rows))
+
+
+def _code(session: Session, failures: list[OrchestratorError], *, is_partial: bool) -> int:
+    """Name what could not be done; the exit code."""
     codes = [report(error, is_debug=session.flags.is_debug) for error in failures]
     if not codes:
         return 0
-    return 3 if rows else codes[0]
+    return 3 if is_partial else codes[0]
+
+
+def _refuse_two(given: list[str], other: str) -> None:
+    """Stdin holds one thing: ids, or a value."""
+    if "-" in given:
+        raise typer.BadParameter(f"ids and {other} cannot both come from stdin")
 
 
 async def _ask_all(
@@ -286,22 +313,30 @@ async def _ask_all(
     from llm_orchestrator.engine.control import Operator
     from llm_orchestrator.engine.machine import Event
 
-    rows: list[dict[str, Json]] = []
-    failures: list[OrchestratorError] = []
     wanted = Event(event) if event is not None else None
+
+    async def one(store: Database, run_id: str) -> dict[str, Json]:
+        if is_dry:
+            return await _would(store, run_id, wanted)
+        answer = await act(Operator(store, store.clock), run_id)
+        facts = {"run_id": run_id, "state": str(answer.state), "message": answer.message}
+        return {**facts, "is_done": answer.is_done}
+
+    return await _do_all(session, ids, one)
+
+
+async def _do_all(
+    session: Session, ids: list[str], one: Callable[[Database, str], Awaitable[T]]
+) -> tuple[list[T], list[OrchestratorError]]:
+    """What came of each, and the errors of those of which nothing came."""
+    rows: list[T] = []
+    failures: list[OrchestratorError] = []
     async with session.client() as store:
-        operator = Operator(store, session.clock)
         for run_id in ids:
             try:
-                if is_dry:
-                    rows.append(await _would(store, run_id, wanted))
-                    continue
-                answer = await act(operator, run_id)
+                rows.append(await one(store, run_id))
             except OrchestratorError as error:
                 failures.append(error)
-                continue
-            facts = {"run_id": run_id, "state": str(answer.state), "message": answer.message}
-            rows.append({**facts, "is_done": answer.is_done})
     return rows, failures
 
 

@@ -6,13 +6,14 @@ exit code is 8 and the hint says which command mends it.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from llm_orchestrator.cli.given import read_pairs
-from llm_orchestrator.cli.options import Format, ObjectFormat, ObjectOutput, Output, RunId
+from llm_orchestrator.cli.given import read_ids, read_pairs
+from llm_orchestrator.cli.options import Format, Output, RunId, RunIds
 from llm_orchestrator.cli.output import (
     dollars,
     duration,
@@ -26,15 +27,16 @@ from llm_orchestrator.cli.output import (
 from llm_orchestrator.cli.report import report
 from llm_orchestrator.cli.run_result import ResultFormat, print_result
 from llm_orchestrator.cli.session import Session, session_of
-from llm_orchestrator.errors import NotFound, StoreDamaged
+from llm_orchestrator.errors import NotFound, OrchestratorError, StoreDamaged
 from llm_orchestrator.model import Entry, Json, Run, RunState
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.replay import Fold
-    from llm_orchestrator.store.base import Store
+    from llm_orchestrator.store.base import Database, Store
 
 LIST_COLUMNS = ("run_id", "workflow", "version", "state", "reason", "created_at", "time")
 STEP_COLUMNS = ("step", "state", "attempts", "tokens", "cost", "time", "seq", "note")
+PARTIAL = 3
 ENTRY_COLUMNS = ("seq", "epoch", "kind", "step", "attempt", "size", "digest", "recorded_at")
 
 
@@ -78,12 +80,11 @@ def list_runs(
         limit=limit,
     )
 
-    async def work() -> list[Run]:
+    async def work() -> tuple[list[Run], int]:
         async with session.client() as store:
-            return await store.look.runs(wanted)
+            return await store.look.runs(wanted), store.clock.now_us()
 
-    found = session.run(work())
-    now = session.clock.now_us()
+    found, now = session.run(work())
     rows = [facts_of(run) | _time(run, now) for run in found]
     print_rows(rows, output, columns=LIST_COLUMNS)
     if not rows:
@@ -121,37 +122,83 @@ def _time(run: Run, now: int) -> dict[str, Json]:
     return {"time": duration(((run.finished_at or now) - run.started_at) / 1000)}
 
 
-def show(
-    context: typer.Context, run_id: RunId, *, output: ObjectOutput = ObjectFormat.TABLE
+class Seen(NamedTuple):
+    """What is known of one run. `code`: the exit code if it is the only one."""
+
+    facts: dict[str, Json] | None
+    code: int = 0
+    error: OrchestratorError | None = None
+
+
+LookAt = Callable[["Session", "Database", str], Awaitable[Seen]]
+
+
+def _each(
+    session: Session,
+    given: list[str],
+    look_at: LookAt,
+    *,
+    write: Callable[[dict[str, Json]], None],
+    output: Format,
 ) -> int:
-    """Show a run and its steps: attempts, tokens, cost, time, waits."""
+    """Print each run. One that is named is printed as one thing, several (or `-`) as a list."""
+    ids = read_ids(given)
+
+    async def work() -> list[Seen]:
+        async with session.client() as store:
+            return [await _see(session, store, run_id, look_at) for run_id in ids]
+
+    seen = session.run(work())
+    rows = [each.facts for each in seen if each.facts is not None]
+    if output is Format.TABLE:
+        for number, facts in enumerate(rows):
+            if number:
+                emit("")
+            write(facts)
+    elif given == ids and len(ids) == 1 and output in (Format.JSON, Format.YAML):
+        for facts in rows:
+            print_object(facts, output)
+    else:
+        print_rows(rows, output, columns=())
+    for each in seen:
+        if each.error is not None:
+            report(each.error, is_debug=session.flags.is_debug)
+    codes = [each.code for each in seen if each.code]
+    return 0 if not codes else codes[0] if len(codes) == len(seen) else PARTIAL
+
+
+async def _see(session: Session, store: Database, run_id: str, look_at: LookAt) -> Seen:
+    try:
+        return await look_at(session, store, run_id)
+    except NotFound as error:
+        return Seen(None, error.exit_code, error)
+
+
+def show(context: typer.Context, run_ids: RunIds, *, output: Output = Format.TABLE) -> int:
+    """Show runs and their steps: attempts, tokens, cost, time, waits."""
+    return _each(session_of(context), run_ids, _show, write=_print_run, output=output)
+
+
+async def _show(session: Session, store: Database, run_id: str) -> Seen:
     from llm_orchestrator.cli.follow import read_journal
     from llm_orchestrator.cli.steps_view import steps_of
     from llm_orchestrator.engine.replay import fold
 
-    session = session_of(context)
-
-    async def work() -> int:
-        async with session.client() as store:
-            row = await store.look.run(run_id)
-            try:
-                journal = await read_journal(store, run_id)
-            except StoreDamaged as error:
-                if row is not None:
-                    _print_run(facts_of(row), [], output)
-                return report(error, is_debug=session.flags.is_debug)
-            state = fold(run_id, journal.entries)
-            steps = [step.to_json() for step in steps_of(journal.entries)]
-            heard = {step["step"] for step in steps}
-            steps += [
-                {"step": name, "state": "pending"}
-                for name in await _planned(store, state)
-                if name not in heard and not state.state.is_final
-            ]
-            _print_run(_merged(run_id, row, state), steps, output)
-            return 0
-
-    return session.run(work())
+    row = await store.look.run(run_id)
+    try:
+        journal = await read_journal(store, run_id)
+    except StoreDamaged as error:
+        facts = None if row is None else {**facts_of(row), "steps": []}
+        return Seen(facts, error.exit_code, error)
+    state = fold(run_id, journal.entries)
+    steps = [step.to_json() for step in steps_of(journal.entries)]
+    heard = {step["step"] for step in steps}
+    steps += [
+        {"step": name, "state": "pending"}
+        for name in await _planned(store, state)
+        if name not in heard and not state.state.is_final
+    ]
+    return Seen({**_merged(run_id, row, state), "steps": steps})
 
 
 def _merged(run_id: str, row: Run | None, state: Fold) -> dict[str, Json]:
@@ -188,10 +235,8 @@ async def _planned(store: Store, state: Fold) -> list[str]:
     return [str(step["id"]) for step in steps]
 
 
-def _print_run(facts: dict[str, Json], steps: list[dict[str, Json]], output: ObjectFormat) -> None:
-    if output is not ObjectFormat.TABLE:
-        print_object({**facts, "steps": steps}, output)
-        return
+def _print_run(facts: dict[str, Json]) -> None:
+    steps: list[dict[str, Json]] = facts["steps"]
     tokens = f"{facts.get('input_tokens', 0)}+{facts.get('output_tokens', 0)}"
     shown = {
         "run": facts["run_id"],
@@ -233,21 +278,17 @@ def _step_row(step: dict[str, Json]) -> dict[str, Json]:
     }
 
 
-def explain(
-    context: typer.Context, run_id: RunId, *, output: ObjectOutput = ObjectFormat.TABLE
-) -> int:
+def explain(context: typer.Context, run_ids: RunIds, *, output: Output = Format.TABLE) -> int:
     """Say in one sentence why a run is not moving, and which command moves it."""
-    session = session_of(context)
-    facts, code = session.run(_explain(session, run_id))
-    if output is not ObjectFormat.TABLE:
-        print_object(facts, output)
-    else:
-        emit(f"run {run_id} is {facts['state']}: {facts['sentence']}")
-        emit(str(facts["command"]))
-    return code
+    return _each(session_of(context), run_ids, _explain, write=_print_reason, output=output)
 
 
-async def _explain(session: Session, run_id: str) -> tuple[dict[str, Json], int]:
+def _print_reason(facts: dict[str, Json]) -> None:
+    emit(f"run {facts['run_id']} is {facts['state']}: {facts['sentence']}")
+    emit(str(facts["command"]))
+
+
+async def _explain(session: Session, store: Database, run_id: str) -> Seen:
     from llm_orchestrator.cli.follow import read_fold
     from llm_orchestrator.engine.explain import Surroundings
     from llm_orchestrator.engine.explain import explain as reason_of
@@ -255,36 +296,37 @@ async def _explain(session: Session, run_id: str) -> tuple[dict[str, Json], int]
     from llm_orchestrator.store.base import RunFilter
     from llm_orchestrator.wire import node_options
 
-    async with session.client() as store:
-        try:
-            row = await store.look.run(run_id)
-            state = await read_fold(store, run_id)
-        except StoreDamaged as error:
-            command = error.hint or f"llmo journal repair {run_id} --dry-run"
-            facts = {"run_id": run_id, "state": "damaged", "sentence": error.message}
-            return facts | {"command": command}, error.exit_code
-        accepted = state.accepted
-        stored = await store.shelf.workflow(
-            accepted["workflow"], accepted["version"], accepted["digest"]
-        )
-        queue = str(accepted.get("queue", "default"))
-        limits = node_options(session.config).queues.get(queue)
-        limit = limits.concurrency or None if limits is not None else None
-        running = RunFilter(states=(RunState.RUNNING,), queue=queue, limit=10_000)
-        around = Surroundings(
-            is_engine_alive=await store.is_served(),
-            is_python=stored is not None and is_code(stored),
-            queue_running=len(await store.look.runs(running)) if limit is not None else 0,
-            queue_max=limit,
-        )
-        found = reason_of(state, row, session.clock.now_us(), around=around)
-        return {
+    try:
+        row = await store.look.run(run_id)
+        state = await read_fold(store, run_id)
+    except StoreDamaged as error:
+        command = error.hint or f"llmo journal repair {run_id} --dry-run"
+        facts = {"run_id": run_id, "state": "damaged", "sentence": error.message}
+        return Seen(facts | {"command": command}, error.exit_code)
+    accepted = state.accepted
+    stored = await store.shelf.workflow(
+        accepted["workflow"], accepted["version"], accepted["digest"]
+    )
+    queue = str(accepted.get("queue", "default"))
+    limits = node_options(session.config).queues.get(queue)
+    limit = limits.concurrency or None if limits is not None else None
+    running = RunFilter(states=(RunState.RUNNING,), queue=queue, limit=10_000)
+    around = Surroundings(
+        is_engine_alive=await store.is_served(),
+        is_python=stored is not None and is_code(stored),
+        queue_running=len(await store.look.runs(running)) if limit is not None else 0,
+        queue_max=limit,
+    )
+    found = reason_of(state, row, store.clock.now_us(), around=around)
+    return Seen(
+        {
             "run_id": run_id,
             "state": str(state.state),
             "reason": state.reason,
             "sentence": found.sentence,
             "command": found.command,
-        }, 0
+        }
+    )
 
 
 def result(
