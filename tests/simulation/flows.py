@@ -120,8 +120,8 @@ def make_flows(world: World) -> list[CodeWorkflow[Any]]:
         return {"b": first, "child": done, "c": await ctx.step(c, ctx.run_id, first)}
 
     async def endless(ctx: Context, **_: Any) -> Json:
-        while True:
-            await ctx.wait_signal("never", timeout_s=3.0 if world.is_ticking else None)
+        await ctx.step(b, ctx.run_id)
+        await ctx.wait_signal("never")
 
     async def planned(ctx: Context, **_: Any) -> Json:
         return {"a": await ctx.step(a, ctx.run_id)}

@@ -28,7 +28,8 @@ class Nemesis:
         self.world = world
         self.random = random.Random(world.random.getrandbits(32))
         mix = world.shape.mix
-        faults = {kind: likely for kind, likely in MESSAGES.items() if kind in mix}
+        harm = world.shape.harm
+        faults = {kind: min(0.9, harm * MESSAGES[kind]) for kind in MESSAGES if kind in mix}
         world.network.faults = faults
         world.provider.trouble = 0.15 if "provider" in mix else 0.0
         world.provider.is_slow = "slow_provider" in mix
@@ -112,6 +113,7 @@ class Nemesis:
     async def _rewind(self) -> None:
         world = self.world
         world.note("rewind")
+        world.is_rewound = True
         world.database.rewind(self.random.choice((0.5, 0.9, 0.99)))
         world.oracle.incarnation = world.database.incarnation
         await world.pause(self.random.uniform(0.1, 4.0))

@@ -164,7 +164,7 @@ class Oracle:
             repeats_need_reasons(issues, by_run),
             steps_finish_once(by_run),
             outputs_come_from_the_journal(by_run),
-            messages_land_once(server),
+            messages_land_once(server, by_run),
             children_are_unique(server),
             plans_fire_once(server),
         ):
@@ -355,14 +355,16 @@ def outputs_come_from_the_journal(by_run: dict[str, list[Entry]]) -> Iterable[st
         if not isinstance(output, dict):
             continue
         gone = hidden(entries)
+        done = [entry for entry in entries if entry.kind == Kind.STEP_FINISHED]
+        names = {entry.step.rpartition("/")[2] for entry in done}
         results = {
             entry.step.rpartition("/")[2]: decode(entry.payload)["result"]
-            for entry in entries
-            if entry.kind == Kind.STEP_FINISHED and entry.seq not in gone
+            for entry in done
+            if entry.seq not in gone
         }
         for step, result in output.items():
-            if step in results and results[step] != result:
-                yield f"{run_id} ended with {step}={result}, the journal says {results[step]}"
+            if step in names and results.get(step) != result:
+                yield f"{run_id} ended with {step}={result}, the journal says {results.get(step)}"
         signals = {
             str(decode(entry.payload)["payload"])
             for entry in entries
@@ -373,15 +375,25 @@ def outputs_come_from_the_journal(by_run: dict[str, list[Entry]]) -> Iterable[st
                 yield f"{run_id} ended with a signal {result} that the journal does not have"
 
 
-def messages_land_once(server: Server) -> Iterable[str]:
-    """No message without a sender's key carries the same mark twice."""
-    marks: Counter[tuple[str, bytes]] = Counter()
+def messages_land_once(server: Server, by_run: dict[str, list[Entry]]) -> Iterable[str]:
+    """No mark is in an inbox or in a journal twice: each was posted once."""
+    marks: Counter[tuple[str, int]] = Counter()
+
+    def count(run_id: str, payload: Any) -> None:
+        if isinstance(payload, dict) and "mark" in payload:
+            marks[run_id, payload["mark"]] += 1
+
     for (run_id, _), row in visible(server, "inbox").items():
-        if row[2] is not None and b'"mark"' in row[2]:
-            marks[run_id, row[2]] += 1
-    for (run_id, payload), count in marks.items():
-        if count > 1:
-            yield f"{run_id} has {count} times the message {payload!r}"
+        if row[2] is not None:
+            count(run_id, decode(row[2])["value"])
+    for run_id, entries in by_run.items():
+        gone = hidden(entries)
+        for entry in entries:
+            if entry.kind == Kind.SIGNAL and entry.seq not in gone:
+                count(run_id, decode(entry.payload)["payload"])
+    for (run_id, mark), times in marks.items():
+        if times > 1:
+            yield f"{run_id} has message {mark} {times} times"
 
 
 def children_are_unique(server: Server) -> Iterable[str]:

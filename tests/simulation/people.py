@@ -38,6 +38,10 @@ class People:
         self.runs: list[str] = []
         self.listening: list[str] = []
         self.endless: list[str] = []
+        self.signalled: set[str] = set()
+        """Runs whose signal the store has: they go on without another one."""
+        self.cancelled: set[str] = set()
+        """Runs whose cancel the store has: they end without being told again."""
         self.marks = itertools.count(1)
 
     def start(self) -> None:
@@ -56,6 +60,7 @@ class People:
             await self._insist(self._plan)
         actions = [self._submit] * shape.runs
         actions += [self._meddle] * (2 * shape.runs if "people" in shape.mix else 0)
+        self.random.shuffle(actions)
         for action in actions:
             await self._insist(action)
             pause_s = shape.trouble_s / max(1, len(actions)) * self.random.random()
@@ -143,6 +148,8 @@ class People:
             return
         run_id = self.random.choice(self.runs)
         kind = self.random.choice(("signal", "signal", "signal", "pause", "help", "cancel", "odd"))
+        if run_id in self.endless:
+            kind = self.random.choice(("cancel", "cancel", "pause", "help"))
         if "people" not in self.world.shape.mix and kind in ("pause", "cancel", "odd"):
             kind = "signal"
         if kind == "signal":
@@ -151,9 +158,10 @@ class People:
             await self.operator.pause(run_id)
         elif kind == "help":
             await self._help()
-        elif kind == "cancel" and self.random.random() < 0.5:
+        elif kind == "cancel" and (self.random.random() < 0.5 or run_id in self.endless):
             await self.operator.cancel(run_id)
-        elif kind == "odd" and "rewind" in self.world.shape.mix:
+            self.cancelled.add(run_id)
+        elif kind == "odd" and "go_back" in self.world.shape.mix:
             store = self.machine.store
             assert store is not None
             journal = (await store.look.load([run_id])).get(run_id)
@@ -163,14 +171,15 @@ class People:
 
     async def _signal(self, run_id: str) -> None:
         """Once: a message without a sender's key is not sent again by a careful caller."""
-        if run_id not in self.listening:
-            if not self.listening:
-                return
-            run_id = self.random.choice(self.listening)
+        waiting = [each for each in self.listening if each not in self.signalled]
+        if not waiting:
+            return
+        run_id = self.random.choice(waiting)
         payload = {"mark": next(self.marks)}
         self.world.note("signal", run_id, payload["mark"])
         try:
             await self.operator.signal(run_id, "go", payload)
+            self.signalled.add(run_id)
         except StoreError as error:
             self.world.note("signal unknown", error.message)
 
@@ -185,11 +194,17 @@ class People:
             elif state == "failed" and self.random.random() < 0.2 and not self.world.is_healed:
                 await self._gently(self.operator.retry(run_id))
             elif self.world.is_healed and state in ("waiting", "running"):
-                if row["workflow"] == "listener":
+                if row["workflow"] == "listener" and self._is_to_hear(run_id):
                     post = self.operator.signal(run_id, "go", "late", sender_key="help")
                     await self._gently(post)
-                elif row["workflow"] == "endless":
+                elif row["workflow"] == "endless" and self._is_to_end(run_id):
                     await self._gently(self.operator.cancel(run_id))
+
+    def _is_to_end(self, run_id: str) -> bool:
+        return run_id not in self.cancelled or self.world.is_rewound
+
+    def _is_to_hear(self, run_id: str) -> bool:
+        return run_id not in self.signalled or self.world.is_rewound
 
     async def _resume(self, run_id: str, reason: str) -> None:
         if reason != "unknown_outcome":

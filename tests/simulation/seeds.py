@@ -8,7 +8,7 @@ from tests.simulation.nemesis import EVENTS, MESSAGES
 from tests.simulation.people import SHAPES
 from tests.simulation.world import Shape
 
-_EXTRAS = ("provider", "slow_provider", "slow_statements", "people", "rewind")
+_EXTRAS = ("provider", "slow_provider", "slow_statements", "people", "go_back")
 
 
 def shape_of(seed: int) -> Shape:
@@ -17,7 +17,7 @@ def shape_of(seed: int) -> Shape:
     mode = chance.choice(("single", "sync", "sync"))
     mix = [kind for kind in MESSAGES if chance.random() < 0.35]
     mix += [kind for kind in EVENTS if chance.random() < 0.4 and kind != "rewind"]
-    mix += [kind for kind in _EXTRAS if chance.random() < 0.4 and kind != "rewind"]
+    mix += [kind for kind in _EXTRAS if chance.random() < 0.4]
     if chance.random() < 0.15:
         mix.append("rewind")
     flows = tuple(chance.sample(SHAPES, chance.randint(1, 4)))

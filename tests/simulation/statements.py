@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llm_orchestrator.store.queries import Query, compose, load_queries
+from llm_orchestrator.store import queries
+from llm_orchestrator.store.queries import Query
 from tests.simulation.append import FINAL, Append, empty
 from tests.simulation.mvcc import Row, Steps, Tables, Transaction
 
@@ -26,26 +27,44 @@ _ROW = (
     *("inbox_seq", "output", "error", "epoch", "head_seq", "head_digest", "created_at"),
     *("started_at", "finished_at", "run_id"),
 )
-_MARKS = {"mailed": "\nmail", "recorded": "\nfresh"}
-"""What a part is known by in the text, where its own name is not enough."""
 _CLASHES = {"run": "one_run"}
-_known: dict[str, tuple[str, tuple[str, ...], Query]] = {}
-"""By text: the statement's name, its parts if it is an append, and its parameters."""
+_made: dict[str, Query] = {}
+"""Every statement that was put together, by its text."""
+_number = queries._number
 
 
-def recognise(sql: str) -> tuple[str, tuple[str, ...], Query]:
-    """Which statement this is. Raises NotImplementedError for one that the model lacks."""
-    if not _known:
-        for name, query in load_queries("postgres").items():
-            _known[query.sql] = (name, (), query)
-    if sql not in _known:
-        parts = tuple(part for part in _PARTS if f"{_MARKS.get(part, part)} AS " in sql)
-        checks = tuple(f"{part}_check" for part in ("changed", "recorded") if part in parts)
-        query = compose(parts, checks)
-        if query.sql != sql:
-            raise NotImplementedError(sql)
-        _known[sql] = ("append", parts, query)
-    return _known[sql]
+def _remember(*arguments: Any) -> Query:
+    query = _number(*arguments)
+    _made[query.sql] = query
+    return query
+
+
+queries._number = _remember
+queries.load_queries.cache_clear()
+queries.compose.cache_clear()
+
+
+def recognise(sql: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """A statement's name, its parts if it is an append, and its parameters in order."""
+    if sql not in _made:
+        queries.load_queries("postgres")
+    query = _made.get(sql)
+    if query is None:
+        raise NotImplementedError(sql)
+    parts = tuple(filter(None, query.name.split("+")))
+    if sql.startswith("WITH head AS") and set(parts) <= set(_PARTS):
+        return "append", parts, query.parameters
+    return query.name, (), query.parameters
+
+
+def listed(values: Values) -> dict[str, Any]:
+    """The values of a statement for one entry, as if it were for many."""
+    alone = ("lane", "number", "entries", "batch", "incarnation", "now")
+    many = {
+        name: value if isinstance(value, list | tuple) or name in alone else [value]
+        for name, value in values.items()
+    }
+    return {"head_run": many["run_id"], **many}
 
 
 class Statements:
@@ -69,10 +88,10 @@ class Statements:
             words = arguments[1] if isinstance(arguments[1], list) else [arguments[1]]
             self.server.notify(words)
             return [], 0
-        name, parts, query = recognise(sql)
-        values = dict(zip(query.parameters, arguments, strict=True))
-        if name == "append":
-            rows = yield from self.append.run(tx, parts, values)
+        name, parts, parameters = recognise(sql)
+        values = dict(zip(parameters, arguments, strict=True))
+        if name in ("append", "append_one"):
+            rows = yield from self.append.run(tx, parts, listed(values))
             return rows, 1
         if name == "lock_queue":
             values = {"queue": arguments[0]}

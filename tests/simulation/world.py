@@ -40,6 +40,8 @@ class Shape:
     flows: tuple[str, ...] = ()
     rate: float = 1.0
     """Faults per second."""
+    harm: float = 1.0
+    """How much likelier than usual the faults of single messages are."""
 
 
 @dataclass(eq=False)
@@ -84,10 +86,11 @@ class World:
         self.database.oracle = self.oracle
         self.oracle.incarnation = self.database.incarnation
         self.provider = Provider(self, self._seed())
-        self.is_ticking = self.random.random() < 0.5
         self.flows = make_flows(self)
         self.machines: list[Machine] = []
         self.is_healed = False
+        self.is_rewound = False
+        """A restore may have taken away what an operator was told."""
         self._names = 0
 
     def _seed(self) -> int:
