@@ -16,12 +16,13 @@ from urllib.parse import urlsplit
 
 import asyncpg  # type: ignore[import-untyped]
 
-from llm_orchestrator.store import postgres_connect
+from llm_orchestrator.store import postgres_connect, postgres_lane, postgres_members
 from llm_orchestrator.store.queries import load_queries
 from tests.store.interleavings.stepper import STEPPED, Turns
 
 CHATTER = frozenset({"server", "promises"})
 """What is asked of a new connection."""
+_AGES_S = 60.0
 _TIMELESS = {
     "application_name": STEPPED,
     "idle_in_transaction_session_timeout": "0",
@@ -174,5 +175,9 @@ class _Asyncpg:
 @contextlib.contextmanager
 def in_place(drivers: Mapping[str, Driver]) -> Iterator[None]:
     """The production store connects through these."""
-    with patch.object(postgres_connect, "asyncpg", _Asyncpg(drivers)):
+    with (
+        patch.object(postgres_connect, "asyncpg", _Asyncpg(drivers)),
+        patch.object(postgres_lane, "LATE_S", _AGES_S),
+        patch.object(postgres_members, "BEAT_S", _AGES_S),
+    ):
         yield

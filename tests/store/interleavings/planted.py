@@ -9,9 +9,8 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from unittest.mock import patch
 
-from llm_orchestrator.store import postgres_write, queries
+from llm_orchestrator.store import queries
 
 Plant = Callable[[], AbstractContextManager[None]]
 nothing: Plant = contextlib.nullcontext
@@ -36,21 +35,6 @@ def edited(name: str, *edits: tuple[str, str]) -> Plant:
             _forget()
 
     return plant
-
-
-def appending(*edits: tuple[str, str]) -> Plant:
-    """`append` edited, and used for a lone entry, too."""
-
-    @contextlib.contextmanager
-    def plant() -> Iterator[None]:
-        with _no_shortcut(), edited("append", *edits)():
-            yield
-
-    return plant
-
-
-def _no_shortcut() -> AbstractContextManager[object]:
-    return patch.object(postgres_write, "_is_bare", lambda _: False, create=True)
 
 
 def edit(text: str, *edits: tuple[str, str]) -> str:

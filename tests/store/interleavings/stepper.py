@@ -1,7 +1,7 @@
 """Several sessions on one real server, stepped through every order in which they can meet.
 
 An actor is a coroutine that asks for leave before each statement and each commit (`Turns.step`). An
-order is a sequence of leaves. `Explorer.explore` runs a scenario once for each order that there is:
+order is a sequence of leaves. `World.explore` runs a scenario once for each order that there is:
 it follows a prefix, then always lets the first one go that can, and comes back for the others
 (stateless search, depth first). No order is listed by hand and none comes twice.
 
@@ -89,6 +89,8 @@ class Waits:
 
     blockers: dict[int, list[int]] = field(default_factory=dict)
     commits: set[int] = field(default_factory=set)
+    alive: set[int] = field(default_factory=set)
+    """Sessions whose client is there."""
     orphans: set[int] = field(default_factory=set)
     """Sessions whose client is gone; the server may still be at work for them."""
 
@@ -122,8 +124,8 @@ class Standby:
 
     async def waits(self) -> Waits:
         """A look into the server."""
-        found = Waits()
         alive = {one.get_server_pid() for one in self._sockets if not one.is_closed()}
+        found = Waits(alive=alive)
         for pid, is_commit, behind in await self._monitor.fetch(_WAITS):
             if is_commit:
                 found.commits.add(pid)
@@ -252,9 +254,9 @@ class Stepping:
             waits = await self._standby.waits()
             if moving != self._moving():
                 continue
-            resting = frozenset(t.pid for name, t in self._turns.items() if name not in moving)
-            busy = {self._turns[name].pid for name in moving} | waits.orphans
-            if all(waits.is_stuck(pid, resting - waits.orphans) for pid in busy):
+            busy = {self._turns[name].pid for name in moving}
+            resting = frozenset(waits.alive - busy)
+            if all(waits.is_stuck(pid, resting) for pid in busy | waits.orphans):
                 break
         self.waited |= {name for name in moving if self._turns[name].pid in waits.blockers}
         self._is_hanging = self._standby.is_held and bool(waits.commits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.store.interleavings import due, fence, mail
-from tests.store.interleavings.planted import Plant, appending, edited, together
+from tests.store.interleavings.planted import Plant, edited, together
 from tests.store.interleavings.stepper import Broken
 from tests.store.interleavings.world import Scenario, World
 
@@ -24,7 +24,7 @@ GUARDS: dict[str, tuple[Scenario, Plant, str]] = {
     # the journal
     "an append names its incarnation": (
         fence.restored,
-        appending(("= :incarnation", "|| :incarnation <> ''")),
+        edited("append", ("= :incarnation", "|| :incarnation <> ''")),
         "nobody of before may write",
     ),
     "a state changes with its entry": (
@@ -53,7 +53,7 @@ GUARDS: dict[str, tuple[Scenario, Plant, str]] = {
     ),
     "a commit takes its number": (
         fence.cut(is_locked=True),
-        appending((COUNT, COUNT_NOTHING)),
+        edited("append", (COUNT, COUNT_NOTHING)),
         "it was delivered once",
     ),
     # sleeping and waking

@@ -15,7 +15,7 @@ from llm_orchestrator.store.base import Append, Outcome
 from llm_orchestrator.store.postgres_write import state
 from llm_orchestrator.store.queries import load_queries
 from tests.store.interleavings.fence import driven
-from tests.store.interleavings.planted import Plant, appending, edit, together
+from tests.store.interleavings.planted import Plant, edit, edited, together
 from tests.store.interleavings.stepper import expect
 from tests.store.interleavings.world import Node, Trial
 from tests.store.support import START_US, draft, outcome
@@ -40,11 +40,12 @@ def by_node(strength: str) -> Plant:
         SELECT n.node_id FROM nodes AS n
         WHERE n.node_id = split_part(:lane, '/', 1) AND n.state = 'alive' FOR {strength}
     ), head AS MATERIALIZED ("""
-    return appending((HEAD, node), (CHECKS, "EXISTS (SELECT 1 FROM node)"))
+    return edited("append", (HEAD, node), (CHECKS, "EXISTS (SELECT 1 FROM node)"))
 
 
-BY_EPOCH = appending((CHECKS, EPOCH))
-BY_LOCK = appending(
+BY_EPOCH = edited("append", (CHECKS, EPOCH))
+BY_LOCK = edited(
+    "append",
     (
         HEAD,
         """WITH locked AS MATERIALIZED (
@@ -54,15 +55,17 @@ BY_LOCK = appending(
     ),
     (CHECKS, f"(SELECT count(*) FROM locked) > 0 AND {EPOCH}"),
 )
-SKIPPING = appending(
+SKIPPING = edited(
+    "append",
     ("ORDER BY e.run_id, e.seq", "ORDER BY e.run_id, e.seq ON CONFLICT DO NOTHING"),
 )
-BY_KEY = appending((PREDECESSOR, "true"))
+BY_KEY = edited("append", (PREDECESSOR, "true"))
 
 
 BY_NODE_ALONE = together(
     by_node("KEY SHARE"),
-    appending(
+    edited(
+        "append",
         (
             "SELECT e.*",
             """SELECT e.run_id,
