@@ -14,6 +14,9 @@ import random
 import time
 from typing import Protocol
 
+_STEADY = getattr(time, "CLOCK_BOOTTIME", None)
+"""It goes on while the machine sleeps, which Linux's monotonic clock does not: leases end there."""
+
 
 class Clock(Protocol):
     """What the engine asks of the world besides its store and its providers."""
@@ -46,7 +49,7 @@ class RealClock:
         return time.time_ns() // 1000
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return time.monotonic() if _STEADY is None else time.clock_gettime(_STEADY)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -68,13 +71,16 @@ class StoreClock:
         self._clock = clock
         self._offset_us = clock.now_us() - self._steady_us()
         self._latest_us = 0
+        self._is_set = False
 
     def _steady_us(self) -> int:
         return int(self._clock.monotonic() * 1_000_000)
 
     def set(self, now_us: int) -> None:
-        """Take the store's time, as it has just been told."""
+        """Take the store's time, as it has just been told; the first voids what was guessed."""
         self._offset_us = now_us - self._steady_us()
+        if not self._is_set:
+            self._is_set, self._latest_us = True, 0
 
     @property
     def drift_s(self) -> float:

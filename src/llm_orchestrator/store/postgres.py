@@ -93,6 +93,7 @@ class PostgresStore:
     async def open(self, *, may_create: bool = True) -> None:
         """Connect; make or migrate the tables. Raises StoreError's subclasses, each with a hint."""
         connection, server = await connect(self._direct)
+        self.clock.set(server.now_us)  # before anything reads it, and while it is fresh
         try:
             self.incarnation, self.generation = await prepare(
                 connection, self.clock, shown=self.shown, may_create=may_create
@@ -102,7 +103,6 @@ class PostgresStore:
             raise translate(error, self.shown) from error
         finally:
             connection.terminate()
-        self.clock.set(server.now_us)
         if abs(self.clock.drift_s) > DRIFT_S:
             logger.warning(
                 "this machine's clock is %+.0f s off the store's; the store's is used",
