@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
-from llm_orchestrator.clock import Clock
+from llm_orchestrator.clock import Clock, StoreClock
 from llm_orchestrator.engine.lease import Lease, LeaseOptions, Verdict
 from llm_orchestrator.errors import StoreError
 from llm_orchestrator.model import Json
@@ -23,6 +23,9 @@ from llm_orchestrator.store.base import Members, NodeState, Pulse, Store
 logger = logging.getLogger(__name__)
 Kind = Literal["thread", "task", "none"]
 """`none`: nobody else can own this store's runs (a file with a lock): joins and leaves only."""
+_PROMPT_S = 0.25
+"""An answer that took longer says too little about what time it is."""
+_NEVER = float("-inf")
 
 
 class Heart:
@@ -54,14 +57,17 @@ class Heart:
         self._thread: threading.Thread | None = None
         self._beating: asyncio.Task[None] | None = None
         self._beat_loop: asyncio.AbstractEventLoop | None = None
+        self._has_joined = False
         self._is_stopping = False
         self._is_leaving = False
         self._final = NodeState.LEFT
         self._pause = asyncio.Event()
 
     def holds(self) -> bool:
-        """True while this node may begin something outside the store."""
-        return self.kind == "none" or self._lease.holds(self._clock.monotonic())
+        """True while this node may begin something outside the store: not before it has joined."""
+        if self.kind == "none":
+            return True
+        return self._has_joined and self._lease.holds(self._clock.monotonic())
 
     async def held(self) -> None:
         """Wait until it may. A node that is fenced waits in vain: its runs are being dropped."""
@@ -111,6 +117,8 @@ class Heart:
     async def _serve(self, joined: asyncio.Future[None]) -> None:
         """Everything that happens on the heart's own loop."""
         self._beat_loop = asyncio.get_running_loop()
+        if self._is_stopping:
+            self._interrupt()
         members: Members | None = None
         try:
             members = await self._store.members()
@@ -121,6 +129,7 @@ class Heart:
             if members is not None:
                 await members.close()
             return
+        self._has_joined = True
         self._tell(_done, joined)
         try:
             await self._beat_forever(members)
@@ -133,30 +142,41 @@ class Heart:
     async def _beat_forever(self, members: Members) -> None:
         if self.kind == "none":
             await self._pause.wait()
-        is_told, sent_at = False, float("-inf")
+        is_told, sent_at, session = False, _NEVER, 0
         while not self._is_stopping:
-            now = self._clock.monotonic()
             try:
                 if self._is_leaving and not is_told:
                     await members.leave(self.node_id, NodeState.LEAVING)
                     is_told = True
-                if self._lease.is_due(now, sent_at):
+                now = self._clock.monotonic()
+                if is_beat := self._lease.is_due(now, sent_at):
                     sent_at = now
-                    verdict = self._take_in(now, await members.beat(self.node_id, self._info()))
+                    pulse = await members.beat(self.node_id, self._info())
                 else:
-                    verdict = self._take_in(None, await members.watch(self.node_id))
+                    pulse = await members.watch(self.node_id)
+                verdict = self._take_in(now, pulse, is_beat=is_beat)
                 for node_id, beat in verdict.dead:
                     if await members.bury(node_id, beat):
                         logger.warning("node %s is dead: its runs are taken over", node_id)
                 self._tell(self._report, verdict)
                 if verdict.is_fenced:
                     return
+                if pulse.session != session and not is_beat:
+                    sent_at = _NEVER  # at once: to the others we are gone until they see this one
+                    continue
+                session = pulse.session
             except StoreError as error:
                 logger.debug("a beat failed: %s", error.message)
+                sent_at = _NEVER
+            except Exception:  # a heart that stops leaves a node that nobody mourns
+                logger.exception("a defect in the heart")
             await self._rest(self._lease.pause_s())
 
-    def _take_in(self, sent_at: float | None, pulse: Pulse) -> Verdict:
-        return self._lease.answered(sent_at, self._clock.monotonic(), pulse)
+    def _take_in(self, asked_at: float, pulse: Pulse, *, is_beat: bool) -> Verdict:
+        now = self._clock.monotonic()
+        if isinstance(self._clock, StoreClock) and now - asked_at < _PROMPT_S:
+            self._clock.set(pulse.now_us)
+        return self._lease.answered(asked_at if is_beat else None, now, pulse)
 
     async def _rest(self, pause_s: float) -> None:
         sleeping = asyncio.ensure_future(self._clock.sleep(pause_s))
@@ -170,6 +190,7 @@ class Heart:
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call something on the engine's loop, which is another one than ours in production."""
         if self._loop is None or self._loop.is_closed():
+            self._is_stopping = True  # nobody drives runs any more: a heart without a body
             return
         if self._loop is self._beat_loop:
             function(*arguments)

@@ -6,8 +6,8 @@ Pure: times are handed in, seconds on this machine's steady clock. Two questions
   minus a margin. What began earlier may end.
 - Is another one dead? `Gone`: the server no longer has the session from which it beat, and it has
   not beaten for a moment since. `Silent`: its counter has not moved for a whole lease on my clock,
-  while my own reads succeeded. After an outage of the store or of my own session nobody is judged
-  until the others had time to come back.
+  while my own reads succeeded. After an outage of the store or of my own session (a proxy that is
+  restarted cuts everybody's) nobody is judged until the others had time to come back.
 
 A wrong guess is safe (the journal's key fences whoever is wrong), only not cheap.
 """
@@ -31,7 +31,7 @@ class LeaseOptions:
     rejoin_s: float = 2.0
     """After an outage: how long nobody is declared dead."""
     look_s: float = 0.2
-    """How often to look whether the others' sessions are open."""
+    """How often to look whether the others' sessions are open; more often than it beats."""
 
 
 class Verdict(NamedTuple):
@@ -42,8 +42,6 @@ class Verdict(NamedTuple):
     dead: tuple[tuple[str, int], ...]
     """Nodes to declare dead, each with the beat at which it was judged."""
     alive: frozenset[str]
-    now_us: int
-    """The store's clock."""
 
 
 class _Seen:
@@ -65,7 +63,8 @@ class Lease:
         self._options = options
         self._sent_at = now
         self._answered_at = now
-        self._server = ""
+        self._source: tuple[str, int] | None = None
+        """The server that answers, and our session there."""
         self._trust_from = now
         """Before this moment nobody is judged."""
         self._seen: dict[str, _Seen] = {}
@@ -80,9 +79,10 @@ class Lease:
         """Take in the answer to the beat that was sent at `sent_at`; None: it was only a look."""
         options = self._options
         is_blind = now - self._answered_at > options.lease_s / 2
-        if pulse.server != self._server or is_blind:
-            is_first = not self._server
-            self._server = pulse.server
+        source = (pulse.server, pulse.session)
+        if source != self._source or is_blind:
+            is_first = self._source is None
+            self._source = source
             self._seen.clear()
             self._trust_from = now if is_first else now + options.rejoin_s
         self._answered_at = now
@@ -102,17 +102,20 @@ class Lease:
             is_fenced=self._is_fenced,
             dead=dead,
             alive=frozenset(member.node_id for member in (*others, *own) if lives(member)),
-            now_us=pulse.now_us,
         )
 
     def pause_s(self) -> float:
         """Until the next look: soon while somebody's session is closed and it may yet come back."""
         is_suspecting = any(seen.closed_since is not None for seen in self._seen.values())
-        return self._options.gone_s / 6 if is_suspecting else self._options.look_s
+        return min(self._options.gone_s / 6, self._look_s) if is_suspecting else self._look_s
 
     def is_due(self, now: float, sent_at: float) -> bool:
         """True when the next sign of life is to be given; `sent_at` is when the last one was."""
-        return now - sent_at >= self._options.heartbeat_s - self._options.look_s / 2
+        return now - sent_at >= self._options.heartbeat_s - self._look_s / 2
+
+    @property
+    def _look_s(self) -> float:
+        return min(self._options.look_s, self._options.heartbeat_s * 0.4)
 
     def _update(self, member: Member, now: float) -> _Seen:
         seen = self._seen.get(member.node_id)
@@ -127,5 +130,4 @@ class Lease:
     def _is_dead(self, seen: _Seen, now: float) -> bool:
         options = self._options
         is_gone = seen.closed_since is not None and now - seen.closed_since >= options.gone_s
-        since = max(seen.since, self._trust_from - options.rejoin_s)
-        return is_gone or now - since >= options.lease_s
+        return is_gone or now - seen.since >= options.lease_s

@@ -367,6 +367,8 @@ class Pulse(NamedTuple):
     """The store's clock."""
     members: Sequence[Member]
     """Every node that is not dead or gone, and always the one that asks."""
+    session: int = 0
+    """Which of the asker's sessions this was: another one after each reconnect."""
 
 
 class Members(Protocol):

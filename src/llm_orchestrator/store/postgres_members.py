@@ -46,6 +46,7 @@ class PostgresMembers:
         self._address = address
         self._connection: Connection | None = None
         self._server: Server | None = None
+        self._sessions = 0
 
     async def join(self, node_id: str, region: str, info: Json) -> None:
         async def work(connection: Connection) -> None:
@@ -60,12 +61,12 @@ class PostgresMembers:
         async def work(connection: Connection) -> Pulse:
             text = canonical(info).decode()
             await _run(connection, "beat", node_id=node_id, info=text)
-            return await _look(connection, node_id)
+            return await self._look(connection, node_id)
 
         return await self._within(work)
 
     async def watch(self, node_id: str) -> Pulse:
-        return await self._within(lambda connection: _look(connection, node_id))
+        return await self._within(lambda connection: self._look(connection, node_id))
 
     async def bury(self, node_id: str, beat: int) -> bool:
         query = load_queries("postgres")["bury"]
@@ -86,9 +87,19 @@ class PostgresMembers:
             self._connection.terminate()
             self._connection = None
 
+    async def _look(self, connection: Connection, node_id: str) -> Pulse:
+        rows = await _run(connection, "members", node_id=node_id)
+        server = await server_of(connection)
+        if server.is_read_only:
+            raise StoreUnavailable("the server takes no writes any more", hint="llmo doctor")
+        identity = f"{server.identity} {server.timeline}"
+        members = [member_of(row) for row in rows]
+        return Pulse(identity, server.now_us, members, session=self._sessions)
+
     async def _connected(self) -> tuple[Connection, Server]:
         if self._connection is None or self._connection.is_closed() or self._server is None:
             self._connection, self._server = await connect(self._address, settings=_SETTINGS)
+            self._sessions += 1
         return self._connection, self._server
 
     async def _within(self, work: Callable[[Connection], Awaitable[T]]) -> T:
@@ -114,12 +125,3 @@ async def _run(connection: Connection, name: str, /, **values: object) -> list[A
     query = load_queries("postgres")[name]
     rows: list[Any] = await connection.fetch(query.sql, *query.bind(**values))
     return rows
-
-
-async def _look(connection: Connection, node_id: str) -> Pulse:
-    rows = await _run(connection, "members", node_id=node_id)
-    server = await server_of(connection)
-    if server.is_read_only:
-        raise StoreUnavailable("the server takes no writes any more", hint="llmo doctor")
-    identity = f"{server.identity} {server.timeline}"
-    return Pulse(identity, server.now_us, [member_of(row) for row in rows])

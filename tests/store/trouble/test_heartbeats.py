@@ -60,7 +60,9 @@ async def test_others_see_whose_session_has_closed(
             pass
         assert not next(n for n in await store.shelf.nodes() if n.node_id == "b").is_connected
         assert await store.is_served()  # by a
-        assert of(await b.beat("b", {}), "b").is_connected  # on a new session
+        again = await b.beat("b", {})
+        assert of(again, "b").is_connected
+        assert again.session == (await b.watch("b")).session == 2  # a new one, and it says so
         assert of(await a.watch("a"), "b").is_connected
         async with watched(postgres_server, postgres_url) as witness:
             await witness.see(
