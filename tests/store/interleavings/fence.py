@@ -124,13 +124,26 @@ def accept_one_key(*, hangs: bool = False, is_same: bool = True) -> Scenario:
 # -- claiming, stepping, cancelling ----------------------------------------------------------------
 
 
-async def claims(trial: Trial) -> object:
+def claims(*, hangs: bool = False) -> Scenario:
     """Two nodes claim one run from the same place."""
-    first = await accepted(trial.store)
-    appends = {name: claimed(first.copy(), name) for name in "ab"}
-    a, b = await trial.node("a"), await trial.node("b")
-    got = await trial.run(a=lambda: outcome(a, appends["a"]), b=lambda: outcome(b, appends["b"]))
-    return await _one_owner(trial, first.run_id, got)
+
+    async def scenario(trial: Trial) -> object:
+        first = await accepted(trial.store)
+        appends = {name: claimed(first.copy(), name) for name in "ab"}
+        a, b = [await trial.node(name, hangs=hangs) for name in "ab"]
+        if hangs:
+            await trial.hold()
+
+        async def take(node: Node) -> Outcome:
+            found = await outcome(node, appends[node.node_id])
+            is_safe = found is not Outcome.LANDED or not trial.is_held
+            expect(is_safe, "nobody drives a run whose claim is not durable everywhere")
+            return found
+
+        got = await trial.run(a=lambda: take(a), b=lambda: take(b))
+        return await _one_owner(trial, first.run_id, got)
+
+    return scenario
 
 
 async def claims_and_step(trial: Trial) -> object:
