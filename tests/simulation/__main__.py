@@ -18,8 +18,8 @@ _CHUNK = 50
 
 def play(seed: int, *, is_verbose: bool = False, is_logged: bool = False) -> Any:
     """One seed: its world, after the end, and what it violated."""
-    from tests.simulation.seeds import shape_of  # noqa: PLC0415 (after the hash seed is fixed)
-    from tests.simulation.world import World  # noqa: PLC0415
+    from tests.simulation.seeds import shape_of
+    from tests.simulation.world import World
 
     logging.disable(logging.NOTSET if is_logged else logging.CRITICAL)
     world = World(shape_of(seed), is_verbose=is_verbose)
@@ -50,7 +50,9 @@ def main(arguments: list[str]) -> int:
         world, violations = play(chosen.seed, is_verbose=True)
         print(world.shape)
         print("\n".join(world.trace))
-        print(f"digest {world.digest}, {world.loop.turns} turns, violations: {violations or 'none'}")
+        print(
+            f"digest {world.digest}, {world.loop.turns} turns, violations: {violations or 'none'}"
+        )
         return 1 if violations else 0
     starts = range(chosen.first, chosen.first + chosen.seeds, _CHUNK)
     jobs = [(start, min(_CHUNK, chosen.first + chosen.seeds - start)) for start in starts]
@@ -70,5 +72,5 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":
         os.environ["PYTHONHASHSEED"] = "0"
-        os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])  # noqa: S606 (ourselves)
+        os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
     sys.exit(main(sys.argv[1:]))

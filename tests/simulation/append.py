@@ -8,6 +8,7 @@ can take one guarantee away.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ class Append:
     # -- parts -----------------------------------------------------------------------------------
 
     def accepted(self, tx: Transaction, head: set[str], v: Values) -> Steps:
+        names: tuple[str, ...]
         names = ("run", "workflow", "version", "digest", "state", "reason", "owner", "epoch")
         names += ("priority", "queue", "key", "parent", "wake", "first", "labels", "origin")
         for row in unnest(v, "a_", *names, "input", "output", "error", "seq", "head"):
@@ -111,10 +113,8 @@ class Append:
         names = ("run", "state", "reason", "owner", "epoch", "wake", "seen", "output", "error")
         for row in unnest(v, "c_", *names, "seq", "head"):
             if row[0] in head:
-                now, columns = v["now"], row[1:]
-                done = yield from self.tables.update(
-                    tx, ("runs", row[0]), lambda old, c=columns, n=now: self.standing(old, c, n)
-                )
+                change = partial(self.standing, columns=row[1:], now=v["now"])
+                done = yield from self.tables.update(tx, ("runs", row[0]), change)
                 count += done is not None
         return count
 
@@ -150,9 +150,8 @@ class Append:
                 mail.setdefault(row[1], []).append(row)
         for run_id, rows in sorted(mail.items()):
             count = len(rows)
-            done = yield from self.tables.update(
-                tx, ("runs", run_id), lambda old, n=count: self.numbered(old, n)
-            )
+            change = partial(self.numbered, count=count)
+            done = yield from self.tables.update(tx, ("runs", run_id), change)
             if done is None:
                 continue
             before = done["inbox_seq"] - count
@@ -187,13 +186,11 @@ class Append:
                 yield from self.tables.insert(tx, where, (value, 1, digest))
                 count += 1
             elif value is None:
-                fits = lambda old, v=version: old[1] == v  # noqa: E731 (one line says it)
+                fits = partial(is_at, version)
                 count += yield from self.tables.delete(tx, where, fits)
             else:
                 row = (value, version + 1, digest)
-                done = yield from self.tables.update(
-                    tx, where, lambda old, v=version, row=row: row if old[1] == v else None
-                )
+                done = yield from self.tables.update(tx, where, partial(moved, version, row))
                 count += done is not None
         return count
 
@@ -203,7 +200,7 @@ class Append:
             if row[0] is None or row[0] in head:
                 where = ("progress", row[1:5])
                 new = row[5:]
-                yield from self.tables.upsert(tx, where, lambda old, n=new: None if old else n)
+                yield from self.tables.upsert(tx, where, partial(unless_there, new))
 
     def dropped(self, tx: Transaction, head: set[str], v: Values) -> Steps:
         for via, run_id, step in unnest(v, "d_", "via", "run", "step"):
@@ -211,6 +208,21 @@ class Append:
                 for key, _ in self.tables.rows("progress", tx):
                     if key[:2] == (run_id, step):
                         yield from self.tables.delete(tx, ("progress", key), bool)
+
+
+def is_at(version: int, old: Row) -> bool:
+    """A record of this version."""
+    return bool(old[1] == version)
+
+
+def moved(version: int, new: Row, old: Row) -> Row:
+    """Its next version, if nobody was quicker."""
+    return new if old[1] == version else None
+
+
+def unless_there(new: Row, old: Row) -> Row:
+    """ON CONFLICT DO NOTHING."""
+    return None if old else new
 
 
 def empty(message: Row) -> Row:

@@ -14,7 +14,7 @@ from tests.simulation.oracle import Issue
 from tests.simulation.wire import current
 
 if TYPE_CHECKING:
-    from tests.simulation.world import Machine, World
+    from tests.simulation.world import World
 
 _RETRY = Retry(max_attempts=4, initial_delay_ms=50, max_delay_ms=400)
 
@@ -35,9 +35,7 @@ class Provider:
         machine = self.world.machine_of(process)
         self.count += 1
         number = self.count
-        issue = Issue(
-            self.world.loop.now, process.name, machine.incarnation, run_id, step, request
-        )
+        issue = Issue(self.world.loop.now, process.name, machine.incarnation, run_id, step, request)
         self.world.oracle.issued(issue, lease_ends=machine.lease_ends)
         policy = self.world.oracle.policies.get(step, "")
         took_s = self.random.choice((0.002, 0.02, 0.2, 0.6)) * (3 if self.is_slow else 1)
@@ -52,22 +50,30 @@ class Provider:
 
 def make_flows(world: World) -> list[CodeWorkflow[Any]]:
     """Every shape, on this world's provider."""
+    return [*_plain(world, _maker(world)), *_waiting(world, _maker(world))]
+
+
+def _maker(world: World) -> Callable[..., Any]:
+    """Makes steps that ask this world's provider."""
     provider = world.provider
 
-    def step(name: str, policy: str = "") -> Callable[..., Step[..., Any]]:
+    def step(name: str, policy: str = "") -> Any:
         effect = Effect.ONCE if policy in ("ask", "retry", "fail") else Effect.REPEATABLE
         unknown = OnUnknown(policy) if effect is Effect.ONCE else OnUnknown.ASK
-        made = Policy(
-            retry=_RETRY, effect=effect, on_unknown=unknown, is_paid=policy == "paid"
-        )
+        made = Policy(retry=_RETRY, effect=effect, on_unknown=unknown, is_paid=policy == "paid")
         if policy:
             world.oracle.policies[name] = policy
 
         async def ask(run_id: str, *inputs: Any) -> Json:
             return await provider.ask(run_id, name, repr(inputs))
 
-        return Step(ask, name, made, is_async=True)  # type: ignore[return-value]
+        return Step(ask, name, made, is_async=True)
 
+    return step
+
+
+def _plain(world: World, step: Callable[..., Any]) -> list[CodeWorkflow[Any]]:
+    """Workflows that only work."""
     a, b, c = step("a"), step("b"), step("c", "paid")
     ask, retry, fail = step("e-ask", "ask"), step("e-retry", "retry"), step("e-fail", "fail")
     p0, p1, p2 = step("p0"), step("p1", "paid"), step("p2")
@@ -92,6 +98,18 @@ def make_flows(world: World) -> list[CodeWorkflow[Any]]:
         again = await ctx.step(retry, ctx.run_id, asked)
         never = await ctx.step(fail, ctx.run_id, again)
         return {"a": first, "e-ask": asked, "e-retry": again, "e-fail": never}
+
+    async def planned(ctx: Context, **_: Any) -> Json:
+        return {"a": await ctx.step(a, ctx.run_id)}
+
+    return [
+        CodeWorkflow(body, body.__name__, "1") for body in (sequence, parallel, effects, planned)
+    ]
+
+
+def _waiting(world: World, step: Callable[..., Any]) -> list[CodeWorkflow[Any]]:
+    """Workflows that wait: for time, for a signal, for a child, for ever."""
+    a, b, c = step("a"), step("b"), step("c", "paid")
 
     async def sleeper(ctx: Context, **_: Any) -> Json:
         first = await ctx.step(a, ctx.run_id)
@@ -123,18 +141,10 @@ def make_flows(world: World) -> list[CodeWorkflow[Any]]:
         await ctx.step(b, ctx.run_id)
         await ctx.wait_signal("never")
 
-    async def planned(ctx: Context, **_: Any) -> Json:
-        return {"a": await ctx.step(a, ctx.run_id)}
-
-    bodies = (sequence, parallel, effects, sleeper, listener, parent, endless, planned)
+    bodies = (sleeper, listener, parent, endless)
     return [*(CodeWorkflow(body, body.__name__, "1") for body in bodies), inner]
 
 
 async def _pair(ctx: Context, one: Any, two: Any, run_id: str) -> list[Json]:
     first = await ctx.step(one, run_id)
     return [first, await ctx.step(two, run_id, first)]
-
-
-def machine_name(machine: Machine) -> str:
-    """For the trace."""
-    return machine.process.name

@@ -114,17 +114,17 @@ class SimLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self.now
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:
+    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:  # type: ignore[override]
         handle = asyncio.Handle(callback, args, self, context)
         self.ready.append(handle)
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         return self.call_at(self.now + delay, callback, *args, context=context)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._order), handle))
         return handle
@@ -153,14 +153,14 @@ class SimLoop(asyncio.BaseEventLoop):
                 ready.append(handle)
         self.turns += 1
         for _ in range(len(ready)):
-            handle = ready.popleft()  # type: ignore[assignment]
-            if handle._cancelled:
+            chosen: Any = ready.popleft()
+            if chosen._cancelled:
                 continue
-            process = handle._context.get(PROCESS)
+            process = chosen._context.get(PROCESS)
             if process is not None and process.is_held:
-                process.held.append(handle)
+                process.held.append(chosen)
             else:
-                handle._run()
+                chosen._run()
 
 
 class ProcessClock:

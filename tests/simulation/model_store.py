@@ -41,6 +41,8 @@ class SimDatabase:
         self.oracle: Oracle | None = None
         self._numbers = itertools.count(1)
         self.connections: list[SimConnection] = []
+        self.is_settling = False
+        """An old leader does not know yet that it is none: there is no standby."""
         first = Server("a", loop, seed=seed, has_standby=mode == "sync")
         self.leader = first
         self.servers = {"a": first}
@@ -65,7 +67,7 @@ class SimDatabase:
 
     # -- connecting ------------------------------------------------------------------------------
 
-    async def connect(self, dsn: str, *, timeout: float, **options: Any) -> SimConnection:  # noqa: ASYNC109 (asyncpg's own word)
+    async def connect(self, dsn: str, *, timeout: float, **options: Any) -> SimConnection:
         """What asyncpg.connect is."""
         process = current()
         server = self.servers.get("b" if "@b" in dsn else "a")
@@ -112,6 +114,7 @@ class SimDatabase:
     def promote(self, *, linger_s: float) -> None:
         """The standby takes over with what it has; the old leader does not know it for a while."""
         old = self.leader
+        self.is_settling = True
         name = "b" if old.name == "a" else "a"
         new = Server(
             name,
@@ -134,6 +137,7 @@ class SimDatabase:
 
     def _demote(self, old: Server, new: Server) -> None:
         """The old leader is fenced and becomes the new one's standby."""
+        self.is_settling = False
         if old.is_up:
             self._fell(old)
         old.is_leader = False

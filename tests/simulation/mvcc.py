@@ -20,7 +20,7 @@ _GONE = object()
 
 
 class Cell:
-    """One key: its visible versions, oldest first, and the uncommitted one of at most one writer."""
+    """One key: its visible versions, oldest first, and at most one that is not committed."""
 
     __slots__ = ("holder", "new", "versions")
 
@@ -154,7 +154,9 @@ class Tables:
             raise asyncpg.UniqueViolationError(f"duplicate key {where}")
         tx.take(where, cell, row)
 
-    def update(self, tx: Transaction, where: tuple[str, Any], change: Callable[[Row], Row]) -> Steps:
+    def update(
+        self, tx: Transaction, where: tuple[str, Any], change: Callable[[Row], Row]
+    ) -> Steps:
         """Change a row that the snapshot sees; `change` may say None: it fits no longer."""
         cell = self.table(where[0]).get(where[1])
         if cell is None or cell.at(tx.snapshot, tx) is None:
@@ -166,7 +168,9 @@ class Tables:
             tx.take(where, cell, changed)
         return changed
 
-    def upsert(self, tx: Transaction, where: tuple[str, Any], change: Callable[[Row], Row]) -> Steps:
+    def upsert(
+        self, tx: Transaction, where: tuple[str, Any], change: Callable[[Row], Row]
+    ) -> Steps:
         """Insert, or replace what is there (None: leave it)."""
         cell = self.cell(*where)
         yield from wait_for(tx, cell)

@@ -78,7 +78,8 @@ class Nemesis:
 
     def _link(self, leader: Server) -> None:
         """Its standby comes back to it, unless it leads meanwhile."""
-        if leader is self.world.database.leader:
+        database = self.world.database
+        if leader is database.leader and not database.is_settling:
             leader.link(is_linked=True)
 
     def _start_another(self) -> None:
@@ -101,8 +102,8 @@ class Nemesis:
 
     async def _promote(self) -> None:
         database = self.world.database
-        if len(database.servers) > 1 and not database.leader.is_linked:
-            return  # the other one is not in step yet
+        if database.is_settling or not database.leader.is_linked:
+            return  # the other one is not in step
         if self.random.random() < 0.5:  # often the leader falls first, or loses its standby
             database.leader.link(is_linked=False)
             await self.world.pause(self.random.uniform(0.0, 0.5))
@@ -128,7 +129,8 @@ class Nemesis:
         for server in world.database.servers.values():
             server.slowness = 0.0
         world.database.restart()
-        world.database.leader.link(is_linked=True)
+        if not world.database.is_settling:
+            world.database.leader.link(is_linked=True)
         for machine in world.machines:
             machine.process.thaw()
         while len(world.nodes) < 2:

@@ -186,7 +186,7 @@ def visible(server: Server, name: str) -> dict[Any, Any]:
     return {key: row for key, row in rows.items() if row is not None}
 
 
-# -- invariants, at each entry -------------------------------------------------------------------------
+# -- invariants, at each entry ------------------------------------------------------------
 
 
 def seq_is_dense(line: Line, entry: Entry) -> Iterable[str]:
@@ -204,13 +204,13 @@ def epoch_never_falls(line: Line, entry: Entry) -> Iterable[str]:
 
 
 def no_stale_result(line: Line, entry: Entry) -> Iterable[str]:
-    """Only a claim and a rewind begin an epoch; everything else is written under the present one."""
+    """Only a claim and a rewind begin an epoch; all else is written under the present one."""
     begins = entry.kind in (Kind.ACCEPTED, Kind.CLAIMED, Kind.REWOUND)
     if not begins and entry.epoch != line.epoch:
         yield f"written under epoch {entry.epoch}, the run is at {line.epoch}"
-    if not begins and entry.kind not in (Kind.STATE, Kind.DECISION) and line.seq:
-        if line.state is not RunState.RUNNING:
-            yield f"written while the run is {line.state}"
+    is_work = not begins and entry.kind not in (Kind.STATE, Kind.DECISION)
+    if is_work and line.state is not RunState.RUNNING:
+        yield f"written while the run is {line.state}"
 
 
 def only_known_transitions(line: Line, entry: Entry) -> Iterable[str]:
@@ -238,7 +238,7 @@ def lease_holds(issue: Issue, lease_ends: float) -> Iterable[str]:
         yield f"{issue.process} began {issue.run_id}/{issue.step} {over:.3f} s after its lease"
 
 
-# -- invariants, at the end ----------------------------------------------------------------------------
+# -- invariants, at the end ------------------------------------------------------------
 
 
 def nothing_acknowledged_is_lost(
@@ -309,9 +309,7 @@ def once_needs_decisions(
             yield f"{run_id}/{step} ({policy}) was issued {count} times, {decided} decisions"
 
 
-def repeats_need_reasons(
-    issues: Sequence[Issue], by_run: dict[str, list[Entry]]
-) -> Iterable[str]:
+def repeats_need_reasons(issues: Sequence[Issue], by_run: dict[str, list[Entry]]) -> Iterable[str]:
     """A step is issued again only after a failure, another claim of its run, or a rewind."""
     counts = Counter((issue.run_id, issue.step) for issue in issues)
     for (run_id, step), count in counts.items():

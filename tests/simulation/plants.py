@@ -84,11 +84,19 @@ PLANTS = [
         rate=0.5,
     ),
     Plant("on_conflict_do_nothing", plants_store.on_conflict_do_nothing, (*_KILLS, "cut", "slow")),
-    Plant("epoch_only", plants_store.epoch_only, (*_KILLS, "cut", "slow", "slow_statements")),
+    Plant(
+        "epoch_only",
+        plants_store.epoch_only,
+        ("people", "slow", "slow_statements"),
+        ("listener", "sleeper", "endless"),
+        harm=3.0,
+    ),
     Plant(
         "lock_and_check_in_one_statement",
         plants_store.lock_and_check,
-        (*_KILLS, "cut", "slow", "slow_statements"),
+        ("people", "slow", "slow_statements"),
+        ("listener", "sleeper", "endless"),
+        harm=3.0,
     ),
     Plant(
         "node_fence_only",

@@ -13,7 +13,7 @@ from llm_orchestrator.engine.heart import Heart
 from llm_orchestrator.engine.lease import Lease, Verdict
 from llm_orchestrator.engine.node import Node
 from llm_orchestrator.model import Json, NewRun
-from llm_orchestrator.store.base import Pulse, lives
+from llm_orchestrator.store.base import Batch, Pulse, lives
 
 _ENGINE = "llm_orchestrator.engine"
 
@@ -114,7 +114,7 @@ def plan_fired_twice() -> dict[str, Any]:
     async def alone(self: schedule.Scheduler, new: NewRun, moved: Any = None) -> None:
         await accept(self, new)
         if moved is not None:
-            await self._store.commit(schedule.Batch(changes=(moved,)))
+            await self._store.commit(Batch(changes=(moved,)))
 
     return {
         f"{_ENGINE}.schedule._planned": planned,

@@ -118,7 +118,9 @@ def double_claim() -> dict[str, Any]:
 
     async def commit(self: PostgresStore, batch: Batch) -> Receipt:
         receipt = await original(self, batch)
-        claims = {a.run_id for a in batch.appends if a.entries and a.entries[0].kind == Kind.CLAIMED}
+        claims = {
+            a.run_id for a in batch.appends if a.entries and a.entries[0].kind == Kind.CLAIMED
+        }
         refused = {key: why for key, why in receipt.refused.items() if key not in claims}
         return Receipt(refused, receipt.is_refused)
 

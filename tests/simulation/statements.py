@@ -33,8 +33,8 @@ _made: dict[str, Query] = {}
 _number = queries._number
 
 
-def _remember(*arguments: Any) -> Query:
-    query = _number(*arguments)
+def _remember(name: str, body: str, dialect: queries.Dialect) -> Query:
+    query = _number(name, body, dialect)
     _made[query.sql] = query
     return query
 
@@ -78,9 +78,7 @@ class Statements:
     def tables(self) -> Tables:
         return self.server.tables
 
-    def run(
-        self, session: Session, sql: str, arguments: tuple[Any, ...], tx: Transaction
-    ) -> Steps:
+    def run(self, session: Session, sql: str, arguments: tuple[Any, ...], tx: Transaction) -> Steps:
         """(rows, how many rows were touched). Raises what asyncpg raises."""
         if sql == "SELECT 1":
             return [(1,)], 1
@@ -282,7 +280,7 @@ class Statements:
             is_taken = row["picked_until"] >= now and by != me and by and self._lives(tx, by)
             return fits(row) and not is_taken
 
-        chosen = []
+        chosen: list[Row] = []
         for row in sorted(filter(is_open, self._runs(tx)), key=order):
             if len(chosen) >= v["limit"]:
                 break
@@ -439,14 +437,20 @@ def _columns(row: Row) -> Row:
 
 
 def _fresh(v: Values) -> dict[str, Any]:
+    names: tuple[str, ...]
     names = ("run_id", "workflow", "version", "digest", "priority", "queue", "idempotency_key")
     names += ("parent_run_id", "wake_at", "labels", "origin", "input", "created_at")
     empty_columns = ("owner", "output", "error", "head_digest", "started_at", "finished_at")
     return {
         **{name: v[name] for name in names},
         **dict.fromkeys((*empty_columns, "picked_by")),
-        **{"state": "pending", "reason": "", "epoch": 0, "inbox_seq": 0, "head_seq": 0},
-        **{"wake_first": v["wake_at"], "picked_until": 0},
+        "state": "pending",
+        "reason": "",
+        "epoch": 0,
+        "inbox_seq": 0,
+        "head_seq": 0,
+        "wake_first": v["wake_at"],
+        "picked_until": 0,
     }
 
 

@@ -131,7 +131,7 @@ class SimConnection:
     def is_closed(self) -> bool:
         return self._is_closed
 
-    async def close(self, *, timeout: float = 0) -> None:  # noqa: ASYNC109 (asyncpg's own word)
+    async def close(self, *, timeout: float = 0) -> None:
         self.terminate()
 
     def terminate(self) -> None:

@@ -17,7 +17,7 @@ from llm_orchestrator.engine.lease import LeaseOptions
 from llm_orchestrator.engine.node import Node
 from llm_orchestrator.errors import OrchestratorError, StoreError
 from tests.simulation.flows import Provider, make_flows
-from tests.simulation.loop import PROCESS, Process, SimLoop, Stuck
+from tests.simulation.loop import Process, SimLoop, Stuck
 from tests.simulation.model_store import SimDatabase, SimStore, on_simulated
 from tests.simulation.oracle import Oracle
 from tests.simulation.wire import Network
@@ -193,8 +193,8 @@ class World:
     # -- one seed --------------------------------------------------------------------------------
 
     async def _main(self) -> None:
-        from tests.simulation.nemesis import Nemesis  # noqa: PLC0415 (it knows the world)
-        from tests.simulation.people import People  # noqa: PLC0415
+        from tests.simulation.nemesis import Nemesis
+        from tests.simulation.people import People
 
         people = People(self)
         nemesis = Nemesis(self)
@@ -218,7 +218,7 @@ class World:
     async def pause(self, seconds: float) -> None:
         """Let time pass for the world's own tasks."""
         future = self.loop.create_future()
-        self.loop.in_world(seconds, lambda: future.done() or future.set_result(None))
+        self.loop.in_world(seconds, future.set_result, None)
         await future
 
     def run(self) -> list[str]:
@@ -257,8 +257,3 @@ class World:
                 self.loop.run_until_complete(asyncio.wait_for(with_trouble, 5.0))
             except (TimeoutError, Stuck, OrchestratorError):
                 continue
-
-
-def is_in_process() -> bool:
-    """True when a simulated process is running."""
-    return PROCESS.get(None) is not None
