@@ -71,6 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--store", choices=list(WORKS), help="which table (both)")
     parser.add_argument("--rounds", type=int, default=ROUNDS_MIN, help="how often each (5)")
     parser.add_argument("--quick", action="store_true", help="one round, no peers")
+    parser.add_argument("--short", action="store_true", help="without what takes peers minutes")
     parser.add_argument("--resume", action="store_true", help="keep what was measured before")
     parser.add_argument("--table", action="store_true", help="show the last session again")
     parser.add_argument("--write", action="store_true", help="into the page, complete or not")
@@ -95,6 +96,8 @@ def one_store(kind: StoreKind, chosen: argparse.Namespace) -> None:
         contestants.remove(one)
     works = [work for work in WORKS[kind] if is_chosen(work, chosen.works)]
     turns = plan(kind, contestants, works, rounds=1 if chosen.quick else chosen.rounds)
+    if chosen.short:
+        turns = (turn for turn in turns if f"{kind} {turn.one.name} {turn.work}" not in SLOW)
     server = ""
     if not chosen.table:
         with ExitStack() as stack:

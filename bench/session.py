@@ -86,7 +86,7 @@ def _run(one: Contestant, work: str, place: Place) -> dict[str, float]:
             elif line.startswith("{"):
                 fields: dict[str, float] = json.loads(line)
                 return {**fields, **(probe.per_step(fields["steps"]) if probe else {})}
-    raise Failed(f"{one.name} {work} ended without a result")
+        raise Failed(f"{one.name} {work} ended without a result")
 
 
 def _many(one: Contestant, nodes: int, place: Place) -> dict[str, float]:
