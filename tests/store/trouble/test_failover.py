@@ -71,6 +71,15 @@ async def pair() -> AsyncIterator[Pair]:
                 yield Pair(primary, standby, "store")
 
 
+@asynccontextmanager
+async def slowly(here: Pair) -> AsyncIterator[str]:
+    """A URL by which the standby always answers last."""
+    with Proxy(here.standby.port) as proxy:
+        proxy.delay(0.01)
+        primary = here.primary.url(here.name)
+        yield beside(primary, through(primary, proxy.port))
+
+
 async def readers(store: PostgresStore, witness: Witness, count: int) -> None:
     """Open so many reading connections, and leave them idle."""
     held = [store._pool.connection() for _ in range(count)]
@@ -151,7 +160,8 @@ async def test_a_commit_that_hangs_on_a_cut_off_primary_lands_at_the_higher_time
     monkeypatch.setattr(postgres_lane, "LATE_S", 0.3)
     async with (
         pair() as here,
-        opened(here.url) as store,
+        slowly(here) as url,
+        opened(url) as store,
         watched(here.primary, here.url) as old,
         watched(here.standby, here.url) as new,
     ):

@@ -19,7 +19,7 @@ from llm_orchestrator.store import postgres_apply, postgres_lane
 from llm_orchestrator.store.base import Outcome
 from llm_orchestrator.store.postgres import PostgresStore
 from tests.postgres import fresh_database
-from tests.store.support import draft, outcome
+from tests.store.support import draft, land, outcome
 from tests.store.trouble.support import (
     HANG_S,
     Witness,
@@ -89,29 +89,34 @@ async def test_a_late_commit_is_abandoned_and_settled_when_it_may_end(
         assert await witness.gaps() == 0
 
 
-async def test_a_cancelled_wait_is_no_commit(own_server: PostgresServer) -> None:
+@pytest.mark.parametrize("name", ["journal", "side"])
+async def test_a_cancelled_wait_is_no_commit(own_server: PostgresServer, name: str) -> None:
     async with scene(own_server) as (store, witness):
         writer = await warmed_up(store)
         await hold_commits(own_server, witness)
-        append = writer.append(draft(), changes=[note(writer.run_id)])
-        sent = asyncio.create_task(outcome(store, append))
-        journal = lane(store, "journal")
-        await witness.until_waiting(journal, "SyncRep")
-        await cancel_wait(witness, journal)
+        if name == "journal":
+            append = writer.append(draft(), changes=[note(writer.run_id)])
+            sent = asyncio.create_task(land(store, append))
+        else:
+            sent = asyncio.create_task(land(store, changes=[note(writer.run_id)]))
+        own = lane(store, name)
+        await witness.until_waiting(own, "SyncRep")
+        await cancel_wait(witness, own)
         # Now it shows, on this server only: the barrier behind it waits for the standby.
         await witness.until("SELECT count(*) FROM inbox", is_value=1)
-        await witness.until_waiting(journal, "SyncRep")
+        await witness.until_waiting(own, "SyncRep")
         assert not sent.done()
         # A barrier that is cancelled, too, proves no more than the commit did.
-        await cancel_wait(witness, journal)
+        await cancel_wait(witness, own)
         await witness.until(
-            "SELECT count(*) FROM commits WHERE node_id = $1 AND digest = ''", journal, is_value=2
+            "SELECT count(*) FROM commits WHERE node_id = $1 AND digest = ''", own, is_value=2
         )
-        await witness.until_waiting(journal, "SyncRep")
+        await witness.until_waiting(own, "SyncRep")
         assert not sent.done()
         release_commits(own_server)
-        assert await sent is Outcome.LANDED
-        assert await witness.entries(writer.run_id) == 2
+        receipt = await sent
+        assert (receipt.refused, receipt.is_refused) == ({}, False)
+        assert await witness.entries(writer.run_id) == (2 if name == "journal" else 1)
         assert await witness.messages(writer.run_id) == ["hello"]
 
 

@@ -210,6 +210,8 @@ def test_a_url_may_name_hosts_and_what_other_drivers_want() -> None:
         "postgresql://user:p%40ss@three/data%20base?sslmode=disable",
     )
     assert address.shown == "data base on one:5433,[::1],three"
+    careless = parse_address("postgresql://me:p@ss:w%rd@host/database")
+    assert careless.hosts == ("postgresql://me:p%40ss%3Aw%25rd@host/database",)
     sockets = parse_address("postgresql:///db?host=/run/a,/run/b&port=1,2&user=me&password=s3cr3t")
     assert len(sockets.hosts) == 2
     assert SECRET not in sockets.shown
