@@ -35,8 +35,11 @@ docs: ## write the generated pages of docs/ again
 	@scripts/setup
 	@.venv/bin/python scripts/docs.py
 
-sim: ## (later release) seeded simulation in virtual time
+sim: ## seeded simulation in virtual time (SEEDS=2000, FROM=0)
+	@scripts/setup
+	@.venv/bin/python -m tests.simulation --seeds $(or $(SEEDS),2000) --from $(or $(FROM),0)
+
 drill: ## (later release) inject a disaster for real and measure the recovery
 soak: ## (later release) hours of load with faults
-sim drill soak:
+drill soak:
 	@echo "make $@ comes with a later release; \`make test\` runs every test that there is" >&2; exit 2

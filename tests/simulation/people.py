@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from llm_orchestrator.clock import new_run_id
-from llm_orchestrator.engine.control import Operator
+from llm_orchestrator.engine.control import Choice, Operator
 from llm_orchestrator.engine.node import registration
 from llm_orchestrator.engine.replay import checkpoints
 from llm_orchestrator.engine.schedule import KIND, schedule_record
@@ -212,9 +212,11 @@ class People:
             return
         state = await self.operator.state(run_id)
         for step in list(state.intents)[:1]:
-            choice = self.random.choice(("retry", "finished", "failed"))
+            choices: tuple[Choice, ...] = ("retry", "finished", "failed")
+            choice = self.random.choice(choices)
             self.world.note("decide", run_id, step, choice)
-            await self.operator.decide(run_id, step, choice, result=f"decided-{step}")  # type: ignore[arg-type]
+            result = f"decided-{step}"
+            await self.operator.decide(run_id, step, choice, result=result)  # type: ignore[arg-type]
 
     async def _gently(self, work: Awaitable[Any]) -> None:
         try:

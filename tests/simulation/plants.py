@@ -122,15 +122,6 @@ PLANTS = [
         ("listener",),
         harm=6.0,
     ),
-    Plant("resend_other_bytes", plants_store.resend_other_bytes, ("after", "late", *_KILLS)),
-    Plant(
-        "barrier_omitted",
-        plants_store.barrier_omitted,
-        ("standby", "crash", "promote", "after"),
-        mode="sync",
-        rate=2.0,
-        seeds=60,
-    ),
     Plant(
         "warning_unheard",
         plants_store.warning_unheard,

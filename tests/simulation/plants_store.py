@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 from llm_orchestrator.model import Kind
-from llm_orchestrator.store.base import Append as Batched
-from llm_orchestrator.store.base import Batch, Outcome, Receipt
-from llm_orchestrator.store.journal import link
+from llm_orchestrator.store.base import Batch, Receipt
 from llm_orchestrator.store.postgres import PostgresStore
-from llm_orchestrator.store.postgres_apply import Applier
 from llm_orchestrator.store.postgres_lane import Lane, Unsure
-from llm_orchestrator.store.queries import load_queries
 from tests.simulation.append import Append
 from tests.simulation.mvcc import Steps, Transaction
 from tests.simulation.statements import ALIVE, Statements
@@ -161,60 +156,6 @@ def resend_without_asking() -> dict[str, Any]:
         return False
 
     return {f"{_LANE}.settle": settle}
-
-
-def resend_other_bytes() -> dict[str, Any]:
-    """After an unknown outcome the entries are written again, behind whatever stands there."""
-    original = Applier._judge
-
-    async def judge(
-        self: Applier, appends: Sequence[Batched], blame: Outcome, **more: Any
-    ) -> dict[str, Outcome]:
-        refused = await original(self, appends, blame, **more)
-        for append in appends:
-            if refused.get(append.run_id) is Outcome.FENCED and append.entries:
-                moved = await _behind(self, append)
-                refused.update(await original(self, [moved], blame, **more))
-                if append.run_id in refused and not await self._land([moved]):
-                    del refused[append.run_id]
-        return refused
-
-    return {
-        "llm_orchestrator.store.postgres_apply.Applier._judge": judge,
-        **resend_without_asking(),
-    }
-
-
-async def _behind(applier: Applier, append: Batched) -> Batched:
-    query = load_queries("postgres")["journals"]
-
-    async def look(connection: Any, _: int) -> Any:
-        return await connection.fetch(query.sql, [append.run_id])
-
-    last = (await applier._lane.run(look, is_commit=False))[-1]
-    seq, digest, entries = last[1], last[7], []
-    for entry in append.entries:
-        seq += 1
-        columns = (seq, *entry[2:7])
-        digest = link(digest, entry.run_id, columns)
-        entries.append(entry._replace(seq=seq, digest=digest))
-    return append._replace(prev_seq=last[1], prev_digest=last[7], entries=entries)
-
-
-def barrier_omitted() -> dict[str, Any]:
-    """What became of a commit is looked up; what is seen is believed."""
-
-    async def look(self: Lane, connection: Any) -> None:
-        there = load_queries("postgres")["commit_at"]
-        values = there.bind(lane=self.name, number=self._number + 1)
-        found = await connection.fetchval(there.sql, *values)
-        if found is not None:
-            self._number += 1
-        if self._unsure is not None:
-            self._landed[self._unsure] = bool(found)
-            self._unsure = None
-
-    return {f"{_LANE}._raise_barrier": look}
 
 
 def warning_unheard() -> dict[str, Any]:

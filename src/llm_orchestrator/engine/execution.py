@@ -412,8 +412,7 @@ class Execution:
 
     def remember(self, key: str, value: Json, *, at: int = -1) -> Json:
         """`value`, or what was recorded as `key`. Durable before anything later of this run is."""
-        done = self.fold.finished.get(key)
-        if done is not None:
+        if (done := self.fold.finished.get(key)) is not None:
             return done.result
         self.note(Kind.STEP_FINISHED, key, {"result": value}, at=at)
         return value
@@ -432,12 +431,9 @@ class Execution:
         await self.services.writer.append(self.head, (Draft(kind, key, attempt, encode(data)),))
 
     def idempotency_key(self, key: str) -> str:
-        """Stable per run and step over attempts, takeovers and restores.
-
-        A step that a rewind took back may ask for something else: it has another key from then on.
-        """
+        """Stable per run and step over attempts and takeovers, until a rewind takes the step back."""
         redone = self.fold.redone.get(key)
-        return f"{self.run_id}/{key}" if redone is None else f"{self.run_id}/{key}@{redone}"
+        return f"{self.run_id}/{key}" + ("" if redone is None else f"@{redone}")
 
     def publish(self, what: str, key: str, data: dict[str, Json], *, attempt: int = 0) -> None:
         """Tell whoever watches. Never needed for correctness."""

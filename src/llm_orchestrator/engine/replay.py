@@ -76,6 +76,10 @@ class Fold:
     deaths: int = 0
     """Nodes that died in a row while they drove it, without a step finished in between."""
 
+    def mark(self, step: str) -> str:
+        """Tells a step's key from the one that it had before a rewind took it back."""
+        return f"@{self.redone[step]}" if step in self.redone else ""
+
 
 def fold(run_id: str, entries: Sequence[Entry]) -> Fold:
     """Replay `entries` (checked, in order). Raises StoreDamaged when a payload makes no sense."""
@@ -113,9 +117,9 @@ def checkpoints(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def hidden(entries: Sequence[Entry]) -> set[int]:
-    """The seqs that rewinds have taken back."""
+    """The seqs that rewinds have taken back; a rewind that was itself taken back hides nothing."""
     found: set[int] = set()
-    for entry in entries:
+    for entry in reversed(entries):
         if entry.kind == Kind.REWOUND and entry.seq not in found:
             target = int(decode(entry.payload).get("to_seq", entry.seq))
             found.update(range(target + 1, entry.seq))
