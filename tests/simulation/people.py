@@ -216,7 +216,7 @@ class People:
             choice = self.random.choice(choices)
             self.world.note("decide", run_id, step, choice)
             result = f"decided-{step}"
-            await self.operator.decide(run_id, step, choice, result=result)  # type: ignore[arg-type]
+            await self.operator.decide(run_id, step, choice, result=result)
 
     async def _gently(self, work: Awaitable[Any]) -> None:
         try:

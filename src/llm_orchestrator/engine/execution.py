@@ -431,9 +431,8 @@ class Execution:
         await self.services.writer.append(self.head, (Draft(kind, key, attempt, encode(data)),))
 
     def idempotency_key(self, key: str) -> str:
-        """Stable per run and step over attempts and takeovers, until a rewind takes the step back."""
-        redone = self.fold.redone.get(key)
-        return f"{self.run_id}/{key}" + ("" if redone is None else f"@{redone}")
+        """Stable per run and step over attempts and takeovers; another after a rewind."""
+        return f"{self.run_id}/{key}{self.fold.mark(key)}"
 
     def publish(self, what: str, key: str, data: dict[str, Json], *, attempt: int = 0) -> None:
         """Tell whoever watches. Never needed for correctness."""
