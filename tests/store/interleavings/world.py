@@ -26,7 +26,7 @@ from tests.store.interleavings.stepper import (
 from tests.store.support import START_US, HandClock, new_run
 
 NOW_US = START_US + 20 * 365 * 86_400_000_000
-"""What every node's clock shows: ahead of any server's, because the store's time never goes back."""
+"""What every node's clock shows: ahead of any server's, as the store's time never goes back."""
 _TABLES = ("journal", "runs", "inbox", "records", "progress", "blobs", "commits", "nodes")
 
 
