@@ -70,7 +70,7 @@ async def test_a_second_engine_on_the_same_file_is_refused_and_told_who_has_it(
     async with Orchestrator(url(tmp_path)) as first:
         second = Orchestrator(url(tmp_path))
         with pytest.raises(StoreLocked, match=first.store.node_id):
-            await second.store.open_as_engine(patience_s=0)
+            await second.store.open_as_engine()
 
 
 @step

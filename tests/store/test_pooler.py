@@ -65,7 +65,7 @@ async def test_everything_but_news_goes_through_the_pooler(pooler: str, postgres
 
     async def work(place: int) -> None:
         store, other = stores[place], stores[(place + 1) % 3]
-        for number in range(20):
+        for _ in range(20):
             writer = await accepted(store)
             entry, change = claim(f"n{place}")
             await land(store, writer.append(entry, draft(), change=change))

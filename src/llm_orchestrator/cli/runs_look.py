@@ -146,7 +146,7 @@ def _each(
 
     async def work() -> list[Seen]:
         async with session.client() as store:
-            return [await _see(session, store, run_id, look_at) for run_id in ids]
+            return [await _see(session, store, run_id, look_at=look_at) for run_id in ids]
 
     seen = session.run(work())
     rows = [each.facts for each in seen if each.facts is not None]
@@ -167,7 +167,7 @@ def _each(
     return 0 if not codes else codes[0] if len(codes) == len(seen) else PARTIAL
 
 
-async def _see(session: Session, store: Database, run_id: str, look_at: LookAt) -> Seen:
+async def _see(session: Session, store: Database, run_id: str, *, look_at: LookAt) -> Seen:
     try:
         return await look_at(session, store, run_id)
     except NotFound as error:

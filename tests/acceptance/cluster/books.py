@@ -125,7 +125,9 @@ class Books:
                 for values in inputs
             ]
             first = await target.accept(store, store.clock, news[0])
-            known = targets.of_definition(target.definition, is_registered=True)  # type: ignore[arg-type]
+            definition = target.definition
+            assert definition is not None
+            known = targets.of_definition(definition, is_registered=True)
             rest = await asyncio.gather(
                 *(known.accept(store, store.clock, new) for new in news[1:])
             )

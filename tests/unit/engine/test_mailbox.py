@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llm_orchestrator.engine.mailbox import Mailbox
 from llm_orchestrator.model import Message
 
@@ -20,7 +22,7 @@ class Letters:
     async def inbox(self, run_id: str) -> list[Message]:
         return list(self.messages)
 
-    async def inbox_seqs(self, run_ids: list[str]) -> dict[str, int]:
+    async def inbox_seqs(self, run_ids: Sequence[str]) -> dict[str, int]:
         return {run_id: len(self.messages) for run_id in run_ids}
 
 
