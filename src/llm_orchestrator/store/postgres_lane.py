@@ -29,6 +29,11 @@ from llm_orchestrator.store.queries import load_queries
 logger = logging.getLogger(__name__)
 LATE_S = 5.0
 """A statement that takes longer is abandoned; its server may be cut off."""
+_PLANS = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
+"""Statements are few and fetch rows by their keys: one plan each, which stays good as tables grow.
+
+To plan a commit of one entry each time costs more than to execute it.
+"""
 Work = Callable[[Connection, int], Awaitable[Any]]
 """Given the connection and the number under which it must write its row of `commits`."""
 
@@ -152,6 +157,7 @@ class Lane:
             self._address,
             is_pooled=self._is_pooled,
             settings={
+                **_PLANS,
                 "application_name": f"llm-orchestrator {self.name}"[:63],
                 "statement_timeout": "0",
             },

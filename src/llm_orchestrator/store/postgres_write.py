@@ -27,6 +27,7 @@ from llm_orchestrator.store.rows import is_run_id, row_digest
 
 _COMMON = (Post, Consume, PutRecord, PutProgress, DropProgress)
 _ENTRY = ("run_id", "seq", "epoch", "kind", "step", "attempt", "payload", "digest", "recorded_at")
+_HEAD = ("head_run", "head_seq", "head_digest")
 _ACCEPTED = tuple(
     f"a_{name}"
     for name in (
@@ -146,12 +147,13 @@ def _key(change: Change) -> object:
 
 def state(appends: Sequence[Append], changes: Sequence[Change], now_us: int) -> Statement:
     """One statement for all of them. Raises what a value raises that no column takes."""
+    if len(appends) == 1 and not changes and _is_bare(appends[0]):
+        return _one(appends[0])
     parts, checks = [], []
     entries = [entry for append in appends for entry in _checked(append)]
     values: dict[str, Any] = dict(zip(_ENTRY, _columns(entries, len(_ENTRY)), strict=True))
     heads = [(append.run_id, append.prev_seq, append.prev_digest) for append in appends]
-    names = ("head_run", "head_seq", "head_digest")
-    values.update(zip(names, _columns(heads, 3), strict=True))
+    values.update(zip(_HEAD, _columns(heads, len(_HEAD)), strict=True))
     accepted = [_accepted(append) for append in appends if append.accept is not None]
     if accepted:
         parts.append("accepted")
@@ -182,6 +184,21 @@ def state(appends: Sequence[Append], changes: Sequence[Change], now_us: int) -> 
     digest = blake2b(digests, digest_size=32).digest()
     query = compose(tuple(parts), tuple(checks))
     return Statement(query, values, appends, len(entries), digest)
+
+
+def _is_bare(append: Append) -> bool:
+    """True when it is one entry, and neither a row of `runs` nor anything else changes."""
+    is_row_still = append.change is None and append.accept is None
+    return is_row_still and not append.changes and len(append.entries) == 1
+
+
+def _one(append: Append) -> Statement:
+    """The statement for a step that is alone in its commit."""
+    entry = _checked(append)[0]
+    values = dict(zip(_ENTRY, entry, strict=True))
+    values.update(zip(_HEAD, (append.run_id, append.prev_seq, append.prev_digest), strict=True))
+    digest = blake2b(entry.digest, digest_size=32).digest()
+    return Statement(compose((), (), has_single_rows=True), values, (append,), 1, digest)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import pytest
 
-from llm_orchestrator.store.queries import Query, load_queries
+from llm_orchestrator.store.queries import Query, compose, load_queries
 
 TEXT = files("llm_orchestrator.store").joinpath("queries.sql").read_text()
 
@@ -60,3 +60,12 @@ def test_every_statement_is_used() -> None:
         if f'"{name}"' not in source and not name.startswith("expire_")
     ]
     assert unused == []
+
+
+def test_a_lone_entry_takes_the_same_values_as_many_without_arrays() -> None:
+    many, one = compose((), ()), compose((), (), has_single_rows=True)
+    assert one.parameters == many.parameters
+    assert "unnest" in many.sql
+    assert "unnest" not in one.sql
+    assert "[]" not in one.sql
+    assert one.sql.count("VALUES") == many.sql.count("VALUES") + many.sql.count("unnest")
