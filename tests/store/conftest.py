@@ -11,7 +11,7 @@ from llm_orchestrator.store.base import Store
 from llm_orchestrator.store.memory import MemoryStore
 from llm_orchestrator.store.postgres import PostgresStore
 from llm_orchestrator.store.sqlite import SQLiteStore
-from tests.store.support import HandClock
+from tests.store.support import HandClock, on_hand_clock
 
 
 @pytest.fixture
@@ -30,7 +30,8 @@ async def store(
         url = request.getfixturevalue("postgres_url")
         remote = PostgresStore(url, node_id="node-1", clock=clock)
         await remote.open()
-        remote.clock.set(clock.now)
+        remote.clock._is_set = False  # it never goes back; the test's moments are long ago
+        on_hand_clock(remote, clock)
         yield remote
         await remote.close()
         return
