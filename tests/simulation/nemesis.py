@@ -102,8 +102,8 @@ class Nemesis:
 
     async def _promote(self) -> None:
         database = self.world.database
-        if database.is_settling or not database.leader.is_linked:
-            return  # the other one is not in step
+        if database.is_settling:
+            return  # there is no other one
         if self.random.random() < 0.5:  # often the leader falls first, or loses its standby
             database.leader.link(is_linked=False)
             await self.world.pause(self.random.uniform(0.0, 0.5))
