@@ -18,6 +18,7 @@ from llm_orchestrator.store.base import (
     Store,
 )
 from llm_orchestrator.store.journal import GENESIS, encode, link
+from llm_orchestrator.store.postgres import PostgresStore
 
 START_US = 1_700_000_000_000_000
 _numbers = itertools.count(1)
@@ -142,3 +143,9 @@ def batches_of(store: Store) -> list[Batch]:
 
     store.commit = spy  # type: ignore[method-assign]
     return batches
+
+
+def on_hand_clock(store: PostgresStore, clock: HandClock) -> None:
+    """From now on the store's time is the test's, although its server has told another one."""
+    store.clock._is_set = False
+    store.clock.set(clock.now)

@@ -20,7 +20,7 @@ from llm_orchestrator.store.memory import MemoryStore
 from llm_orchestrator.store.postgres import PostgresStore
 from llm_orchestrator.store.sqlite import SQLiteStore
 from tests.postgres import fresh_database
-from tests.store.support import HandClock, Writer, accepting, claim, new_run, state
+from tests.store.support import HandClock, Writer, accepting, claim, new_run, on_hand_clock, state
 
 RUNS = [f"00000000-0000-7000-8000-{number:012d}" for number in range(4)]
 NAMES = st.sampled_from(["a", "b", "ü"])
@@ -163,7 +163,7 @@ async def on_postgres(url: str, batches: list[Any]) -> None:
     clock = HandClock(100)
     database = PostgresStore(url, node_id="node-1", clock=clock)
     await database.open()
-    database.clock.set(clock.now)
+    on_hand_clock(database, clock)
     await agree(database, clock, batches)
 
 

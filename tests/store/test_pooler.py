@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,21 +24,22 @@ pytestmark = pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="no pg
 
 
 @pytest.fixture
-def pooler(tmp_path: Path, postgres_server: PostgresServer, postgres_url: str) -> Iterator[str]:
+def pooler(postgres_server: PostgresServer, postgres_url: str) -> Iterator[str]:
     """The same database behind a pooler with two server connections."""
+    folder = Path(tempfile.mkdtemp(prefix="llmo-pooler-"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    (tmp_path / "users").write_text('"postgres" ""\n')
-    (tmp_path / "ini").write_text(
+    (folder / "users").write_text('"postgres" ""\n')
+    (folder / "ini").write_text(
         f"[databases]\n* = host=127.0.0.1 port={postgres_server.port}\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-        f"auth_type = trust\nauth_file = {tmp_path / 'users'}\npool_mode = transaction\n"
+        f"auth_type = trust\nauth_file = {folder / 'users'}\npool_mode = transaction\n"
         "default_pool_size = 2\nignore_startup_parameters = extra_float_digits\n"
     )
-    for path in (tmp_path, *tmp_path.iterdir(), *tmp_path.parents[:2]):
-        path.chmod(0o755)
-    command = ["pgbouncer", str(tmp_path / "ini")]
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755)  # whoever it runs as
+    command = ["pgbouncer", str(folder / "ini")]
     if os.getuid() == 0:
         command = ["setpriv", "--reuid=nobody", "--clear-groups", *command]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -51,6 +53,7 @@ def pooler(tmp_path: Path, postgres_server: PostgresServer, postgres_url: str) -
     yield f"postgresql://postgres@127.0.0.1:{port}/{postgres_url.rpartition('/')[2]}"
     process.terminate()
     process.wait(20)
+    shutil.rmtree(folder)
 
 
 async def test_everything_but_news_goes_through_the_pooler(pooler: str, postgres_url: str) -> None:

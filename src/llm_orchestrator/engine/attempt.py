@@ -17,6 +17,8 @@ from llm_orchestrator.providers.base import Partial, Providers
 from llm_orchestrator.store.base import Batch, Change, DropProgress, PutProgress, PutRecord
 
 CHECKPOINT_S = 1.0
+_GENERATIONS = 1_000
+"""Streams of one attempt that were begun anew are told apart by the last digits of its number."""
 OUTBOX = "outbox"
 
 
@@ -71,7 +73,10 @@ class Attempt(Extras):
         kept = await self._execution.services.look.progress(self.run_id, self.step)
         if kept is not None:
             facts = kept.handle if isinstance(kept.handle, dict) else {}
-            self._stream = _Stream(kept.text, facts.get("handle") or {}, facts.get("tokens", 0))
+            # Its rows get a number of their own: an earlier life may have kept more than was read.
+            own = max(0, kept.attempt - self.attempt * _GENERATIONS + 1)
+            handle, tokens = facts.get("handle") or {}, facts.get("tokens", 0)
+            self._stream = _Stream(kept.text, handle, tokens, generation=own)
             self._stream.parts = 1  # something is there to drop
 
     # -- StepContext ---------------------------------------------------------------------------
@@ -147,7 +152,7 @@ class Attempt(Extras):
         part = PutProgress(
             self.run_id,
             self.step,
-            self.attempt * 1000 + stream.generation,
+            self.attempt * _GENERATIONS + stream.generation,
             stream.parts,
             stream.take_new(),
             facts,
