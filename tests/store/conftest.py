@@ -30,7 +30,6 @@ async def store(
         url = request.getfixturevalue("postgres_url")
         remote = PostgresStore(url, node_id="node-1", clock=clock)
         await remote.open()
-        remote.clock._is_set = False  # it never goes back; the test's moments are long ago
         on_hand_clock(remote, clock)
         yield remote
         await remote.close()
