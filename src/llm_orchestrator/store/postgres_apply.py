@@ -111,6 +111,8 @@ class Applier:
 
         async def work(connection: Connection, number: int) -> bool:
             async with connection.transaction():
+                own = load_queries("postgres")["incarnation"]
+                self._check_store(await connection.fetchval(own.sql))
                 now = self._clock.now_us()
                 bare = [append._replace(changes=())] if append is not None else []
                 statement = state(bare, (), now)
@@ -188,10 +190,7 @@ class Applier:
             if blame is Outcome.UNFIT and is_data_trouble(error):
                 return {append.run_id: blame for append in appends}
             raise self._told(error) from error
-        if incarnation != self._incarnation:
-            raise StoreError(
-                "the store was replaced or restored under this process", hint="llmo serve"
-            )
+        self._check_store(incarnation)
         places = {(str(row[0]), row[1]): row[2] for row in rows}
         refused: dict[str, Outcome] = {}
         for append in appends:
@@ -210,6 +209,12 @@ class Applier:
         if len(refused) < len(appends):
             await self._try(self._lane.barrier)
         return refused
+
+    def _check_store(self, incarnation: str | None) -> None:
+        if incarnation != self._incarnation:
+            raise StoreError(
+                "the store was replaced or restored under this process", hint="llmo serve"
+            )
 
     def _told(self, error: Exception) -> Exception:
         """A driver's error in our words."""

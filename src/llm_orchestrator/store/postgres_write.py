@@ -149,7 +149,7 @@ def state(appends: Sequence[Append], changes: Sequence[Change], now_us: int) -> 
     """One statement for all of them. Raises what a value raises that no column takes."""
     if len(appends) == 1 and not changes and _is_bare(appends[0]):
         return _one(appends[0])
-    parts, checks = [], []
+    parts, checks = [], [] if appends else ["same_store_check"]
     entries = [entry for append in appends for entry in _checked(append)]
     values: dict[str, Any] = dict(zip(_ENTRY, _columns(entries, len(_ENTRY)), strict=True))
     heads = [(append.run_id, append.prev_seq, append.prev_digest) for append in appends]

@@ -399,6 +399,10 @@ changed AS (
     RETURNING r.run_id
 )
 
+-- name: same_store_check @postgres
+-- Changes that stand alone have no head that would say so.
+(SELECT incarnation FROM store) = :incarnation
+
 -- name: changed_check @postgres
 (SELECT count(*) FROM changed)
     = (SELECT count(*) FROM head WHERE run_id = ANY (:c_run::uuid[]))

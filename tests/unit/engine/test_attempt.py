@@ -1,0 +1,64 @@
+"""What is kept of a half answer, over the lives of the process that asks for it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from llm_orchestrator.engine.attempt import CHECKPOINT_S, Attempt
+from llm_orchestrator.engine.replay import Fold
+from llm_orchestrator.store.base import Append, Batch
+from llm_orchestrator.store.memory import MemoryStore
+from tests.store.support import HandClock, accepted, claim, land
+
+STEP = "story"
+
+
+class Life:
+    """One process that asks for an answer, until it is killed."""
+
+    def __init__(self, store: MemoryStore, clock: HandClock, writer: Any) -> None:
+        self.store = store
+        self.clock = clock
+        self.writer = writer
+        self.pending: list[Append] = []
+        services = SimpleNamespace(
+            clock=clock, look=store.look, writer=self, commit=store.commit, spent=None
+        )
+        execution: Any = SimpleNamespace(
+            run_id=writer.run_id,
+            fold=Fold(writer.run_id, intents={STEP: 1}),
+            services=services,
+            head=None,
+            idempotency_key=lambda key: key,
+            publish=lambda *told, **more: None,
+        )
+        providers: Any = None
+        self.attempt = Attempt(execution, STEP, providers)
+
+    def append(self, _: Any, drafts: Any, *, changes: Any) -> None:
+        """The group writer's part."""
+        self.pending.append(self.writer.append(*drafts, changes=changes))
+
+    async def says(self, *words: str) -> str:
+        """Words come, each with a checkpoint; what a next life would read."""
+        await self.attempt.begin(1)
+        for word in words:
+            self.clock.now += int(CHECKPOINT_S * 1_000_000)
+            await self.attempt.emit(word)
+        for append in self.pending:
+            await self.store.commit(Batch((append,)))
+        kept = await self.store.look.progress(self.writer.run_id, STEP)
+        return "" if kept is None else kept.text
+
+
+async def test_an_answer_that_is_continued_twice_keeps_every_word_in_its_place() -> None:
+    clock = HandClock()
+    store = MemoryStore(clock)
+    writer = await accepted(store)
+    entry, change = claim()
+    await land(store, writer.append(entry, change=change))
+    assert await Life(store, clock, writer).says("a ", "b ", "c ") == "a b c "
+    assert await Life(store, clock, writer).says("d ", "e ") == "a b c d e "
+    assert await Life(store, clock, writer).says("f ") == "a b c d e f "
+    assert await Life(store, clock, writer).says() == "a b c d e f "
