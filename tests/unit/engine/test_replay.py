@@ -148,6 +148,14 @@ def test_a_rewind_past_a_rewind_does_not_bring_back_what_it_hid() -> None:
     assert set(story.fold.finished) == {"a"}
 
 
+def test_a_rewind_to_a_checkpoint_that_a_rewind_hid_brings_it_back() -> None:
+    story = Story().claim().finish("a", 1).finish("b", 2)
+    story.happen(Event.REWIND, data={"to_seq": 3})
+    story.claim().finish("b", 3)
+    story.happen(Event.REWIND, data={"to_seq": 4})
+    assert {step: done.result for step, done in story.fold.finished.items()} == {"a": 1, "b": 2}
+
+
 def test_a_repair_gives_up_entries_and_moves_nothing_else() -> None:
     story = Story().claim().finish("a", 1)
     data = {"is_repair": True, "lost": [[3, ""]], "steps": ["a"], "why": []}
