@@ -42,6 +42,13 @@ class Config:
     store: str = ""
     region: str = "local"
     node_name: str = ""
+    host: str = "127.0.0.1"
+    """Where the server listens."""
+    port: int = 8080
+    token: str = field(default="", repr=False)
+    """What requests must carry. In the file only by reference: env:NAME or file:PATH."""
+    drain_timeout_s: float = 10.0
+    """What steps in flight get when the process is told to stop."""
     runs_max: int = 1_000
     steps_max: int = 1_000
     retention_days: float = 0.0
@@ -78,6 +85,8 @@ class Config:
             value = getattr(self, name)
             if name in ("store", "direct_url"):
                 value = without_password(value)
+            if name == "token":
+                value = "***" if value else ""
             found.append(Setting(name, value, self.origins.get(name, "default")))
         return found
 
@@ -88,6 +97,7 @@ _ENVIRONMENT = {
     "region": "REGION",
     "node_name": "NODE_NAME",
     "direct_url": "DIRECT_URL",
+    "token": "TOKEN",
 }
 _POOL_SIZE = "DB_POOL_SIZE"
 _SECRETS = (
@@ -117,6 +127,8 @@ def load_config(
     if chosen is not None:
         for name, value in _read(chosen).items():
             values[name], origins[name] = value, str(chosen)
+    if values.get("token"):
+        values["token"] = resolve_secret(str(values["token"]))
     for name, suffix in _ENVIRONMENT.items():
         if environment.get(_PREFIX + suffix):
             values[name], origins[name] = environment[_PREFIX + suffix], _PREFIX + suffix

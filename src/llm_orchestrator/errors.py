@@ -10,7 +10,10 @@ OrchestratorError                 one base class; ``hint`` is the command or edi
 ├── OperatorError                 the operator's problem: the hint names the command
 │   ├── ConfigError               a setting is missing or wrong
 │   ├── NotFound                  no such run, workflow, step or checkpoint
-│   ├── Refused                   the state machine or a permission says no
+│   ├── Unauthenticated           no valid token came with the request
+│   ├── Denied                    whoever asks may not do this
+│   ├── Refused                   the state machine says no
+│   │   └── KeyReused             an idempotency key came back with another input
 │   ├── RunPaused                 the run waits for a person's decision
 │   ├── RunFailed                 the run ended failed or cancelled
 │   └── StoreError                the store cannot be used as it is
@@ -145,6 +148,32 @@ class Refused(OperatorError):
 
     exit_code = 1
     kind = "refused"
+
+
+class KeyReused(Refused):
+    """An idempotency key came back with another input. ``run_id`` is the first one's run."""
+
+    kind = "key_reused"
+
+    def __init__(self, key: str, run_id: str) -> None:
+        super().__init__(
+            f"idempotency key {key!r} was used with another input", hint=f"llmo runs show {run_id}"
+        )
+        self.run_id = run_id
+
+
+class Unauthenticated(OperatorError):
+    """No valid token came with the request."""
+
+    exit_code = 5
+    kind = "unauthenticated"
+
+
+class Denied(OperatorError):
+    """Whoever asks may not do this."""
+
+    exit_code = 5
+    kind = "denied"
 
 
 class RunPaused(OperatorError):

@@ -140,7 +140,7 @@ class Shell:
     @contextmanager
     def serving(self, *words: str) -> Iterator[subprocess.Popen[str]]:
         """An engine that is ready; ended gently at the end if it still runs."""
-        process = self.start("serve", *words)
+        process = self.start("serve", "--port", "0", *words)
         try:
             read_until(process, "ready: ")
             yield process

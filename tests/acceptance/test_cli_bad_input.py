@@ -89,7 +89,7 @@ def test_a_provider_that_refuses_is_named(llmo: Shell, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"hello " * 100, b"\x00" * 5000])
 def test_a_file_that_is_no_store_is_left_alone(llmo: Shell, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f.db").write_bytes(content)
-    for words in (("run", "hello.yaml"), ("runs", "list"), ("serve",)):
+    for words in (("run", "hello.yaml"), ("runs", "list"), ("serve", "--port", "0")):
         is_clear(llmo(*words, "--store", "sqlite:///f.db"), 1, "is not a database")
     assert (tmp_path / "f.db").read_bytes() == content
 
@@ -109,7 +109,7 @@ def test_a_store_of_a_newer_version_is_refused(llmo: Shell) -> None:
     with sqlite3.connect(llmo.store) as database:
         database.execute("PRAGMA user_version=99")
     database.close()
-    for words in (("run", "hello.yaml"), ("runs", "list"), ("serve",)):
+    for words in (("run", "hello.yaml"), ("runs", "list"), ("serve", "--port", "0")):
         is_clear(llmo(*words), 1, "made by a newer version (schema 99")
     done = llmo("doctor", "-o", "json")
     assert done.code == 1
@@ -142,7 +142,7 @@ def test_a_full_disk_is_said_at_once_and_nothing_is_half_made(
 ) -> None:
     store = f"sqlite:///{small_disk}/x.db"
     is_clear(llmo("run", "hello.yaml", "--store", store), 1, "takes no more")
-    for words in (("run", "hello.yaml"), ("run", "hello.yaml", "--detach"), ("serve",)):
+    for words in (("run", "hello.yaml"), ("run", "hello.yaml", "--detach"), ("serve", "--port", "0")):
         is_clear(llmo(*words, "--store", store), 1, "takes no more")
 
 

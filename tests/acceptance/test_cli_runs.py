@@ -138,7 +138,7 @@ def test_run_beside_a_serving_engine_submits_and_follows(llmo: Shell) -> None:
         assert "the engine that serves the store executes it" in done.err
         assert llmo("run", "code.py:total", "-i", '{"a": 1, "b": 1}').json == 3
         assert llmo("run", "total", "-i", '{"a": 1, "b": 2}').json == 4
-        second = llmo("serve")
+        second = llmo("serve", "--port", "0")
         assert (second.code, "another engine" in second.err) == (11, True)
 
 
@@ -206,7 +206,7 @@ def test_a_signal_releases_the_run_and_the_next_engine_goes_on(
         assert llmo("runs", "watch", run_id).code == 0
         engine.send_signal(number)
         engine.communicate(timeout=30)
-        assert engine.returncode == code
+        assert engine.returncode == 0
 
 
 def test_waiting_ends_with_124_and_loses_nothing(llmo: Shell) -> None:

@@ -75,7 +75,7 @@ class Lab:
     def serve(self, log: str) -> subprocess.Popen[bytes]:
         with (self.folder / log).open("wb") as errors:
             return subprocess.Popen(
-                [sys.executable, "-m", "llm_orchestrator", "serve"],
+                [sys.executable, "-m", "llm_orchestrator", "serve", "--port", "0"],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=subprocess.DEVNULL,

@@ -1,12 +1,14 @@
-"""`llmo serve`: the engine of a store, until it is told to stop.
+"""`llmo serve`: the API and the engine of a store, until it is told to stop.
 
-It takes over what an engine before it left, runs whatever is due, and takes requests of other
-processes through the store's local socket. The first SIGTERM or SIGINT lets steps in flight end and
-releases every run; the second ends the process at once, which loses nothing either.
+It takes over what an engine before it left, runs whatever is due, answers requests over HTTP, and
+takes those of other processes through the store's local socket. The first SIGTERM or SIGINT lets
+steps in flight end and releases every run; the second ends the process at once, which loses nothing
+either.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,9 +18,11 @@ from llm_orchestrator.cli.output import count
 from llm_orchestrator.cli.session import Session, session_of
 
 if TYPE_CHECKING:
+    from llm_orchestrator.config import Config
     from llm_orchestrator.language.code import CodeWorkflow
+    from llm_orchestrator.wire.serving import ServeOptions
 
-app = make_app("Execute the runs of a store until told to stop.")
+app = make_app("Serve the API and execute the runs of a store until told to stop.")
 _ENDS = frozenset({"completed", "failed", "cancelled", "paused"})
 
 
@@ -26,6 +30,17 @@ _ENDS = frozenset({"completed", "failed", "cancelled", "paused"})
 def serve(
     context: typer.Context,
     *,
+    host: Annotated[str | None, typer.Option(help="Where to listen (127.0.0.1).")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port (8080); 0 takes a free one.")
+    ] = None,
+    region: Annotated[str | None, typer.Option(help="Where this node lives (local).")] = None,
+    serving: Annotated[
+        str, typer.Option("--serve", metavar="api,worker", help="What this process does.")
+    ] = "api,worker",
+    is_insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow other machines without a token.")
+    ] = False,
     steps_max: Annotated[
         int | None, typer.Option("--max-concurrency", min=1, help="Steps at a time.")
     ] = None,
@@ -37,15 +52,34 @@ def serve(
         typer.Option("--import", metavar="MODULE|FILE.py", help="Python workflows to execute."),
     ] = None,
     grace_s: Annotated[
-        float, typer.Option("--grace", min=0.0, help="Seconds that steps in flight get at the end.")
-    ] = 10.0,
+        float | None,
+        typer.Option("--grace", min=0.0, help="Seconds that steps in flight get at the end."),
+    ] = None,
 ) -> int:
-    """Execute the runs of a store until SIGTERM or SIGINT."""
+    """Serve the API and execute runs until SIGTERM or SIGINT."""
+    from llm_orchestrator.wire import node_options
+    from llm_orchestrator.wire.serving import ServeOptions
+
     session = session_of(context)
-    workflows = _workflows(modules or [])
-    return session.run(
-        _serve(session, workflows, grace_s=grace_s, steps_max=steps_max, runs_max=runs_max)
+    given = {"host": host, "port": port, "region": region, "drain_timeout_s": grace_s}
+    config = session.config_with(given)
+    options = ServeOptions(
+        parts=_parts(serving),
+        workflows=_workflows(modules or []),
+        node=node_options(config, runs_max=runs_max, steps_max=steps_max),
+        publish=_teller(session),
+        is_insecure=is_insecure,
     )
+    return session.run(_serve(session, config, options))
+
+
+def _parts(text: str) -> frozenset[str]:
+    from llm_orchestrator.wire.serving import PARTS
+
+    parts = frozenset(part.strip() for part in text.split(",") if part.strip())
+    if not parts or parts - PARTS:
+        raise typer.BadParameter(f"--serve takes api, worker or api,worker; not {text!r}")
+    return parts
 
 
 def _workflows(modules: list[str]) -> list[CodeWorkflow[Any]]:
@@ -61,44 +95,27 @@ def _workflows(modules: list[str]) -> list[CodeWorkflow[Any]]:
     return list(found.values())
 
 
-async def _serve(
-    session: Session,
-    workflows: list[CodeWorkflow[Any]],
-    *,
-    grace_s: float,
-    steps_max: int | None,
-    runs_max: int | None,
-) -> int:
-    from llm_orchestrator.cli.closing import close_engine
+async def _serve(session: Session, config: Config, options: ServeOptions) -> int:
     from llm_orchestrator.cli.signals import Stop
-    from llm_orchestrator.engine.node import registration
-    from llm_orchestrator.wire import Orchestrator, node_options
+    from llm_orchestrator.wire.serving import Serving
 
-    config = session.config
-    options = node_options(config, runs_max=runs_max, steps_max=steps_max)
     stop = Stop(lambda: session.note("stopping: steps in flight may end (again to stop at once)"))
-    orchestrator = Orchestrator(
-        workflows=workflows,
-        config=config,
-        options=options,
-        publish=_teller(session),
-        clock=session.clock,
-    )
-    await orchestrator.__aenter__()
-    try:
-        for workflow in workflows:
-            await orchestrator.operator.register(registration(workflow))
-        left = len(list(orchestrator.node.driver.driven))
-        session.note(
-            f"ready: {session.store_url} is served by {orchestrator.node.node_id}"
-            + (f", {count(left, 'run')} taken over" if left else "")
-        )
-        await stop.wait()
-        left = len(list(orchestrator.node.driver.driven))
-    finally:
-        await close_engine(orchestrator, grace_s=grace_s)
+    async with Serving(config, session.clock, options) as serving:
+        for workflow in options.workflows:
+            await serving.register(workflow)
+        session.note(f"ready: {session.store_url} is served by {serving.name} on {serving.url}")
+        taken = serving.driven
+        if taken:
+            session.note(f"{count(taken, 'run')} taken over")
+        stopped, broken = asyncio.create_task(stop.wait()), serving.answering
+        await asyncio.wait([stopped, broken], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        left = serving.driven
+        is_whole = await serving.drain(config.drain_timeout_s)
+    if not is_whole:
+        session.warn("the store does not take the last entries; what it lacks runs again")
     session.note(f"stopped: {count(left, 'run')} released for the next engine")
-    return stop.exit_code
+    return 0 if stop.number else 1
 
 
 def _teller(session: Session) -> Any:

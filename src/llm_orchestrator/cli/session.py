@@ -10,7 +10,7 @@ import asyncio
 import getpass
 import logging
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,9 +46,13 @@ class Session:
     @cached_property
     def config(self) -> Config:
         """Flags, environment, file, defaults. Raises ConfigError."""
+        return self.config_with({})
+
+    def config_with(self, flags: Mapping[str, object]) -> Config:
+        """The same with more flags; None is none. Raises ConfigError."""
         from llm_orchestrator.config import load_config
 
-        return load_config({"store": self.flags.store, "data_dir": self.flags.data})
+        return load_config({"store": self.flags.store, "data_dir": self.flags.data, **flags})
 
     @property
     def store_url(self) -> str:

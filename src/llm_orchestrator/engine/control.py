@@ -25,7 +25,7 @@ from llm_orchestrator.engine.acceptance import (
 from llm_orchestrator.engine.driver import End, news
 from llm_orchestrator.engine.machine import TRANSITIONS, Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, checkpoints, fold
-from llm_orchestrator.errors import NotFound, Refused, StoreDamaged
+from llm_orchestrator.errors import KeyReused, NotFound, Refused, StoreDamaged
 from llm_orchestrator.model import Draft, Entry, Journal, Json, Kind, NewRun, RunState, Workflow
 from llm_orchestrator.store.base import (
     Append,
@@ -84,10 +84,7 @@ class Operator:
         if found is None:
             raise NotFound(f"idempotency key {new.idempotency_key!r} is not recorded")
         if found["input"] != input_digest(new):
-            raise Refused(
-                f"idempotency key {new.idempotency_key!r} was used with another input",
-                hint=f"llmo runs show {found['run_id']}",
-            )
+            raise KeyReused(str(new.idempotency_key), str(found["run_id"]))
         return str(found["run_id"])
 
     async def cancel(self, run_id: str, *, by: str = "operator") -> Answer:

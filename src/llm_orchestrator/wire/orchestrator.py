@@ -22,6 +22,7 @@ from llm_orchestrator.engine.node import Node, registration
 from llm_orchestrator.engine.retention import Retention
 from llm_orchestrator.errors import (
     ConfigError,
+    KeyReused,
     NotFound,
     Refused,
     RunFailed,
@@ -302,10 +303,7 @@ class Orchestrator:
         if found is None:
             raise NotFound(f"idempotency key {new.idempotency_key!r} is not recorded")
         if found["input"] != input_digest(new):
-            raise Refused(
-                f"idempotency key {new.idempotency_key!r} was used with another input",
-                hint=f"llmo runs show {found['run_id']}",
-            )
+            raise KeyReused(str(new.idempotency_key), str(found["run_id"]))
         return str(found["run_id"])
 
     async def _ended(self, run_id: str) -> End | None:

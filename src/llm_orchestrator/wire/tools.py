@@ -61,7 +61,7 @@ def load_workflow(file: Path, config: Config, *, above: tuple[Path, ...] = ()) -
     definition = load_file(file, known_providers=known_providers(config))
     data = json.loads(definition.canonical())
     children: list[Workflow] = []
-    for step in _child_steps(data):
+    for step in child_steps(data):
         child = load_workflow(file.parent / step.pop("file"), config, above=(*above, place))
         children += [*child.children, child.workflow]
         step["workflow"], step["version"] = child.definition.name, child.definition.version
@@ -72,15 +72,15 @@ def load_workflow(file: Path, config: Config, *, above: tuple[Path, ...] = ()) -
     return Loaded(definition, tuple(children))
 
 
-def _child_steps(data: Json) -> list[dict[str, Json]]:
+def child_steps(data: Json) -> list[dict[str, Json]]:
     """Every step that names another workflow by its file, however deep."""
     if isinstance(data, list):
-        return [step for item in data for step in _child_steps(item)]
+        return [step for item in data for step in child_steps(item)]
     if not isinstance(data, dict):
         return []
     if data.get("type") == "workflow" and "file" in data:
         return [data]
-    return [step for item in data.values() for step in _child_steps(item)]
+    return [step for item in data.values() for step in child_steps(item)]
 
 
 def as_workflow(definition: Definition) -> Workflow:

@@ -1,0 +1,32 @@
+"""The application: every group of routes, the bounds on what comes in, and one shape of errors."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI
+
+from llm_orchestrator.server import problems, routes_health
+from llm_orchestrator.server.bounds import Bounds
+from llm_orchestrator.server.surface import Surface
+
+TITLE = "LLM Orchestrator"
+API = "/api/v1"
+_API: tuple[APIRouter, ...] = ()
+"""Groups of routes under /api/v1."""
+
+
+def make_app(surface: Surface, *, has_api: bool = True) -> FastAPI:
+    """The ASGI application of a process; without `has_api` only health and metrics."""
+    app = FastAPI(
+        title=TITLE,
+        version=surface.version,
+        docs_url=None,
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    app.state.surface = surface
+    problems.install(app)
+    app.add_middleware(Bounds)
+    app.include_router(routes_health.router)
+    for router in _API if has_api else ():
+        app.include_router(router, prefix=API)
+    return app
