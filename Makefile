@@ -34,6 +34,7 @@ bench: ## measure, in one session, and print the numbers of docs/explanation/per
 docs: ## write the generated pages of docs/ again
 	@scripts/setup
 	@.venv/bin/python scripts/docs.py
+	@.venv/bin/python scripts/unasync.py
 
 sim: ## seeded simulation in virtual time (SEEDS=2000, FROM=0)
 	@scripts/setup

@@ -61,6 +61,14 @@ class RealClock:
         return os.urandom(count)
 
 
+class BlockingClock(RealClock):
+    """The world as it is, for code that has no event loop."""
+
+    def pause(self, seconds: float) -> None:
+        """Let `seconds` pass."""
+        time.sleep(seconds)
+
+
 class StoreClock:
     """The store's time on this machine's steady clock: whatever hour this machine thinks it is.
 
