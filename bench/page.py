@@ -15,11 +15,17 @@ from bench.table import Result, table
 
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
 ROUNDS_MIN = 5
+_COMMANDS = {
+    "drivers": "python -m bench.drivers --write",
+    "api sqlite": "python -m bench.api --write",
+    "api postgres": "python -m bench.api --postgres --write",
+}
+"""What writes a part, where it is not `make bench`."""
 
 
 def write_part(name: str, text: str) -> None:
     """Replace what stands between the marks of one part."""
-    command = "python -m bench.drivers --write" if name == "drivers" else "make bench"
+    command = _COMMANDS.get(name, "make bench")
     begin, end = f"<!-- measured {name}: written by `{command}` -->\n", f"<!-- /{name} -->"
     before, found, rest = PAGE.read_text().partition(begin)
     _, closed, after = rest.partition(end)
