@@ -14,11 +14,14 @@ OrchestratorError                 one base class; ``hint`` is the command or edi
 │   ├── Denied                    whoever asks may not do this
 │   ├── Refused                   the state machine says no
 │   │   └── KeyReused             an idempotency key came back with another input
+│   ├── Maintenance               no new runs are taken for now; an operator said so
+│   ├── Draining                  this node takes no new runs any more; another one may
 │   ├── RunPaused                 the run waits for a person's decision
 │   ├── RunFailed                 the run ended failed or cancelled
 │   └── StoreError                the store cannot be used as it is
 │       ├── StoreAbsent           nothing there
 │       ├── StoreUnavailable      it does not answer now; it will be asked again
+│       │   └── StoreResting      it did not answer again and again: not asked for a moment
 │       ├── StoreDenied           it does not let us in
 │       ├── StoreLocked           another engine owns it
 │       ├── StoreForeign          the file is not ours
@@ -176,6 +179,32 @@ class Denied(OperatorError):
     kind = "denied"
 
 
+class Maintenance(OperatorError):
+    """New runs are refused: maintenance mode. What runs goes on or waits; reads work."""
+
+    kind = "maintenance"
+    retryable = True
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class Draining(OperatorError):
+    """The node takes no new runs: it is drained, or it stops."""
+
+    kind = "draining"
+    retryable = True
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
 class RunPaused(OperatorError):
     """The run waits for a person. ``reason`` is the pause's reason."""
 
@@ -219,6 +248,14 @@ class StoreUnavailable(StoreError):
 
     kind = "store_unavailable"
     retryable = True
+
+
+class StoreResting(StoreUnavailable):
+    """The store failed to answer again and again: for `retry_after_s` it is not asked at all."""
+
+    def __init__(self, message: str, *, retry_after_s: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class StoreDenied(StoreError):

@@ -140,6 +140,10 @@ class Attempt(Extras):
     async def probe(self) -> dict[str, Json] | None:
         return await self._ask() if self._ask is not None else None
 
+    def interrupted(self) -> None:
+        if self._stream.saved < len(self._stream.text):
+            self._checkpoint()
+
     def before(self) -> None:
         if self._check_budget is not None:
             self._check_budget()

@@ -26,6 +26,7 @@ from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.offers import OfferBook
 from llm_orchestrator.engine.quota import Quotas
 from llm_orchestrator.engine.replay import Fold, fold
+from llm_orchestrator.engine.upkeep import Upkeep
 from llm_orchestrator.errors import Fenced, OrchestratorError, Refused, StoreDamaged, StoreError
 from llm_orchestrator.model import MICROSECONDS, Journal, Run, RunState
 from llm_orchestrator.store.base import News, NodeState, Store, Wanted
@@ -57,6 +58,7 @@ class Claims:
         mender: Mender,
         options: NodeOptions,
         offers: OfferBook,
+        upkeep: Upkeep,
     ) -> None:
         self.node_id = node_id
         self._store = store
@@ -68,6 +70,7 @@ class Claims:
         self._mender = mender
         self._options = options
         self._offers = offers
+        self._upkeep = upkeep
         self._quotas = Quotas(store, clock, options.queues)
         services.spent = self._quotas.spend
         self.wake = asyncio.Event()
@@ -81,6 +84,7 @@ class Claims:
         """Runs that were picked and are left to others."""
         self._has_orphans = False
         self._look_at = 0.0
+        self._is_closed = False
         self._is_deaf = False
         """News may have been missed: look at the mail of every run that is here."""
 
@@ -113,6 +117,15 @@ class Claims:
             self._has_orphans = True
             self.wake.set()
 
+    def close(self) -> None:
+        """Claim nothing more: what is picked and not yet claimed is put back."""
+        self._is_closed = True
+        self.wake.set()
+
+    def is_held(self) -> bool:
+        """True while nothing may be claimed."""
+        return self._is_closed or self._upkeep.is_holding
+
     def forget(self) -> None:
         """The node comes back as another: what it could not claim may be tried again."""
         self._set_aside.clear()
@@ -123,9 +136,9 @@ class Claims:
     # -- claiming ------------------------------------------------------------------------------
 
     async def run_forever(self) -> None:
-        """Claim whatever is due, until cancelled."""
+        """Claim whatever is due, until closed."""
         trouble = ""
-        while True:
+        while not self._is_closed:
             self.wake.clear()
             try:
                 pause_s = await self._claim_due()
@@ -145,9 +158,14 @@ class Claims:
 
     async def take_over(self) -> None:
         """Go on with what dead nodes left. Runs whose code is not here wait for `code_came`."""
+        if self.is_held():
+            self._has_orphans = True
+            return
         self._has_orphans = False
         tried: set[str] = set()
-        while room := min(CLAIM_MAX // self.nodes_alive + 1, max(self._driver.room, 0)):
+        while not self.is_held() and (
+            room := min(CLAIM_MAX // self.nodes_alive + 1, max(self._driver.room, 0))
+        ):
             out = tuple(self._set_aside | tried)
             orphans = await self._store.adopt(self.node_id, room, out, strange=tuple(self._strange))
             orphans = [run_id for run_id in orphans if run_id not in self._driver.driven]
@@ -176,7 +194,8 @@ class Claims:
             again.append(run_id)
         try:
             journals = await self._store.look.load(again)
-            await self._claim([run_id for run_id in again if self._is_mine(journals.get(run_id))])
+            ours = [run_id for run_id in again if self._is_mine(journals.get(run_id))]
+            await self._claim(ours, is_ours=True)
         except StoreError as error:
             if _passes(error):
                 left = [run_id for run_id in again if run_id not in self._driver.driven]
@@ -201,7 +220,7 @@ class Claims:
             await self._offers.drop_stale()
         if self._driver.lost:
             await self._take_back()
-        if self._driver.room <= 0 or not self._services.may_begin():
+        if self.is_held() or self._driver.room <= 0 or not self._services.may_begin():
             return POLL_S
         if self._has_orphans:
             await self.take_over()
@@ -210,10 +229,9 @@ class Claims:
         if due:
             await self._claim([run.run_id for run in due])
             return 0.0
-        moments = [
-            await self._store.look.next_wake(),
-            await fire_schedules(self._store, self._writer, self._clock),
-        ]
+        moments = [await self._store.look.next_wake()]
+        if self._upkeep.takes_schedules:
+            moments.append(await fire_schedules(self._store, self._writer, self._clock))
         wake_at = min((moment for moment in moments if moment and moment > now), default=None)
         pause_s = min(POLL_S, self._quotas.pause_s(now))
         if wake_at is None:
@@ -252,12 +270,21 @@ class Claims:
             if seq > seen.get(run_id, seq):
                 self._driver.deliver(run_id)
 
-    async def _claim(self, run_ids: Sequence[str], states: Mapping[str, str] | None = None) -> None:
+    async def _claim(
+        self,
+        run_ids: Sequence[str],
+        states: Mapping[str, str] | None = None,
+        *,
+        is_ours: bool = False,
+    ) -> None:
         """Replay and drive runs that nobody drives. One that cannot be read is set aside, alone.
 
-        `states`: how the nodes stand that may have driven them last.
+        `states`: how the nodes stand that may have driven them last. `is_ours`: nobody else may.
         """
         journals = await self._store.look.load(run_ids)
+        if self.is_held() and not is_ours:  # since they were picked
+            await self._store.put_back(self.node_id, run_ids)
+            return
         claims = [self._claim_one(run_id, journals.get(run_id), states or {}) for run_id in run_ids]
         results = await asyncio.gather(*claims, return_exceptions=True)
         await self._driver.read_mail(run_ids)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from llm_orchestrator.engine.flows import Flow
 from llm_orchestrator.engine.heart import Kind as HeartKind
 from llm_orchestrator.engine.lease import LeaseOptions
 from llm_orchestrator.engine.machine import Event, Happening, decide
+from llm_orchestrator.engine.maintenance import POLL_S
+from llm_orchestrator.engine.memory import Memory
 from llm_orchestrator.engine.replay import fold
 from llm_orchestrator.engine.retention import Retention
 from llm_orchestrator.errors import Fenced, OrchestratorError, StoreDamaged, StoreError
@@ -49,6 +52,10 @@ class NodeOptions:
     heart: HeartKind = "none"
     lease: LeaseOptions = field(default_factory=LeaseOptions)
     region: str = "local"
+    memory: Memory | None = None
+    """What to watch so that the kernel does not end the process; None watches nothing."""
+    poll_s: float = POLL_S
+    """How often operators' orders are looked at when no news of them comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,9 @@ class Driver:
         self.lost: dict[str, BaseException] = {}
         """Runs that left because they could not be written, and why; the node looks after them."""
         self.queues: Counter[str] = Counter()
+        self.ceiling = options.runs_max
+        """What memory allows for now; at most `runs_max`."""
+        self._leaving: Happening | None = None
         self._suspect: str | None = None
 
     @property
@@ -94,9 +104,14 @@ class Driver:
         return self._driven.keys()
 
     @property
+    def count(self) -> int:
+        """How many runs are in this process."""
+        return len(self._driven)
+
+    @property
     def room(self) -> int:
         """How many more runs fit."""
-        return self._options.runs_max - len(self._driven)
+        return min(self._options.runs_max, self.ceiling) - len(self._driven)
 
     @property
     def seen(self) -> dict[str, int]:
@@ -121,13 +136,34 @@ class Driver:
         self._driven.clear()
         self.queues.clear()
 
-    async def stop(self, *, grace_s: float) -> None:
-        """Let steps in flight end for `grace_s`, then release every run."""
-        release = Happening(Event.RELEASE, reason="released")
+    def leave(self) -> None:
+        """Nothing begins here any more: idle runs leave now, others when what is in flight ends."""
+        self._leaving = Happening(Event.RELEASE, reason="released")
         for execution in list(self._driven.values()):
+            execution.gate.request_stop(self._leaving)
+
+    def stay(self) -> None:
+        """The opposite, for runs that come from now on."""
+        self._leaving = None
+
+    def shed(self, share: float) -> int:
+        """Let go what is idle, and a share of the rest (the newest); how many runs were asked."""
+        release = Happening(Event.RELEASE, reason="released")
+        staying = [each for each in self._driven.values() if each.gate.stop is None]
+        idle = [each for each in staying if each.gate.is_idle]
+        busy = [each for each in reversed(staying) if not each.gate.is_idle]
+        chosen = idle + busy[: math.ceil(len(busy) * share)]
+        for execution in chosen:
             execution.gate.request_stop(release)
+        return len(chosen)
+
+    async def stop(self, *, grace_s: float, hurry: Callable[[], object] = bool) -> None:
+        """Let steps in flight end for `grace_s`, then release every run, and `hurry` about it."""
+        self.leave()
         if self._tasks and grace_s > 0:
             await asyncio.wait(self._tasks, timeout=grace_s)
+        hurry()
+        release = Happening(Event.RELEASE, reason="released")
         for execution in list(self._driven.values()):
             execution.gate.request_stop(release, at_once=True)
         if self._tasks:
@@ -189,10 +225,11 @@ class Driver:
 
     def start(self, execution: Execution, flow: Flow, queue: str) -> None:
         """Drive a run whose claim has landed."""
-        task = self._spawn(self._drive(execution, flow, queue))
-        execution.gate.task = task
+        self._spawn(self._drive(execution, flow, queue))
         if execution.fold.epoch:  # not fresh: it does not park before its mail was looked for
             execution.gate.enter()
+        if self._leaving is not None:
+            execution.gate.request_stop(self._leaving)
 
     async def read_mail(self, run_ids: Sequence[str]) -> None:
         """Fetch what was sent to runs that have just been started: one look for all of them."""
@@ -254,6 +291,7 @@ class Driver:
                 gate.request_stop(happening, at_once=at_once)
 
     async def _drive(self, execution: Execution, flow: Flow, queue: str) -> None:
+        execution.gate.task = asyncio.current_task()  # from here on: a task can be lost before
         try:
             happening = await outcome(execution, flow, self._clock)
             execution.gate.close()

@@ -116,6 +116,9 @@ class Extras:
         """Was it done? {"result": ...} if so, None if surely not."""
         return None
 
+    def interrupted(self) -> None:
+        """The attempt is cancelled: what is already here of its answer is to be kept."""
+
     def before(self) -> None:
         """May refuse a paid attempt (budget spent) before its intent is recorded."""
 
@@ -223,6 +226,10 @@ class Execution:
             if job.policy.timeout_s is None:
                 return await job.work(attempt)
             return await _within(job.policy.timeout_s, job.key, job.work(attempt))
+        except asyncio.CancelledError:
+            if job.extras is not None:
+                job.extras.interrupted()
+            raise
         finally:
             slots.give()
 

@@ -10,6 +10,7 @@ through it, so time alone is no proof of idleness: a loaded loop may be slow to 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.machine import Event, Happening
@@ -27,7 +28,7 @@ NEVER = 1 << 62
 
 
 class Gate:
-    """One run's gate. `task` is set by the node before the run's code starts."""
+    """One run's gate. `task` is the run's own, set by itself when it starts."""
 
     __slots__ = (
         "_activity",
@@ -46,9 +47,14 @@ class Gate:
         self._executing = 0
         self._activity = 0
         self._waits: dict[str, tuple[int, asyncio.Future[None] | None]] = {}
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
         self.stop: Happening | None = None
         self.inbox_seen = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """True while nothing is in flight."""
+        return self._executing == 0
 
     def request_stop(self, happening: Happening, *, at_once: bool = False) -> None:
         """Ask the run to leave. Work in flight may end first unless `at_once`."""

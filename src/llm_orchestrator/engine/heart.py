@@ -93,20 +93,25 @@ class Heart:
         """Stop beating, and say so to the others (not when we are fenced: it is known)."""
         self._is_stopping = True
         self._final = state
-        if self._beat_loop is not None and not self._beat_loop.is_closed():
-            if self._beat_loop is self._loop:
-                self._interrupt()
-            else:
-                with contextlib.suppress(RuntimeError):  # its thread has just ended
-                    self._beat_loop.call_soon_threadsafe(self._interrupt)
+        self._nudge()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 5.0)
         elif self._beating is not None:
             await asyncio.gather(self._beating, return_exceptions=True)
 
     def announce(self) -> None:
-        """Say LEAVING with the next beat: what dies from here on is no surprise."""
+        """Say LEAVING, soon: what dies from here on is no surprise."""
         self._is_leaving = True
+        self._nudge()
+
+    def _nudge(self) -> None:
+        if self._beat_loop is None or self._beat_loop.is_closed():
+            return
+        if self._beat_loop is self._loop:
+            self._interrupt()
+            return
+        with contextlib.suppress(RuntimeError):  # its thread has just ended
+            self._beat_loop.call_soon_threadsafe(self._interrupt)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._beating = asyncio.get_running_loop().create_task(work, name="heart")
@@ -140,14 +145,16 @@ class Heart:
             await members.close()
 
     async def _beat_forever(self, members: Members) -> None:
-        if self.kind == "none":
-            await self._pause.wait()
         is_told, sent_at, session = False, _NEVER, 0
         while not self._is_stopping:
             try:
                 if self._is_leaving and not is_told:
                     await members.leave(self.node_id, NodeState.LEAVING)
                     is_told = True
+                if self.kind == "none":
+                    await self._pause.wait()
+                    self._pause.clear()
+                    continue
                 now = self._clock.monotonic()
                 if is_beat := self._lease.is_due(now, sent_at):
                     sent_at = now
@@ -186,6 +193,7 @@ class Heart:
         finally:
             sleeping.cancel()
             waking.cancel()
+            self._pause.clear()
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call something on the engine's loop, which is another one than ours in production."""

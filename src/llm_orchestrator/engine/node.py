@@ -30,10 +30,12 @@ from llm_orchestrator.engine.flows import Flow, Flows
 from llm_orchestrator.engine.heart import Heart
 from llm_orchestrator.engine.lease import Verdict
 from llm_orchestrator.engine.machine import Event, Happening, decide
+from llm_orchestrator.engine.maintenance import Admission, Watch
 from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.offers import OfferBook
 from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.engine.slots import Slots
+from llm_orchestrator.engine.upkeep import Upkeep
 from llm_orchestrator.errors import NotFound, Refused, StoreError
 from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import Json, NewRun, RunState, Workflow
@@ -42,6 +44,8 @@ from llm_orchestrator.store.spool import Spool
 from llm_orchestrator.store.writer import GroupWriter, Head
 
 logger = logging.getLogger(__name__)
+CLAIM_S = 2.0
+"""At the end a claim that is under way gets so long to land."""
 
 
 class Node:
@@ -69,6 +73,15 @@ class Node:
         )
         self._mender = Mender(store, self.writer)
         self.driver = Driver(store, self.writer, clock, options=self._options, on_room=self._poke)
+        self.upkeep = Upkeep(
+            Watch(store, clock, poll_s=self._options.poll_s),
+            clock,
+            self.driver,
+            memory=self._options.memory,
+            runs_max=self._options.runs_max,
+            on_free=self._poke,
+        )
+        self.admission = Admission(self.upkeep.watch, leaving=self.leaving)
         self._claims = Claims(
             self.node_id,
             store,
@@ -80,6 +93,7 @@ class Node:
             mender=self._mender,
             options=self._options,
             offers=OfferBook(spool, store),
+            upkeep=self.upkeep,
         )
         self.heart = self._make_heart()
         self._lives = 1
@@ -87,6 +101,7 @@ class Node:
         self._is_stopping = False
         self._alive: frozenset[str] = frozenset()
         self._tasks: list[asyncio.Task[Any]] = []
+        self._claimer: asyncio.Task[None] | None = None
         self._settler: asyncio.Task[Any] | None = None
         self._rebirth: asyncio.Task[None] | None = None
 
@@ -101,7 +116,9 @@ class Node:
         self._store.on_news(self._claims.notice)
         await self._begin()
         await self._claims.take_over()
-        self._spawn(self._claims.run_forever(), "claimer")
+        self._claimer = asyncio.create_task(self._claims.run_forever(), name="claimer")
+        self._spawn(self.upkeep.watch_orders(), "orders")
+        self._spawn(self.upkeep.watch_memory(), "memory")
         if self._options.retention:
             self._spawn(
                 expire_forever(self._store, self._options.retention, self._clock), "retention"
@@ -110,17 +127,32 @@ class Node:
         self._settler = self._spawn(looking, "settler")
 
     async def stop(self, *, grace_s: float = 0.0) -> None:
-        """Let steps in flight end for `grace_s`, release every run, commit what is queued."""
+        """Leave so that nobody waits for us: claims end, idle runs are handed back, all at once.
+
+        Steps in flight then have `grace_s` to end; what a cut one has streamed is kept. The others
+        hear of LEAVING, so that no run is blamed if this process is ended meanwhile.
+        """
         self._is_stopping = True
         self.heart.announce()
-        self.writer.hurry()
         for task in (*self._tasks, self._rebirth):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        await self.driver.stop(grace_s=grace_s)
+        self._claims.close()
+        self.driver.leave()
+        if self._claimer is not None:  # a claim that is under way lands, and the run is let go
+            await asyncio.wait([self._claimer], timeout=CLAIM_S)
+            self._claimer.cancel()
+            await asyncio.gather(self._claimer, return_exceptions=True)
+        await self.driver.stop(grace_s=grace_s, hurry=self.writer.hurry)
         await self.writer.close()
         await self.heart.stop(NodeState.LEFT)
+
+    def leaving(self) -> str:
+        """Why no new runs are taken here; empty while they are."""
+        if self._is_stopping:
+            return f"node {self.node_id} stops"
+        return f"node {self.node_id} is drained" if self.upkeep.is_drained else ""
 
     def _spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name=name)
@@ -146,6 +178,7 @@ class Node:
             "pid": os.getpid(),
             "runs": len(list(self.driver.driven)),
             "room": self.driver.room,
+            **self.upkeep.info(),
         }
 
     async def _begin(self) -> None:
@@ -153,6 +186,7 @@ class Node:
         self._services.heart = self.heart
         self._claims.node_id = self.node_id
         await self.heart.start()
+        await self.upkeep.begin(self.node_id)
 
     def _told(self, verdict: Verdict) -> None:
         """The heart saw the other nodes, or learnt that this one is dead to them."""
@@ -241,7 +275,7 @@ class Node:
     def _may_drive(self, queue: str) -> bool:
         """True when a run may be claimed here as it is accepted. A limited queue is picked from."""
         is_limited = queue in self._options.queues
-        is_able = self._services.may_begin() and not self._is_stopping
+        is_able = self._services.may_begin() and not self._claims.is_held()
         return is_able and not is_limited and self.driver.room > 0
 
     async def start_child(self, child: ChildSpec) -> None:

@@ -233,10 +233,12 @@ class News:
     mended: frozenset[str] = frozenset()
     is_gap: bool = False
     """Some news may have been missed: look everywhere."""
+    is_order: bool = False
+    """What operators want of the nodes (engine/maintenance.py) has changed."""
 
     def __bool__(self) -> bool:
         some = self.posted or self.freed or self.ended or self.parked or self.mended
-        return self.is_due or self.is_gap or bool(some)
+        return self.is_due or self.is_gap or self.is_order or bool(some)
 
     def __or__(self, other: News) -> News:
         return News(
@@ -247,12 +249,13 @@ class News:
             self.parked | other.parked,
             self.mended | other.mended,
             self.is_gap or other.is_gap,
+            self.is_order or other.is_order,
         )
 
 
 def news_of(batch: Batch) -> News:
     """What to tell of a batch that landed."""
-    is_due = False
+    is_due = is_order = False
     freed, ended, parked, posted, mended = [], [], [], [], []
     for append in batch.appends:
         change = append.change
@@ -269,13 +272,14 @@ def news_of(batch: Batch) -> News:
             posted.append(each.run_id)
         elif isinstance(each, Mend):
             mended.append(each.run_id)
-        elif isinstance(each, PutRecord) and each.kind == "schedule":
-            is_due = True
-    if not (is_due or freed or ended or parked or posted or mended):
+        elif isinstance(each, PutRecord):
+            is_due = is_due or each.kind == "schedule"
+            is_order = is_order or each.kind == "maintenance"
+    if not (is_due or is_order or freed or ended or parked or posted or mended):
         return _NO_NEWS
     is_due = is_due or bool(freed or mended)
     told = [frozenset(run_ids) for run_ids in (posted, freed, ended, parked, mended)]
-    return News(is_due, told[0], told[1], told[2], told[3], told[4])
+    return News(is_due, told[0], told[1], told[2], told[3], told[4], is_order=is_order)
 
 
 _NO_NEWS = News()

@@ -159,7 +159,7 @@ class PostgresStore:
             listener(news)
 
     async def _ring(self, news: News) -> None:
-        if not (news.is_due or news.posted or news.freed or news.mended):
+        if not (news.is_due or news.is_order or news.posted or news.freed or news.mended):
             return  # parked runs wake by the clock; who waits for an end elsewhere looks himself
         if self._bell is not None:
             self._bell.ring(news)

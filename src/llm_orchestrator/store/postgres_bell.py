@@ -114,10 +114,13 @@ def pack(sender: str, news: News) -> Iterable[str]:
     """News as messages that PostgreSQL takes. What can be no run's id is no news."""
     parts = {"p": news.posted, "f": news.freed, "m": news.mended}
     ids = [(key, one) for key, some in parts.items() for one in sorted(filter(is_run_id, some))]
-    head = {"n": sender, "d": news.is_due, **{key: [] for key in parts}}
+    facts: dict[str, Any] = {"n": sender, "d": news.is_due}
+    if news.is_order:
+        facts["o"] = True
+    head = {**facts, **{key: [] for key in parts}}
     count = max(1, (_BYTES_MAX - len(_text(head))) // _ID_BYTES)
     for start in range(0, max(1, len(ids)), count):
-        message: dict[str, Any] = {"n": sender, "d": news.is_due}
+        message = dict(facts)
         for key, run_id in ids[start : start + count]:
             message.setdefault(key, []).append(run_id)
         yield _text(message)
@@ -133,7 +136,9 @@ def unpack(payload: str) -> tuple[str, News]:
         data = json.loads(payload)
         posted, freed, mended = (frozenset(data.get(key, ())) for key in "pfm")
         if all(map(is_run_id, posted | freed | mended)):
-            return str(data["n"]), News(bool(data["d"]), posted, freed, mended=mended)
+            is_order = bool(data.get("o"))
+            news = News(bool(data["d"]), posted, freed, mended=mended, is_order=is_order)
+            return str(data["n"]), news
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     return "", News(is_due=True, is_gap=True)

@@ -1,0 +1,161 @@
+"""What a node watches besides its runs: operators' orders, and its memory.
+
+Each leads to the same two brakes: claim nothing, and let go what can leave. Orders are looked at
+when news of them comes and every POLL_S; memory each second. Never waits for the store in the loop
+that watches memory: a store that hangs must not hide that the process is about to be ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.maintenance import Mode, Watch
+from llm_orchestrator.engine.memory import SHARE, Memory, Pressure, give_back
+from llm_orchestrator.errors import StoreError
+from llm_orchestrator.model import Json
+
+logger = logging.getLogger(__name__)
+MEMORY_S = 1.0
+GIVE_BACK_EVERY = 5
+
+
+class Drives(Protocol):
+    """The part of the driver that brakes."""
+
+    ceiling: int
+
+    @property
+    def count(self) -> int: ...
+
+    def leave(self) -> None: ...
+
+    def stay(self) -> None: ...
+
+    def shed(self, share: float) -> int: ...
+
+
+class Upkeep:
+    """See the module's docstring. `on_free` is called when claiming may go on."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        clock: Clock,
+        driver: Drives,
+        *,
+        memory: Memory | None,
+        runs_max: int,
+        on_free: Callable[[], None],
+    ) -> None:
+        self.watch = watch
+        self.pressure = Pressure(runs_max=runs_max)
+        self.node_id = ""
+        self._clock = clock
+        self._driver = driver
+        self._memory = memory
+        self._on_free = on_free
+        self._wake = asyncio.Event()
+        self._why_drained = ""
+        self._took_schedules = True
+        watch.on_change(self._wake.set)
+
+    @property
+    def is_drained(self) -> bool:
+        """True while this node, and not all of them, is to be empty."""
+        return self.watch.orders.drains(self.node_id)
+
+    @property
+    def draining(self) -> str:
+        """Why runs are let go and nothing is claimed, by order; nothing when it is not so."""
+        return self._why_drained
+
+    @property
+    def is_holding(self) -> bool:
+        """True while nothing may be claimed."""
+        return bool(self._why_drained) or self.pressure.is_shedding
+
+    @property
+    def takes_schedules(self) -> bool:
+        """False while new runs are refused."""
+        return not self.watch.orders.standing.enabled
+
+    def info(self) -> dict[str, Json]:
+        """For `llmo nodes list` and for health: only what is out of the ordinary, and memory."""
+        told: dict[str, Json] = {}
+        if self._why_drained:
+            told["draining"] = self._why_drained
+        if self.watch.orders.standing.enabled:
+            told["maintenance"] = self.watch.orders.standing.mode.value
+        if self._memory is not None:
+            reading = self.pressure.reading
+            told["memory"] = {
+                "use": reading.use,
+                "limit": reading.limit,
+                "is_shedding": self.pressure.is_shedding,
+            }
+        return told
+
+    async def begin(self, node_id: str) -> None:
+        """A life of the node begins: the orders are known before anything is claimed."""
+        self.node_id = node_id
+        await self.watch.look()
+        self._obey()
+
+    async def watch_orders(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._wake.clear()
+            try:
+                await self.watch.look()
+                self._obey()
+            except StoreError as error:
+                logger.debug("orders cannot be read: %s", error.message)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.watch.poll_s):
+                    await self._wake.wait()
+
+    async def watch_memory(self) -> None:
+        """Until cancelled; ends at once when there is no bound to watch."""
+        turns = 0
+        while self._memory is not None and self._memory.bounds:
+            self.weigh(self._memory)
+            turns += 1
+            if self.pressure.is_shedding and turns % GIVE_BACK_EVERY == 0:
+                give_back()
+            await self._clock.sleep(MEMORY_S)
+
+    def weigh(self, memory: Memory) -> None:
+        """One look at the memory, and what follows."""
+        pressure = self.pressure
+        was_shedding, ceiling = pressure.is_shedding, pressure.ceiling
+        pressure.take(memory.read(), driven=self._driver.count)
+        self._driver.ceiling = pressure.ceiling
+        if pressure.is_shedding:
+            self._driver.shed(SHARE)
+        elif was_shedding or pressure.ceiling > ceiling:
+            self._on_free()
+
+    def _obey(self) -> None:
+        orders, before = self.watch.orders, self._why_drained
+        had_schedules, self._took_schedules = self._took_schedules, self.takes_schedules
+        standing = orders.standing
+        if orders.drains(self.node_id):
+            self._why_drained = f"node {self.node_id} is drained"
+        elif standing.enabled and standing.mode is Mode.DRAIN:
+            self._why_drained = f"maintenance: {standing.reason or standing.by}"
+        else:
+            self._why_drained = ""
+        if self._why_drained and not before:
+            logger.warning("%s: nothing is claimed, runs are let go", self._why_drained)
+            self._driver.leave()
+        elif before and not self._why_drained:
+            logger.warning("node %s works again", self.node_id)
+            self._driver.stay()
+            self._on_free()
+        elif self.takes_schedules and not had_schedules:
+            self._on_free()
