@@ -40,7 +40,9 @@ sim: ## seeded simulation in virtual time (SEEDS=2000, FROM=0)
 	@scripts/setup
 	@.venv/bin/python -m tests.simulation --seeds $(or $(SEEDS),2000) --from $(or $(FROM),0)
 
+soak: ## two nodes under mixed load (MINUTES=10): memory, descriptors, p99, nothing lost
+	@scripts/setup
+	@.venv/bin/python -m bench.soak --minutes $(or $(MINUTES),10)
+
 drill: ## (later release) inject a disaster for real and measure the recovery
-soak: ## (later release) hours of load with faults
-drill soak:
 	@echo "make $@ comes with a later release; \`make test\` runs every test that there is" >&2; exit 2
