@@ -160,7 +160,7 @@ async def watch(pids: list[int], clients: list[AsyncClient], until: float) -> li
     while time.monotonic() < until:
         row = [(time.monotonic() - started) / 60]
         for pid in pids:
-            row += [rss_kb(pid), float(sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()))]
+            row += [rss_kb(pid), descriptors(pid)]
         rows.append(row)
         for client in clients:
             await client.request("GET", "/metrics")
@@ -171,6 +171,10 @@ async def watch(pids: list[int], clients: list[AsyncClient], until: float) -> li
 def rss_kb(pid: int) -> float:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE") / 1024
+
+
+def descriptors(pid: int) -> float:
+    return float(sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def slope(rows: list[list[float]], column: int) -> float:
