@@ -23,7 +23,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "runs": ("runs", "list, show, explain, change and follow runs"),
     "workflows": ("workflows", "list, show, register and compare definitions"),
     "serve": ("serve", "execute the runs of a store until told to stop"),
-    "nodes": ("nodes", "list the nodes that execute runs"),
+    "nodes": ("nodes", "list the nodes that execute runs, drain one"),
+    "maintenance": ("maintenance", "refuse new runs for a while, on every node"),
+    "breakers": ("breakers", "list the providers' circuit breakers, close them by hand"),
     "journal": ("journal", "verify what is recorded, repair what is damaged"),
     "schema": ("schema", "print the JSON Schema of workflow files, for editors"),
     "local": ("local", "fetch, start and stop the local model"),
@@ -31,7 +33,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "check this machine, the store and the providers' keys"),
     "completions": ("completions", "print the completion script of a shell"),
 }
-DEFAULTS = {"runs": "list", "workflows": "list", "nodes": "list", "config": "show"}
+DEFAULTS = {
+    "runs": "list",
+    "workflows": "list",
+    "nodes": "list",
+    "maintenance": "show",
+    "breakers": "list",
+    "config": "show",
+}
 """What a group does when it is called without a verb of its own."""
 
 

@@ -1,6 +1,6 @@
-"""`llmo nodes`: who executes the runs of a store, and when each was last heard of.
+"""`llmo nodes`: who executes the runs of a store, when each was last heard of, and draining one.
 
-Reads only. Ages are told by the store's clock, whatever hour this machine thinks it is.
+Ages are told by the store's clock, whatever hour this machine thinks it is.
 """
 
 from __future__ import annotations
@@ -12,20 +12,16 @@ import typer
 
 from llm_orchestrator.cli.options import Format, Output, make_app
 from llm_orchestrator.cli.output import duration, print_rows, stamp
-from llm_orchestrator.cli.session import session_of
+from llm_orchestrator.cli.session import session_of, whoami
 from llm_orchestrator.model import Json
 
 if TYPE_CHECKING:
+    from llm_orchestrator.engine.maintenance import Orders
     from llm_orchestrator.store.base import Database, Member
 
-app = make_app("List the nodes that execute runs. Without a verb: list.")
-COLUMNS = ("node_id", "state", "region", "host", "pid", "runs", "last_beat")
+app = make_app("List the nodes that execute runs, drain one. Without a verb: list.")
+COLUMNS = ("node_id", "state", "region", "host", "pid", "runs", "last_beat", "note")
 LIMIT = 1_000
-
-
-@app.callback()
-def nodes() -> None:
-    """Keep `list` a verb of its own, although it is the only one."""
 
 
 @app.command("list")
@@ -50,8 +46,40 @@ def list_nodes(
         session.note("no nodes\nhint: llmo serve")
 
 
+@app.command()
+def drain(
+    context: typer.Context,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Its id, or how that begins.")],
+    *,
+    is_undone: Annotated[bool, typer.Option("--undo", help="Let it work again.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Why.")] = "",
+    by: Annotated[str | None, typer.Option("--by", help="Who says so (you).")] = None,
+) -> None:
+    """Let a node end its steps in flight and hand everything else to the others.
+
+    It claims nothing and is not ready until `--undo`, or until its process is started again.
+    """
+    session = session_of(context)
+
+    async def work() -> str:
+        from llm_orchestrator.engine.maintenance import drain_node, undrain_node
+
+        async with session.client() as store:
+            if is_undone:
+                return await undrain_node(store, node)
+            now = store.clock.now_us()
+            return await drain_node(store, node, by=by or whoami(), reason=reason, since=now)
+
+    node_id = session.run(work())
+    if is_undone:
+        session.note(f"node {node_id} works again")
+    else:
+        session.note(f"node {node_id} is drained\nhint: llmo nodes drain {node_id} --undo")
+
+
 async def _rows(store: Database, *, is_all: bool) -> list[dict[str, Json]]:
     """A file's engine does not beat (a lock says that it lives): its runs are counted instead."""
+    from llm_orchestrator.engine.maintenance import read_orders
     from llm_orchestrator.model import RunState
     from llm_orchestrator.store.base import RunFilter, lives
 
@@ -62,8 +90,30 @@ async def _rows(store: Database, *, is_all: bool) -> list[dict[str, Json]]:
         driven.update(run.owner for run in await store.look.runs(running))
         if not await store.is_served():
             nodes = [node._replace(is_connected=False) for node in nodes]
-    now = store.clock.now_us()
-    return [facts_of(node, now, counted=driven[node.node_id]) for node in nodes]
+    now, orders = store.clock.now_us(), await read_orders(store.shelf)
+    return [
+        {**facts_of(node, now, counted=driven[node.node_id]), "note": _note(node, orders)}
+        for node in nodes
+    ]
+
+
+def _note(node: Member, orders: Orders) -> str | None:
+    """What is out of the ordinary: ordered, or told by the node itself."""
+    from llm_orchestrator.engine.maintenance import Mode
+    from llm_orchestrator.store.base import lives
+
+    if not lives(node):
+        return None
+    told = node.info if isinstance(node.info, dict) else {}
+    memory = told.get("memory")
+    notes = []
+    if orders.drains(node.node_id):
+        notes.append("drained")
+    elif orders.standing.enabled:
+        notes.append("maintenance" + (": drains" if orders.standing.mode is Mode.DRAIN else ""))
+    if node.beat and isinstance(memory, dict) and memory.get("is_shedding"):
+        notes.append("short of memory")
+    return ", ".join(notes) or None
 
 
 def facts_of(node: Member, now: int, *, counted: int = 0) -> dict[str, Json]:

@@ -192,11 +192,13 @@ def fork(
     async def one(store: Database, run_id: str) -> dict[str, Json] | None:
         from llm_orchestrator.cli.follow import read_fold
         from llm_orchestrator.engine.control import Operator
+        from llm_orchestrator.engine.maintenance import check_admission
 
         if is_dry:
             state = await read_fold(store, run_id)
             session.note(f"would fork run {run_id} ({state.state}); nothing was changed")
             return None
+        await check_admission(store.shelf)
         new_id = await Operator(store, store.clock).fork(run_id, step, inputs=edited or None)
         return {"run_id": new_id, "fork_of": run_id, "step": step}
 

@@ -72,10 +72,15 @@ class Target:
         return dict(inputs)
 
     async def accept(self, store: Store, clock: Clock, new: NewRun) -> str:
-        """Make a run of it durable, with the definitions that it needs; the run's id."""
+        """Make a run of it durable, with the definitions that it needs; the run's id.
+
+        Raises Maintenance while no new runs are taken.
+        """
         from llm_orchestrator.engine.control import Operator
+        from llm_orchestrator.engine.maintenance import check_admission
         from llm_orchestrator.store.base import Batch, Register
 
+        await check_admission(store.shelf)
         if self.children:
             changes = tuple(Register(child) for child in self.children)
             await store.commit(Batch(changes=changes))

@@ -222,8 +222,10 @@ class Orchestrator:
         """Accept a run durably and return its id.
 
         `workflow` is a Python workflow, a file (a Path, or text that ends in .yaml, .yml or .json)
-        or the name of a registered one. The same `idempotency_key` gives the same run.
+        or the name of a registered one. The same `idempotency_key` gives the same run. Raises
+        Maintenance while no new runs are taken.
         """
+        await self.node.admission.check()
         flow, register, checked = await self._resolve(workflow, inputs)
         new = NewRun(
             new_run_id(self.clock),
