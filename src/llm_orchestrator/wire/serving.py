@@ -22,6 +22,7 @@ from llm_orchestrator.config import Config
 from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.driver import NodeOptions
 from llm_orchestrator.engine.execution import Publish
+from llm_orchestrator.engine.maintenance import Admission, Watch
 from llm_orchestrator.engine.node import Node, registration
 from llm_orchestrator.errors import ConfigError
 from llm_orchestrator.language.code import CodeWorkflow
@@ -202,7 +203,7 @@ class Serving:
             catalogue=Definitions(config),
             feed=self._feed,
             guard=guard,
-            admission=_Open(),
+            admission=node.admission if node else Admission(Watch(store, store.clock)),
             node=node,
             settings=settings,
             version=__version__,
@@ -226,13 +227,6 @@ def make_server(surface: Surface, *, has_api: bool) -> uvicorn.Server:
             ws="none",
         )
     )
-
-
-class _Open:
-    """Runs are always accepted."""
-
-    async def check(self) -> None:
-        """Nothing is in the way."""
 
 
 def _both(first: Publish, second: Publish | None) -> Publish:
