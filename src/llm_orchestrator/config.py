@@ -49,6 +49,11 @@ class Config:
     """What requests must carry. In the file only by reference: env:NAME or file:PATH."""
     drain_timeout_s: float = 10.0
     """What steps in flight get when the process is told to stop."""
+    memory_limit_mb: int = 0
+    """What this process may use, in MiB; at 80 % it takes no more. 0: its control group's limit,
+    else the machine's memory."""
+    maintenance_poll_s: float = 2.0
+    """How often maintenance mode is looked at when no news of it comes."""
     runs_max: int = 1_000
     steps_max: int = 1_000
     retention_days: float = 0.0
@@ -68,6 +73,14 @@ class Config:
     """Named OpenAI-compatible servers and limits: {name: {base_url, api_key_env, rpm, tpm}}."""
     local_url: str = ""
     """A llama.cpp server that is already there; empty: one is found or started when needed."""
+    log_format: str = ""
+    """`text` or `json`. Empty: `llmo serve` logs JSON when stderr is no terminal."""
+    log_level: str = ""
+    """`debug`, `info`, `warning` or `error`. Empty: warnings, and what a server has to say."""
+    otel_endpoint: str = ""
+    """Where spans go, OTLP over HTTP: http://HOST:4318. Empty: nowhere."""
+    otel_genai: str = "latest"
+    """Which names of OpenTelemetry's GenAI conventions spans have: `latest`, `v1.36` or `both`."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Provider keys and addresses found in the environment, by variable name."""
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -83,7 +96,7 @@ class Config:
         found = []
         for name in shown:
             value = getattr(self, name)
-            if name in ("store", "direct_url"):
+            if name in ("store", "direct_url", "otel_endpoint"):
                 value = without_password(value)
             if name == "token":
                 value = "***" if value else ""
@@ -98,8 +111,18 @@ _ENVIRONMENT = {
     "node_name": "NODE_NAME",
     "direct_url": "DIRECT_URL",
     "token": "TOKEN",
+    "log_format": "LOG_FORMAT",
+    "log_level": "LOG_LEVEL",
+    "otel_genai": "OTEL_GENAI",
 }
 _POOL_SIZE = "DB_POOL_SIZE"
+_OTLP, _OTLP_TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+_TRACES_PATH = "/v1/traces"
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "log_format": ("", "text", "json"),
+    "log_level": ("", "debug", "info", "warning", "error"),
+    "otel_genai": ("latest", "v1.36", "both"),
+}
 _SECRETS = (
     "OPENAI_API_KEY",
     "OPENAI_BASE_URL",
@@ -134,9 +157,15 @@ def load_config(
             values[name], origins[name] = environment[_PREFIX + suffix], _PREFIX + suffix
     if environment.get(_POOL_SIZE):
         values["pool_size"], origins["pool_size"] = _number(environment[_POOL_SIZE]), _POOL_SIZE
+    _find_otel(environment, values, origins)
     for name, value in (flags or {}).items():
         if value is not None:
             values[name], origins[name] = value, "flag"
+    for name, words in _CHOICES.items():
+        if values.get(name, words[0]) not in words:
+            raise ConfigError(
+                f"{name} is {values[name]!r} ({origins[name]}); it takes {', '.join(words)}"
+            )
     if "data_dir" in values:
         values["data_dir"] = Path(values["data_dir"]).expanduser()
     wanted = set(_SECRETS)
@@ -149,10 +178,45 @@ def load_config(
         raise ConfigError(f"configuration: {error}", hint="llmo config show --origin") from error
 
 
+def _find_otel(
+    environment: Mapping[str, str], values: dict[str, Any], origins: dict[str, str]
+) -> None:
+    """Where spans go, by OpenTelemetry's own variables; `none` and `disabled` are respected."""
+    for name in (_OTLP_TRACES, _OTLP):
+        if environment.get(name):
+            values["otel_endpoint"], origins["otel_endpoint"] = environment[name], name
+            break
+    if environment.get("OTEL_TRACES_EXPORTER") == "none":
+        values["otel_endpoint"], origins["otel_endpoint"] = "", "OTEL_TRACES_EXPORTER"
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        values["otel_endpoint"], origins["otel_endpoint"] = "", "OTEL_SDK_DISABLED"
+    if values.get("otel_endpoint") and origins["otel_endpoint"] != _OTLP_TRACES:
+        base = str(values["otel_endpoint"]).rstrip("/").removesuffix(_TRACES_PATH)
+        values["otel_endpoint"] = base + _TRACES_PATH
+
+
 def _number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 1_000:
         raise ConfigError(f"{_POOL_SIZE} is {text!r}; it takes a number from 1 to 1000")
     return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """How systemd wants to hear of us: a socket's address, and its watchdog's time (0: none)."""
+
+    socket: str = ""
+    watchdog_s: float = 0.0
+
+
+def supervisor(environ: Mapping[str, str] | None = None, *, pid: int | None = None) -> Supervisor:
+    """Who started this process, as its environment says (sd_notify(3), sd_watchdog_enabled(3))."""
+    environment = os.environ if environ is None else environ
+    own = str(os.getpid() if pid is None else pid)
+    usec = environment.get("WATCHDOG_USEC", "")
+    is_meant = environment.get("WATCHDOG_PID", own) == own
+    watchdog_s = int(usec) / 1_000_000 if usec.isdecimal() and is_meant else 0.0
+    return Supervisor(environment.get("NOTIFY_SOCKET", ""), watchdog_s)
 
 
 def without_password(url: str) -> str:

@@ -18,6 +18,7 @@ from llm_orchestrator.engine.driver import End, NodeOptions
 from llm_orchestrator.engine.execution import Publish
 from llm_orchestrator.engine.flows import Flow, Flows, is_code
 from llm_orchestrator.engine.lease import LeaseOptions
+from llm_orchestrator.engine.memory import Memory
 from llm_orchestrator.engine.node import Node, registration
 from llm_orchestrator.engine.retention import Retention
 from llm_orchestrator.errors import (
@@ -32,6 +33,7 @@ from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import MICROSECONDS, Json, NewRun, RunState, Workflow
 from llm_orchestrator.store.base import Batch, Database, QueueLimit, Register
 from llm_orchestrator.store.sqlite import SQLiteStore
+from llm_orchestrator.wire.telemetry import Telemetry, set_up
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.interpreter import Tools
@@ -91,6 +93,8 @@ def node_options(
         heart="thread" if is_postgres(url or config.store_url) else "none",
         lease=LeaseOptions(heartbeat_s, lease_s, margin_s=lease_s / 6),
         region=config.region,
+        memory=Memory(config.memory_limit_mb << 20),
+        poll_s=config.maintenance_poll_s,
     )
 
 
@@ -140,6 +144,7 @@ class Orchestrator:
         self._tools: Tools | None = None
         self._node: Node | None = None
         self._spool: Spool | None = None
+        self._telemetry = Telemetry()
 
     @property
     def node(self) -> Node:
@@ -155,6 +160,7 @@ class Orchestrator:
             flows.add_code(workflow)
         try:
             self._spool = self._open_spool()
+            self._telemetry = set_up(self.config, self.store.node_id)
             self._node = Node(
                 self.store,
                 self.clock,
@@ -162,6 +168,7 @@ class Orchestrator:
                 options=self._options,
                 publish=self._publish,
                 spool=self._spool,
+                tracing=self._telemetry.tracing,
             )
             await self._node.start()
         except BaseException:
@@ -197,6 +204,7 @@ class Orchestrator:
         if self._tools is not None:
             await self._tools.close()
         await self.store.close()
+        await self._telemetry.close()
 
     async def run(
         self, workflow: CodeWorkflow[Any] | str | Path, inputs: Json = None, **options: Any
