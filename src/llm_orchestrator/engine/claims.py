@@ -122,6 +122,11 @@ class Claims:
         self._is_closed = True
         self.wake.set()
 
+    def reconfigure(self, options: NodeOptions) -> None:
+        """Other limits of queues from now on."""
+        self._options = options
+        self._quotas.limit(options.queues)
+
     def is_held(self) -> bool:
         """True while nothing may be claimed."""
         return self._is_closed or self._upkeep.is_holding

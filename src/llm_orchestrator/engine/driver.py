@@ -84,7 +84,7 @@ class Driver:
         self._store = store
         self._writer = writer
         self._clock = clock
-        self._options = options
+        self.options = options
         self._on_room = on_room
         self._driven: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -111,7 +111,7 @@ class Driver:
     @property
     def room(self) -> int:
         """How many more runs fit."""
-        return min(self._options.runs_max, self.ceiling) - len(self._driven)
+        return min(self.options.runs_max, self.ceiling) - len(self._driven)
 
     @property
     def seen(self) -> dict[str, int]:
@@ -220,7 +220,7 @@ class Driver:
         if self._driven.get(execution.run_id) is execution:
             del self._driven[execution.run_id]
             self.queues[queue] -= 1
-            if len(self._driven) >= self._options.runs_max - 1 or queue in self._options.queues:
+            if len(self._driven) >= self.options.runs_max - 1 or queue in self.options.queues:
                 self._on_room()
 
     def start(self, execution: Execution, flow: Flow, queue: str) -> None:

@@ -23,6 +23,8 @@ from llm_orchestrator.store.base import Members, NodeState, Pulse, Store
 logger = logging.getLogger(__name__)
 Kind = Literal["thread", "task", "none"]
 """`none`: nobody else can own this store's runs (a file with a lock): joins and leaves only."""
+STALL_S = 20.0
+"""A heart that has not even tried for so long does not beat; trying takes seconds at most."""
 _PROMPT_S = 0.25
 """An answer that took longer says too little about what time it is."""
 _NEVER = float("-inf")
@@ -57,6 +59,7 @@ class Heart:
         self._thread: threading.Thread | None = None
         self._beating: asyncio.Task[None] | None = None
         self._beat_loop: asyncio.AbstractEventLoop | None = None
+        self._turned_at = clock.monotonic()
         self._has_joined = False
         self._is_stopping = False
         self._is_leaving = False
@@ -68,6 +71,13 @@ class Heart:
         if self.kind == "none":
             return True
         return self._has_joined and self._lease.holds(self._clock.monotonic())
+
+    def is_beating(self) -> bool:
+        """False when its thread has ended or stands still: whatever the store answers."""
+        if self.kind == "none":
+            return True
+        is_there = self._thread is None or self._thread.is_alive()
+        return is_there and self._clock.monotonic() - self._turned_at < STALL_S
 
     async def held(self) -> None:
         """Wait until it may. A node that is fenced waits in vain: its runs are being dropped."""
@@ -147,6 +157,7 @@ class Heart:
     async def _beat_forever(self, members: Members) -> None:
         is_told, sent_at, session = False, _NEVER, 0
         while not self._is_stopping:
+            self._turned_at = self._clock.monotonic()
             try:
                 if self._is_leaving and not is_told:
                     await members.leave(self.node_id, NodeState.LEAVING)

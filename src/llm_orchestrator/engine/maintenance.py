@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
 from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.store_breaker import StoreBreaker
 from llm_orchestrator.errors import Draining, Maintenance, NotFound, Refused, StoreError
 from llm_orchestrator.model import Json
 from llm_orchestrator.store.base import Batch, News, PutRecord, Shelf, Store, lives
@@ -138,11 +139,20 @@ async def undrain_node(store: Store, node: str) -> str:
 class Watch:
     """The orders as this process knows them: never older than POLL_S, and renewed by news."""
 
-    def __init__(self, store: Store, clock: Clock, *, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        poll_s: float = POLL_S,
+        gate: StoreBreaker | None = None,
+    ) -> None:
+        """`gate`: its reads are also probes of a store that does not answer."""
         self.poll_s = poll_s
         self.orders = Orders()
         self._shelf = store.shelf
         self._clock = clock
+        self._gate = gate or StoreBreaker(clock)
         self._lock = asyncio.Lock()
         self._looked_at: float | None = None
         self._is_known = False
@@ -163,7 +173,7 @@ class Watch:
                 return self.orders
             now, told = self._clock.monotonic(), self._told
             try:
-                self.orders = await read_orders(self._shelf)
+                self.orders = await self._gate.call(lambda: read_orders(self._shelf))
             except StoreError as error:
                 if not self._is_known:
                     raise
@@ -187,13 +197,22 @@ class Watch:
 class Admission:
     """Whether runs from outside may begin: asked by every door that takes new ones."""
 
-    def __init__(self, watch: Watch, *, leaving: Callable[[], str] = str) -> None:
+    def __init__(
+        self,
+        watch: Watch,
+        *,
+        leaving: Callable[[], str] = str,
+        gate: StoreBreaker | None = None,
+    ) -> None:
         """`leaving`: why this process takes no more runs; empty while it does."""
         self._watch = watch
         self._leaving = leaving
+        self._gate = gate
 
     async def check(self) -> None:
-        """Raises Maintenance or Draining, StoreError when nothing is known yet."""
+        """Raises Maintenance, Draining, StoreResting; StoreError when nothing is known yet."""
+        if self._gate is not None:
+            self._gate.demand()
         if why := self._leaving():
             raise Draining(why, retry_after_s=1.0, hint="ask another node")
         orders = await self._watch.look()

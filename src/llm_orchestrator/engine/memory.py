@@ -159,6 +159,12 @@ class Pressure:
         self.ceiling = runs_max
         self._runs_max = runs_max
 
+    def resize(self, runs_max: int) -> None:
+        """Another bound on the runs here."""
+        is_whole = self.ceiling >= self._runs_max
+        self._runs_max = runs_max
+        self.ceiling = runs_max if is_whole else min(self.ceiling, runs_max)
+
     def take(self, reading: Reading, *, driven: int) -> None:
         """A reading, with how many runs are here: sets `is_shedding` and `ceiling`."""
         self.reading = reading

@@ -35,6 +35,7 @@ from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.offers import OfferBook
 from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.engine.slots import Slots
+from llm_orchestrator.engine.store_breaker import StoreBreaker
 from llm_orchestrator.engine.upkeep import Upkeep
 from llm_orchestrator.errors import NotFound, Refused, StoreError
 from llm_orchestrator.language.code import CodeWorkflow
@@ -73,15 +74,17 @@ class Node:
         )
         self._mender = Mender(store, self.writer)
         self.driver = Driver(store, self.writer, clock, options=self._options, on_room=self._poke)
+        self.store_gate = StoreBreaker(clock)
+        """For what is asked of the store on behalf of others; the writer does not pass it."""
         self.upkeep = Upkeep(
-            Watch(store, clock, poll_s=self._options.poll_s),
+            Watch(store, clock, poll_s=self._options.poll_s, gate=self.store_gate),
             clock,
             self.driver,
             memory=self._options.memory,
             runs_max=self._options.runs_max,
             on_free=self._poke,
         )
-        self.admission = Admission(self.upkeep.watch, leaving=self.leaving)
+        self.admission = Admission(self.upkeep.watch, leaving=self.leaving, gate=self.store_gate)
         self._claims = Claims(
             self.node_id,
             store,
@@ -147,6 +150,21 @@ class Node:
         await self.driver.stop(grace_s=grace_s, hurry=self.writer.hurry)
         await self.writer.close()
         await self.heart.stop(NodeState.LEFT)
+
+    def is_alive(self) -> bool:
+        """False when what must never stop has stopped: the heart, or the claiming of runs."""
+        if self._is_stopping or (self._rebirth is not None and not self._rebirth.done()):
+            return True
+        is_claiming = self._claimer is not None and not self._claimer.done()
+        return is_claiming and self.heart.is_beating()
+
+    def reconfigure(self, options: NodeOptions) -> None:
+        """Change what may be changed while it runs: bounds, queues' limits, memory, polling."""
+        self._options = self.driver.options = options
+        self._services.slots.resize(options.steps_max)
+        self._claims.reconfigure(options)
+        self.upkeep.reconfigure(options)
+        self._poke()
 
     def leaving(self) -> str:
         """Why no new runs are taken here; empty while they are."""

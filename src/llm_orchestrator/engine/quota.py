@@ -29,10 +29,15 @@ class Quotas:
         self._ready_at: dict[str, int] = {}
         self._spent: dict[str, int] = {}
 
+    def limit(self, limits: Mapping[str, QueueLimit]) -> None:
+        """Other limits from now on; what is in the buckets stays."""
+        self._limits = limits
+        self._ready_at.clear()
+
     async def reserve(self, queue: str, wanted: int, now_us: int) -> int:
         """How many runs of the queue may start now; give back what was not needed."""
-        limit = self._limits[queue]
-        if wanted <= 0:
+        limit = self._limits.get(queue)
+        if wanted <= 0 or limit is None:
             return 0
         if not limit.rate and not limit.tokens_per_minute:
             return wanted
@@ -58,8 +63,8 @@ class Quotas:
 
     async def give_back(self, queue: str, count: int) -> None:
         """Starts that were reserved and not needed."""
-        limit = self._limits[queue]
-        if count <= 0 or not limit.rate:
+        limit = self._limits.get(queue)
+        if count <= 0 or limit is None or not limit.rate:
             return
         for _ in range(_TRIES):
             value, version = await self._shared.get(KIND, queue)

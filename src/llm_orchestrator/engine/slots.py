@@ -9,11 +9,19 @@ from collections import deque
 class Slots:
     """Take one with `if not slots.take(): await slots.wait()`; give it back when done."""
 
-    __slots__ = ("_free", "_waiting")
+    __slots__ = ("_count", "_free", "_waiting")
 
     def __init__(self, count: int) -> None:
-        self._free = count
+        self._count = self._free = count
         self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def resize(self, count: int) -> None:
+        """Another number from now on; what is taken stays taken."""
+        more, self._count = count - self._count, count
+        self._free += more
+        while more > 0 and self._free > 0 and self._waiting:
+            self._free -= 1
+            self.give()
 
     def take(self) -> bool:
         """A slot at once, or False."""
@@ -35,7 +43,7 @@ class Slots:
 
     def give(self) -> None:
         """Hand the slot on, or keep it free."""
-        while self._waiting:
+        while self._waiting and self._free >= 0:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)

@@ -11,13 +11,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.maintenance import Mode, Watch
 from llm_orchestrator.engine.memory import SHARE, Memory, Pressure, give_back
 from llm_orchestrator.errors import StoreError
 from llm_orchestrator.model import Json
+
+if TYPE_CHECKING:
+    from llm_orchestrator.engine.driver import NodeOptions
 
 logger = logging.getLogger(__name__)
 MEMORY_S = 1.0
@@ -63,6 +66,13 @@ class Upkeep:
         self._why_drained = ""
         self._took_schedules = True
         watch.on_change(self._wake.set)
+
+    def reconfigure(self, options: NodeOptions) -> None:
+        """Another memory limit, another bound on runs, another pace."""
+        self.watch.poll_s = options.poll_s
+        self._memory = options.memory
+        self.pressure.resize(options.runs_max)
+        self._driver.ceiling = self.pressure.ceiling
 
     @property
     def is_drained(self) -> bool:
@@ -120,10 +130,11 @@ class Upkeep:
                     await self._wake.wait()
 
     async def watch_memory(self) -> None:
-        """Until cancelled; ends at once when there is no bound to watch."""
+        """Until cancelled."""
         turns = 0
-        while self._memory is not None and self._memory.bounds:
-            self.weigh(self._memory)
+        while True:
+            if self._memory is not None and self._memory.bounds:
+                self.weigh(self._memory)
             turns += 1
             if self.pressure.is_shedding and turns % GIVE_BACK_EVERY == 0:
                 give_back()

@@ -220,14 +220,14 @@ class Guard:
 
     def __init__(self, gate: SharedBreaker, limiter: SharedLimiter | None) -> None:
         self._breaker = gate
-        self._limiter = limiter
+        self.limiter = limiter
 
     async def enter(self, tokens: float) -> Permit:
         """Ask to make a call of about so many tokens. Raises ProviderUnavailable."""
         wave_id = await self._breaker.admit()
-        if self._limiter is not None:
+        if self.limiter is not None:
             try:
-                await self._limiter.take(tokens)
+                await self.limiter.take(tokens)
             except BaseException:
                 await self._breaker.release(wave_id)
                 raise
@@ -252,8 +252,8 @@ class Guard:
         except BaseException:
             await self._breaker.release(permit.wave_id)
             raise
-        if self._limiter is not None:
-            self._limiter.settle(permit.tokens, used(answer))
+        if self.limiter is not None:
+            self.limiter.settle(permit.tokens, used(answer))
         await self._breaker.succeed(permit.wave_id)
         return answer
 
@@ -275,6 +275,14 @@ class Guards:
         self._policy = policy
         self._guards: dict[str, Guard] = {}
         self._limiters: dict[str, SharedLimiter] = {}
+
+    def limit(self, limits: Mapping[str, Limit]) -> None:
+        """Other limits from now on; breakers stay as they are."""
+        self._limits = limits
+        self._limiters.clear()
+        for key, guard in self._guards.items():
+            provider, _, model = key.partition("/")
+            guard.limiter = self._limiter(provider, model)
 
     def of(self, provider: str, model: str) -> Guard:
         """Return the guard of a provider's model. Models under one limit share its limiter."""

@@ -24,6 +24,7 @@ from llm_orchestrator.providers.base import (
     VectorStore,
 )
 from llm_orchestrator.providers.guard import Guarded, GuardedEmbeddings, Guards
+from llm_orchestrator.providers.limits import Limit
 from llm_orchestrator.providers.prices import PriceBook
 from llm_orchestrator.providers.settings import Address, ProviderSettings, clean_key, clean_url
 from llm_orchestrator.providers.shared import MemoryState
@@ -60,6 +61,11 @@ class Registry:
         self._embeddings: dict[str, EmbeddingProvider] = {}
         self._vectors: dict[str, VectorStore] = {}
         self._plugins: dict[tuple[str, str], Any] = {}
+
+    def limit(self, limits: Mapping[str, Limit]) -> None:
+        """Other limits from now on, for providers that are in use, too."""
+        self._settings = replace(self._settings, limits=limits)
+        self._guards.limit(limits)
 
     def llm(self, name: str) -> LLMProvider:
         """Return the language model provider of that name. Raises ConfigError."""
