@@ -18,9 +18,11 @@ from llm_orchestrator.cli.output import count
 from llm_orchestrator.cli.session import Session, session_of
 
 if TYPE_CHECKING:
+    from llm_orchestrator.cli.notify import Notifier
+    from llm_orchestrator.cli.signals import Stop
     from llm_orchestrator.config import Config
     from llm_orchestrator.language.code import CodeWorkflow
-    from llm_orchestrator.wire.serving import ServeOptions
+    from llm_orchestrator.wire.serving import ServeOptions, Serving
 
 app = make_app("Serve the API and execute the runs of a store until told to stop.")
 _ENDS = frozenset({"completed", "failed", "cancelled", "paused"})
@@ -96,26 +98,42 @@ def _workflows(modules: list[str]) -> list[CodeWorkflow[Any]]:
 
 
 async def _serve(session: Session, config: Config, options: ServeOptions) -> int:
+    from llm_orchestrator.cli.notify import Notifier
     from llm_orchestrator.cli.signals import Stop
+    from llm_orchestrator.config import supervisor
     from llm_orchestrator.wire.serving import Serving
 
-    stop = Stop(lambda: session.note("stopping: steps in flight may end (again to stop at once)"))
+    notifier = Notifier(supervisor(), session.clock)
+
+    def stopping() -> None:
+        notifier.stopping("steps in flight may end")
+        session.note("stopping: steps in flight may end (again to stop at once)")
+
+    stop = Stop(stopping)
     async with Serving(config, session.clock, options) as serving:
         for workflow in options.workflows:
             await serving.register(workflow)
         session.note(f"ready: {session.store_url} is served by {serving.name} on {serving.url}")
-        taken = serving.driven
-        if taken:
-            session.note(f"{count(taken, 'run')} taken over")
-        stopped, broken = asyncio.create_task(stop.wait()), serving.answering
-        await asyncio.wait([stopped, broken], return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
+        if serving.driven:
+            session.note(f"{count(serving.driven, 'run')} taken over")
+        notifier.ready(f"{serving.name} on {serving.url}")
+        await _until(stop, serving, notifier)
         left = serving.driven
         is_whole = await serving.drain(config.drain_timeout_s)
     if not is_whole:
         session.warn("the store does not take the last entries; what it lacks runs again")
     session.note(f"stopped: {count(left, 'run')} released for the next engine")
     return 0 if stop.number else 1
+
+
+async def _until(stop: Stop, serving: Serving, notifier: Notifier) -> None:
+    """Until a signal, or until the server breaks; the watchdog is fed meanwhile."""
+    watching = asyncio.create_task(notifier.watch(serving.is_alive))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait([stopped, serving.answering], return_when=asyncio.FIRST_COMPLETED)
+    for task in (watching, stopped):
+        task.cancel()
+    await asyncio.gather(watching, stopped, return_exceptions=True)
 
 
 def _teller(session: Session) -> Any:

@@ -160,6 +160,10 @@ class Serving:
         """How many runs are in this process."""
         return len(list(self.surface.node.driver.driven)) if self.surface.node else 0
 
+    def is_alive(self) -> bool:
+        """True while the heart beats; that the event loop turns shows in the asking."""
+        return self.surface.node is None or self.surface.node.heart.is_beating()
+
     # -- how ----------------------------------------------------------------------------------
 
     async def _open(self) -> tuple[Database, Node | None]:
