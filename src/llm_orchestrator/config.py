@@ -161,11 +161,7 @@ def load_config(
     for name, value in (flags or {}).items():
         if value is not None:
             values[name], origins[name] = value, "flag"
-    for name, words in _CHOICES.items():
-        if values.get(name, words[0]) not in words:
-            raise ConfigError(
-                f"{name} is {values[name]!r} ({origins[name]}); it takes {', '.join(words)}"
-            )
+    _check_choices(values, origins)
     if "data_dir" in values:
         values["data_dir"] = Path(values["data_dir"]).expanduser()
     wanted = set(_SECRETS)
@@ -176,6 +172,13 @@ def load_config(
         return Config(**values, secrets=secrets, origins=origins)
     except TypeError as error:
         raise ConfigError(f"configuration: {error}", hint="llmo config show --origin") from error
+
+
+def _check_choices(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    for name, words in _CHOICES.items():
+        if values.get(name, words[0]) not in words:
+            known = ", ".join(filter(None, words))
+            raise ConfigError(f"{name} is {values[name]!r} ({origins[name]}); it takes {known}")
 
 
 def _find_otel(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import blake2b
 
 from llm_orchestrator.model import Draft, Json, Kind, NewRun, Run
 from llm_orchestrator.store.base import PutRecord
 from llm_orchestrator.store.journal import encode
+from llm_orchestrator.telemetry.propagation import TRACEPARENT, accepting
 
 KEY_RECORD = "idempotency_key"
+REQUEST = "request"
+"""In a run's origin: the digest of the request that asked for it, as whoever took it saw it."""
+
+
+def in_trace(new: NewRun) -> NewRun:
+    """The same run as part of the trace of whoever asks for it; one that is in a trace stays."""
+    traceparent = "" if TRACEPARENT in new.origin else accepting()
+    return replace(new, origin={**new.origin, TRACEPARENT: traceparent}) if traceparent else new
 
 
 def accepted_draft(new: NewRun) -> Draft:
@@ -59,7 +69,20 @@ def from_accepted(run_id: str, data: Mapping[str, Json]) -> NewRun:
 def key_record(new: NewRun) -> PutRecord:
     """The record that makes an idempotency key unique. Its value tells a repeat from a misuse."""
     value = {"run_id": new.run_id, "input": input_digest(new)}
+    if REQUEST in new.origin:
+        value[REQUEST] = new.origin[REQUEST]
     return PutRecord(KEY_RECORD, key_of(new), value, 0, new.run_id)
+
+
+def is_repeat(record: Mapping[str, Json], new: NewRun) -> bool:
+    """True when a key's record is of the same request; else the key was used for another one.
+
+    Two requests that carry a digest are the same if it is: a newer version of the workflow may
+    have given the repeated one other defaults. Otherwise the inputs decide.
+    """
+    if REQUEST in record and REQUEST in new.origin:
+        return bool(record[REQUEST] == new.origin[REQUEST])
+    return bool(record["input"] == input_digest(new))
 
 
 def key_of(new: NewRun | Run) -> str:

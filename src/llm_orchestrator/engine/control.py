@@ -18,6 +18,7 @@ from llm_orchestrator.engine.acceptance import (
     KEY_RECORD,
     accepted_draft,
     from_accepted,
+    in_trace,
     input_digest,
     key_of,
     key_record,
@@ -69,6 +70,7 @@ class Operator:
         With an idempotency key that was used before, the first run's id. Raises Refused when that
         one had another input.
         """
+        new = in_trace(new)
         changes: list[Change] = [] if register is None else [Register(register)]
         if new.idempotency_key is not None:
             changes.append(key_record(new))

@@ -25,6 +25,7 @@ from llm_orchestrator.engine.maintenance import POLL_S
 from llm_orchestrator.engine.memory import Memory
 from llm_orchestrator.engine.replay import fold
 from llm_orchestrator.engine.retention import Retention
+from llm_orchestrator.engine.trace import arrive
 from llm_orchestrator.errors import Fenced, OrchestratorError, StoreDamaged, StoreError
 from llm_orchestrator.model import Json, Message, RunState
 from llm_orchestrator.store.base import (
@@ -172,14 +173,24 @@ class Driver:
     def wait_end(self, run_id: str) -> asyncio.Future[End]:
         """Ends when the run reaches a final state or pauses, in this process.
 
-        Raises what keeps the run from being driven here (StoreError's subclasses).
+        Raises what keeps the run from being driven here (StoreError's subclasses). Cancel the
+        future to wait no longer.
         """
         future: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         if run_id in self._troubles:
             _refuse(future, self._troubles[run_id])
         else:
             self._ends.setdefault(run_id, []).append(future)
+            future.add_done_callback(lambda done: self._forget(run_id, done))
         return future
+
+    def _forget(self, run_id: str, future: asyncio.Future[End]) -> None:
+        """Nobody waits for this any more."""
+        waiting = self._ends.get(run_id)
+        if waiting is not None and future in waiting:
+            waiting.remove(future)
+            if not waiting:
+                del self._ends[run_id]
 
     def ended(self, end: End) -> None:
         """Tell everybody who waits for this run."""
@@ -292,6 +303,7 @@ class Driver:
 
     async def _drive(self, execution: Execution, flow: Flow, queue: str) -> None:
         execution.gate.task = asyncio.current_task()  # from here on: a task can be lost before
+        arrive(execution)
         try:
             happening = await outcome(execution, flow, self._clock)
             execution.gate.close()
@@ -324,6 +336,8 @@ class Driver:
         await self._writer.append(
             execution.head, (decision.draft,), change=decision.change, changes=changes
         )
+        is_final = decision.state.is_final
+        execution.trace.left(decision.state, end.reason, end.error, is_final=is_final)
         execution.publish(str(decision.state), "", dict(happening.data))
         if decision.state is RunState.CANCELLED:
             await self._cancel_children(execution.run_id)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from llm_orchestrator.clock import Clock, derived_run_id
 from llm_orchestrator.engine.failure import describe, is_retryable
@@ -49,6 +49,10 @@ from llm_orchestrator.model import (
 from llm_orchestrator.store.base import Batch, Change, Consume, Look, Receipt
 from llm_orchestrator.store.journal import encode, round_trip
 from llm_orchestrator.store.writer import GroupWriter, Head
+from llm_orchestrator.telemetry.propagation import UNTRACED
+
+if TYPE_CHECKING:
+    from llm_orchestrator.telemetry.tracing import Tracing
 
 Work = Callable[[int], Awaitable[Json]]
 """Called with the attempt's number; returns JSON."""
@@ -90,6 +94,8 @@ class Services:
     heart: Heart | None = None
     spent: Callable[[str, int], None] | None = None
     """Told of tokens that a run of a queue has used."""
+    node_id: str = ""
+    tracing: Tracing | None = None
 
     def may_begin(self) -> bool:
         """True while this node's lease lets it begin something outside the store."""
@@ -154,6 +160,7 @@ class Execution:
         self.mailbox = Mailbox(fold.run_id, services.look, fold.redeliver)
         self.requests: list[int] = []
         """Numbers of the requests that made the run stop; consumed by its closing entry."""
+        self.trace = UNTRACED
 
     # -- work ----------------------------------------------------------------------------------
 
@@ -177,6 +184,8 @@ class Execution:
             if gate.stop is not None:
                 await gate.hold()
             gate.enter()
+            mark = self.fold.mark(key)
+            place = self.trace.enter(key, attempt, mark=mark, is_paid=policy.is_paid)
             try:
                 return await self._attempt(job, attempt)
             except _TryAgain as again:
@@ -184,6 +193,7 @@ class Execution:
             except Suspended:
                 ready_at = 0  # held above, while what is in flight beside it may end
             finally:
+                self.trace.leave(place)
                 gate.leave()
 
     def _resume_failure(self, key: str) -> tuple[int, int]:
@@ -247,6 +257,7 @@ class Execution:
             changes=extras.changes() if extras is not None else (),
             is_paid=job.policy.is_paid or job.policy.effect is Effect.ONCE,
         )
+        self.trace.finished(job.key, attempt)
         if self.services.publish is not None:
             self.publish("finished", job.key, recorded, attempt=attempt)
         return recorded["result"]
@@ -270,6 +281,7 @@ class Execution:
         if not is_final:
             data["next_at"] = clock.now_us() + max(delay_us, after_us)
         await self.record(Kind.ATTEMPT_FAILED, key, data, attempt=attempt)
+        self.trace.failed(key, attempt, facts, is_final=is_final)
         self.publish("failed", key, data, attempt=attempt)
         if is_final:
             return _step_failed(key, facts)
@@ -300,6 +312,7 @@ class Execution:
         await self.record(
             Kind.ATTEMPT_FAILED, key, {"error": facts, "final": True}, attempt=attempt
         )
+        self.trace.failed(key, attempt, facts, is_final=True)
         raise _step_failed(key, facts)
 
     # -- waiting -------------------------------------------------------------------------------

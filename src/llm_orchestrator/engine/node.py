@@ -17,10 +17,10 @@ import logging
 import os
 import platform
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.engine.acceptance import accepted_data, accepted_draft, key_record
+from llm_orchestrator.engine.acceptance import accepted_data, accepted_draft, in_trace, key_record
 from llm_orchestrator.engine.audit import settle
 from llm_orchestrator.engine.chores import expire_forever
 from llm_orchestrator.engine.claims import Claims
@@ -43,6 +43,10 @@ from llm_orchestrator.model import Json, NewRun, RunState, Workflow
 from llm_orchestrator.store.base import Change, NodeState, Register, Store
 from llm_orchestrator.store.spool import Spool
 from llm_orchestrator.store.writer import GroupWriter, Head
+from llm_orchestrator.telemetry.propagation import outgoing
+
+if TYPE_CHECKING:
+    from llm_orchestrator.telemetry.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 CLAIM_S = 2.0
@@ -61,6 +65,7 @@ class Node:
         options: NodeOptions | None = None,
         publish: Publish | None = None,
         spool: Spool | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.node_id = store.node_id
         self.flows = flows
@@ -72,6 +77,7 @@ class Node:
         self._services = Services(
             self.writer, store.look, store.commit, clock, slots, self, publish, flows.tools
         )
+        self._services.tracing = tracing
         self._mender = Mender(store, self.writer)
         self.driver = Driver(store, self.writer, clock, options=self._options, on_room=self._poke)
         self.store_gate = StoreBreaker(clock)
@@ -202,7 +208,7 @@ class Node:
     async def _begin(self) -> None:
         """A life of this node."""
         self._services.heart = self.heart
-        self._claims.node_id = self.node_id
+        self._claims.node_id = self._services.node_id = self.node_id
         await self.heart.start()
         await self.upkeep.begin(self.node_id)
 
@@ -259,6 +265,7 @@ class Node:
         With an idempotency key that was used before, the first run's id. Raises Refused when that
         one had another input.
         """
+        new = in_trace(new)
         changes: list[Change] = []
         if register is not None and register.digest not in self._registered:
             changes.append(Register(register))
@@ -311,7 +318,7 @@ class Node:
             queue=flow.queue,
             parent_run_id=child.parent_run_id,
             labels=flow.labels or {},
-            origin={"step": child.step},
+            origin={"step": child.step, **outgoing()},
         )
         workflow = child.workflow
         register = registration(workflow) if isinstance(workflow, CodeWorkflow) else None

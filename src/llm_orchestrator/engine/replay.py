@@ -73,6 +73,10 @@ class Fold:
     rewinds: int = 0
     redone: dict[str, int] = field(default_factory=dict)
     """Steps that a rewind took back, and the seq of the last entry of each that it hid."""
+    stay: tuple[int, int] = (0, 0)
+    """Epoch and time of the last claim."""
+    ends: int = 0
+    """How often it has ended: retries and rewinds lead on from there."""
     deaths: int = 0
     """Nodes that died in a row while they drove it, without a step finished in between."""
 
@@ -132,7 +136,9 @@ def _apply_hidden(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
     if entry.kind == Kind.SIGNAL and "number" in data:
         state.redeliver.append(data)
     if entry.kind == Kind.CLAIMED:
-        state.owner = data.get("node")
+        state.owner, state.stay = data.get("node"), (entry.epoch, entry.recorded_at)
+    if entry.kind == Kind.STATE:
+        state.ends += RunState(data["state"]).is_final
     if entry.kind in (Kind.INTENT, Kind.ATTEMPT_FAILED, Kind.STEP_FINISHED):
         state.redone[entry.step] = entry.seq
 
@@ -150,7 +156,7 @@ def _accepted(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
 
 def _claimed(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
     state.state, state.reason, state.wake_at = RunState.RUNNING, "", 0
-    state.owner = data.get("node")
+    state.owner, state.stay = data.get("node"), (entry.epoch, entry.recorded_at)
     state.output = state.error = None
     state.deaths = int(data.get("deaths", 0))
 
@@ -208,6 +214,7 @@ def _decision(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
 
 def _state(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
     state.state, state.reason = RunState(data["state"]), str(data.get("reason", ""))
+    state.ends += state.state.is_final
     state.owner = None
     state.wake_at = int(data.get("wake_at", 0))
     state.output, state.error = data.get("output"), data.get("error")

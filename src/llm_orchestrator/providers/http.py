@@ -33,6 +33,7 @@ from llm_orchestrator.errors import (
 from llm_orchestrator.model import Json
 from llm_orchestrator.providers.failures import Failure, error_of, excerpt, scrub
 from llm_orchestrator.providers.sse import Event, SseParser
+from llm_orchestrator.telemetry.propagation import outgoing
 
 _CONNECT_S_MAX = 10.0
 _IDLE_S_MAX = 4.0  # uvicorn and llama.cpp close theirs after 5 s; be the first
@@ -113,7 +114,7 @@ class HttpClient:
         headers: Mapping[str, str] | None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        sent = {**target.headers, **(headers or {})}
+        sent = {**outgoing(), **target.headers, **(headers or {})}
         if data is not None:
             sent["Content-Type"] = "application/json"
         with _typed_errors(target):

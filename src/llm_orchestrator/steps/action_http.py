@@ -44,6 +44,7 @@ from llm_orchestrator.model import MICROSECONDS, Effect, Json
 from llm_orchestrator.steps.action import check_parameters
 from llm_orchestrator.steps.base import Outputs, StepContext
 from llm_orchestrator.steps.values import describe, is_number, to_json
+from llm_orchestrator.telemetry.propagation import outgoing
 
 REPEATABLE_METHODS = frozenset({"GET", "HEAD"})
 METHODS = REPEATABLE_METHODS | {"POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -154,7 +155,7 @@ async def send(context: StepContext, request: Request) -> Outputs:
             session.request(
                 request.method,
                 request.url,
-                headers=request.headers,
+                headers={**outgoing(), **request.headers},
                 data=request.body,
                 allow_redirects=request.method in REPEATABLE_METHODS,
                 max_redirects=REDIRECTS_MAX,

@@ -14,6 +14,8 @@ from llm_orchestrator.errors import AuthorError, ProviderTransient
 from llm_orchestrator.model import Effect, Json, Usage
 from llm_orchestrator.steps.base import Outputs, StepContext
 from llm_orchestrator.steps.values import describe
+from llm_orchestrator.telemetry.genai import Asked
+from llm_orchestrator.telemetry.propagation import asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ async def embed_texts(
     size = min(how.batch_size or provider.batch_size_max, provider.batch_size_max)
     vectors: list[list[float]] = []
     model, used, is_priced = how.model, Usage(), True
+    question = Asked("embeddings", how.provider, how.model)
+    asked(question)
     for start in range(0, len(texts), size):
         batch = texts[start : start + size]
         answer = await provider.embed(
@@ -83,4 +87,6 @@ async def embed_texts(
         vectors += [[float(number) for number in vector] for vector in answer.vectors]
         model, used = answer.model, used + answer.usage
         is_priced = is_priced and answer.is_priced
+    question = question._replace(response_model=model, input_tokens=used.input_tokens)
+    asked(question, cost_usd=used.cost_usd)
     return vectors, model, used, is_priced

@@ -23,6 +23,8 @@ from llm_orchestrator.model import Effect, Json, Usage
 from llm_orchestrator.providers.base import LLMRequest, LLMResponse, Partial, Resume
 from llm_orchestrator.steps.base import Outputs, StepContext
 from llm_orchestrator.steps.values import further_options, parse_json
+from llm_orchestrator.telemetry.genai import Asked
+from llm_orchestrator.telemetry.propagation import asked
 
 FALL_BACK_ON = (ProviderTransient, ProviderAuthentication)
 """Transient, rate limit, timeout and unavailable are all ProviderTransient."""
@@ -113,13 +115,30 @@ class _Conversation:
         prefix = (partial.text or None) if partial else None
         stream = _Stream(self.context, self._kept(follow_up), prefix)
         stream.begin({} if partial is None else partial.handle)
+        asked(Asked("chat", self.target.provider, self.target.model))
         response = await provider.complete(
             self._request(follow_up, partial, reask), stream.show, stream.keep
         )
         self.usage += response.usage
         self.context.add_usage(response.usage)
+        self._trace(response)
         await stream.settle(response)
         return response
+
+    def _trace(self, response: LLMResponse) -> None:
+        question = Asked(
+            "chat",
+            self.target.provider,
+            self.target.model,
+            response.model,
+            response.response_id,
+            response.finish_reason,
+            self.usage.input_tokens,
+            self.usage.output_tokens,
+            self.usage.cached_tokens,
+        )
+        resumed = response.resumed_from_tokens
+        asked(question, cost_usd=self.usage.cost_usd, resumed_from_tokens=resumed)
 
     def _request(
         self, follow_up: Sequence[Mapping[str, Json]], partial: Partial | None, reask: int

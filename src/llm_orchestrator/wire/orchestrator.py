@@ -33,6 +33,7 @@ from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import MICROSECONDS, Json, NewRun, RunState, Workflow
 from llm_orchestrator.store.base import Batch, Database, QueueLimit, Register
 from llm_orchestrator.store.sqlite import SQLiteStore
+from llm_orchestrator.wire.telemetry import Telemetry, set_up
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.interpreter import Tools
@@ -143,6 +144,7 @@ class Orchestrator:
         self._tools: Tools | None = None
         self._node: Node | None = None
         self._spool: Spool | None = None
+        self._telemetry = Telemetry()
 
     @property
     def node(self) -> Node:
@@ -158,6 +160,7 @@ class Orchestrator:
             flows.add_code(workflow)
         try:
             self._spool = self._open_spool()
+            self._telemetry = set_up(self.config, self.store.node_id)
             self._node = Node(
                 self.store,
                 self.clock,
@@ -165,6 +168,7 @@ class Orchestrator:
                 options=self._options,
                 publish=self._publish,
                 spool=self._spool,
+                tracing=self._telemetry.tracing,
             )
             await self._node.start()
         except BaseException:
@@ -200,6 +204,7 @@ class Orchestrator:
         if self._tools is not None:
             await self._tools.close()
         await self.store.close()
+        await self._telemetry.close()
 
     async def run(
         self, workflow: CodeWorkflow[Any] | str | Path, inputs: Json = None, **options: Any

@@ -1,0 +1,1 @@
+"""What the process tells of itself: logs, traces and metrics. It knows nothing of the engine."""
