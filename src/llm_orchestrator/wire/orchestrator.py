@@ -206,6 +206,12 @@ class Orchestrator:
         await self.store.close()
         await self._telemetry.close()
 
+    def reconfigure(self, config: Config) -> None:
+        """Other settings from now on: providers' limits, and what is asked of later workflows."""
+        self.config = config
+        if self._tools is not None:
+            _tools_module().limit_providers(self._tools, config)
+
     async def run(
         self, workflow: CodeWorkflow[Any] | str | Path, inputs: Json = None, **options: Any
     ) -> Json:

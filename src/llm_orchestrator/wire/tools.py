@@ -109,6 +109,12 @@ def make_tools(config: Config, store: Store, clock: Clock) -> Tools:
     return Tools(StepTypes(), Templates(), registry, resolve_secret, registry.close)
 
 
+def limit_providers(tools: Tools, config: Config) -> None:
+    """Give running providers the limits of another configuration."""
+    assert isinstance(tools.providers, Registry)
+    tools.providers.limit(provider_settings(config).limits)
+
+
 def provider_settings(config: Config) -> ProviderSettings:
     """Keys, addresses and limits from the configuration."""
     secrets = config.secrets
