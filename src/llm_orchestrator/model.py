@@ -6,6 +6,7 @@ Times are integers, microseconds since the epoch on the store's clock. JSON is w
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +16,17 @@ Json = Any
 """Any JSON value; `Any` because mypy has no useful recursive JSON type at our edges."""
 
 MICROSECONDS = 1_000_000
+
+
+def stamp(moment: int | None) -> str | None:
+    """Microseconds since the epoch as ISO 8601 in UTC; None for no moment."""
+    if not moment:
+        return None
+    try:
+        at = datetime.datetime.fromtimestamp(moment / MICROSECONDS, tz=datetime.UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class RunState(StrEnum):

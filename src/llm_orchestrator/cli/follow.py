@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llm_orchestrator.cli.progress import Progress
-from llm_orchestrator.cli.steps_view import StepsView
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.driver import End
 from llm_orchestrator.engine.replay import Fold, fold
+from llm_orchestrator.engine.steps_view import StepsView
 from llm_orchestrator.errors import NotFound, StoreDamaged
 from llm_orchestrator.model import Entry, Journal, Kind, RunState
 from llm_orchestrator.store.base import Store

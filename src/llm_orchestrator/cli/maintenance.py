@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_orchestrator.cli.options import ObjectFormat, make_app
-from llm_orchestrator.cli.output import print_object, print_table, stamp
+from llm_orchestrator.cli.output import print_object, print_table
 from llm_orchestrator.cli.session import session_of, whoami
-from llm_orchestrator.model import Json
+from llm_orchestrator.model import Json, stamp
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.maintenance import Standing

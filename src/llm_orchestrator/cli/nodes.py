@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_orchestrator.cli.options import Format, Output, make_app
-from llm_orchestrator.cli.output import duration, print_rows, stamp
+from llm_orchestrator.cli.output import duration, print_rows
 from llm_orchestrator.cli.session import session_of, whoami
-from llm_orchestrator.model import Json
+from llm_orchestrator.model import Json, stamp
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.maintenance import Orders

@@ -7,7 +7,6 @@ versions, never renamed.
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from io import StringIO
 from typing import Any
 
 from llm_orchestrator.cli.report import printable
-from llm_orchestrator.model import MICROSECONDS, Json
+from llm_orchestrator.model import Json
 
 Row = Mapping[str, Json]
 CELL_MAX = 60
@@ -159,17 +158,6 @@ def plain(value: Any) -> Json:
     if isinstance(value, str):
         return str(value)
     return value
-
-
-def stamp(moment: int | None) -> str | None:
-    """Microseconds since the epoch as ISO 8601 in UTC; None for no moment."""
-    if not moment:
-        return None
-    try:
-        at = datetime.datetime.fromtimestamp(moment / MICROSECONDS, tz=datetime.UTC)
-    except (OverflowError, ValueError, OSError):
-        return None
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def duration(milliseconds: float | None) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from llm_orchestrator.cli.output import dollars, duration
 from llm_orchestrator.cli.report import printable, say
-from llm_orchestrator.cli.steps_view import StepView
+from llm_orchestrator.engine.steps_view import StepView
 from llm_orchestrator.model import Json, StepState, Usage
 
 if TYPE_CHECKING:

@@ -21,14 +21,13 @@ from llm_orchestrator.cli.output import (
     print_object,
     print_rows,
     print_table,
-    stamp,
     to_json,
 )
 from llm_orchestrator.cli.report import report
 from llm_orchestrator.cli.run_result import ResultFormat, print_result
 from llm_orchestrator.cli.session import Session, session_of
 from llm_orchestrator.errors import NotFound, OrchestratorError, StoreDamaged
-from llm_orchestrator.model import Entry, Json, Run, RunState
+from llm_orchestrator.model import Entry, Json, Run, RunState, stamp
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.replay import Fold
@@ -181,8 +180,8 @@ def show(context: typer.Context, run_ids: RunIds, *, output: Output = Format.TAB
 
 async def _show(session: Session, store: Database, run_id: str) -> Seen:
     from llm_orchestrator.cli.follow import read_journal
-    from llm_orchestrator.cli.steps_view import steps_of
     from llm_orchestrator.engine.replay import fold
+    from llm_orchestrator.engine.steps_view import steps_of
 
     row = await store.look.run(run_id)
     try:

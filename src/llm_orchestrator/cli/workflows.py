@@ -14,10 +14,10 @@ import typer
 
 from llm_orchestrator.cli import target as targets
 from llm_orchestrator.cli.options import DryRun, Format, Output, make_app
-from llm_orchestrator.cli.output import emit, print_object, print_rows, stamp, to_yaml
+from llm_orchestrator.cli.output import emit, print_object, print_rows, to_yaml
 from llm_orchestrator.cli.session import Session, session_of
 from llm_orchestrator.errors import NotFound
-from llm_orchestrator.model import Json, Workflow
+from llm_orchestrator.model import Json, Workflow, stamp
 from llm_orchestrator.store.base import Shelf
 
 app = make_app("List, show, register and compare definitions. Without a verb: list.")

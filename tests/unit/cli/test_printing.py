@@ -12,7 +12,6 @@ from llm_orchestrator.cli.output import (
     duration,
     emit,
     print_rows,
-    stamp,
     to_json,
     to_yaml,
 )
@@ -26,6 +25,7 @@ from llm_orchestrator.errors import (
     RunFailed,
     StoreLocked,
 )
+from llm_orchestrator.model import stamp
 
 ID = "01920000-0000-7000-8000-000000000001"
 ROWS = [{"run_id": ID, "workflow": "w" * 200, "state": "running", "labels": {"team": "a"}}]

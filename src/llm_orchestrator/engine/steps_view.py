@@ -1,4 +1,4 @@
-"""A run's steps as its journal tells them, one row a step, for `runs show` and for progress.
+"""A run's steps as its journal tells them, one row a step, for lists and for progress.
 
 Pure: entries go in, rows come out, in the order in which the steps were first heard of. Entries
 that a rewind took back are left out here; their cost stays in the run's total (the fold counts it).
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from llm_orchestrator.engine.gate import NEVER
 from llm_orchestrator.engine.replay import hidden
-from llm_orchestrator.model import Entry, Json, Kind, StepState, Usage
+from llm_orchestrator.model import Entry, Json, Kind, StepState, Usage, stamp
 from llm_orchestrator.store.journal import decode
 
 
@@ -110,8 +110,6 @@ def steps_of(entries: Sequence[Entry]) -> list[StepView]:
 
 
 def _wait(data: dict[str, Json]) -> str:
-    from llm_orchestrator.cli.output import stamp
-
     until = int(data.get("until", NEVER))
     limit = "" if until >= NEVER else f" until {stamp(until)}"
     if data.get("for") == "timer":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_orchestrator.cli.progress import Progress
-from llm_orchestrator.cli.steps_view import StepsView, steps_of
+from llm_orchestrator.engine.steps_view import StepsView, steps_of
 from llm_orchestrator.model import Entry, Kind, StepState
 from llm_orchestrator.store.journal import encode
 
