@@ -27,6 +27,7 @@ from llm_orchestrator.language.templates import FILTERS
 from llm_orchestrator.language.templates import FUNCTIONS as TEMPLATE_FUNCTIONS
 from llm_orchestrator.steps.functions import FUNCTIONS as TRANSFORMS
 from llm_orchestrator.steps.registry import StepTypes
+from llm_orchestrator.telemetry import metrics, metrics_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "docs" / "reference"
@@ -408,9 +409,53 @@ def statement_kind(body: str) -> str:
     return f"{word} {', '.join(dict.fromkeys(tables))}".strip()
 
 
+# --- metrics ---
+
+
+def metric_rows(metrics: Iterable[Any]) -> Iterator[tuple[str, ...]]:
+    for one in metrics:
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        yield f"`{one.name}`", one.kind, labels, one.meaning
+
+
+def metrics_page() -> str:
+    names = metrics_names
+    old = [
+        (
+            f"`{one.name}`",
+            f"`{names.PREFIX}{one.of}`",
+            ", ".join(f"`{label}`" for label in one.labels),
+        )
+        for one in names.OLD
+    ]
+    groups = [
+        part
+        for title, group in names.GROUPS.items()
+        for part in (
+            f"## {title}",
+            table(("Metric", "Kind", "Labels", "Meaning"), metric_rows(group)),
+        )
+    ]
+    return page(
+        "Metrics",
+        "`GET /metrics`, without a token: Prometheus' text, or OpenMetrics if the request's"
+        " `Accept` asks for it. Each process shows its own; gauges of the store (runs, queues, nodes,"
+        " replication) are the same on all, so take `max` of them and never `sum`. Values that"
+        f" users name freely are bounded: {metrics.WORKFLOWS_MAX} workflows and routes,"
+        f" {metrics.MODELS_MAX} models and queues, {metrics.NAMES_MAX} of each other kind; what"
+        f" comes later is counted as `{metrics.OTHER}`.",
+        *groups,
+        "## Names of the earlier system",
+        "The same values under their old names, for dashboards that have them.",
+        table(("Old name", "The same as", "Its labels"), old),
+        table(("Old name", "Kind", "Labels", "Meaning"), metric_rows((names.ERRORS, names.ACTIVE))),
+    )
+
+
 PAGES = {
     "cli.md": cli_page,
     "errors.md": error_page,
+    "metrics.md": metrics_page,
     "queries.md": queries_page,
     "settings.md": settings_page,
     "states.md": states,
