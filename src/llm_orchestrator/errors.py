@@ -13,6 +13,7 @@ OrchestratorError                 one base class; ``hint`` is the command or edi
 │   ├── Unauthenticated           no valid token came with the request
 │   ├── Denied                    whoever asks may not do this
 │   ├── Refused                   the state machine says no
+│   │   ├── Overtaken             somebody else wrote to the run first
 │   │   └── KeyReused             an idempotency key came back with another input
 │   ├── Maintenance               no new runs are taken for now; an operator said so
 │   ├── Draining                  this node takes no new runs any more; another one may
@@ -151,6 +152,18 @@ class Refused(OperatorError):
 
     exit_code = 1
     kind = "refused"
+
+
+class Overtaken(Refused):
+    """Somebody else wrote to the run first. ``epoch`` is the one under which it is driven now."""
+
+    kind = "overtaken"
+    retryable = True
+
+    def __init__(self, message: str, *, run_id: str, epoch: int) -> None:
+        super().__init__(message, hint="look at the run again, then ask again")
+        self.run_id = run_id
+        self.epoch = epoch
 
 
 class KeyReused(Refused):

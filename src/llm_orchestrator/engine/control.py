@@ -19,14 +19,14 @@ from llm_orchestrator.engine.acceptance import (
     accepted_draft,
     from_accepted,
     in_trace,
-    input_digest,
+    is_repeat,
     key_of,
     key_record,
 )
 from llm_orchestrator.engine.driver import End, news
 from llm_orchestrator.engine.machine import TRANSITIONS, Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, checkpoints, fold
-from llm_orchestrator.errors import KeyReused, NotFound, Refused, StoreDamaged
+from llm_orchestrator.errors import KeyReused, NotFound, Overtaken, Refused, StoreDamaged
 from llm_orchestrator.model import Draft, Entry, Journal, Json, Kind, NewRun, RunState, Workflow
 from llm_orchestrator.store.base import (
     Append,
@@ -80,13 +80,23 @@ class Operator:
         receipt = await self._store.commit(Batch(appends=(append,)))
         if new.run_id not in receipt.refused:
             return new.run_id
-        if new.idempotency_key is None:
+        earlier = await self.earlier(new)
+        if earlier is None:
             raise Refused(f"run {new.run_id} conflicts with what is stored")
+        return earlier
+
+    async def earlier(self, new: NewRun) -> str | None:
+        """The run that a request with this idempotency key has started; None when there is none.
+
+        Raises KeyReused when that was another request.
+        """
+        if new.idempotency_key is None:
+            return None
         found, _ = await self._store.shelf.record(KEY_RECORD, key_of(new))
         if found is None:
-            raise NotFound(f"idempotency key {new.idempotency_key!r} is not recorded")
-        if found["input"] != input_digest(new):
-            raise KeyReused(str(new.idempotency_key), str(found["run_id"]))
+            return None
+        if not is_repeat(found, new):
+            raise KeyReused(new.idempotency_key, str(found["run_id"]))
         return str(found["run_id"])
 
     async def cancel(self, run_id: str, *, by: str = "operator") -> Answer:
@@ -259,9 +269,9 @@ class Operator:
                 return await self._post(state, happening)
             try:
                 return await self._append(state, happening, ())
-            except Refused:
+            except Overtaken:
                 continue  # somebody claimed or changed it meanwhile: look again
-        raise Refused(f"run {run_id} keeps changing hands; try again")
+        raise Overtaken(f"run {run_id} keeps changing hands", run_id=run_id, epoch=state.epoch)
 
     async def _post(self, state: Fold, happening: Happening) -> Answer:
         kind = _REQUESTS[happening.event]
@@ -304,7 +314,12 @@ class Operator:
         receipt = await self._store.commit(Batch(appends=(append,)))
         outcome = receipt.refused.get(append.run_id, Outcome.LANDED)
         if outcome is not Outcome.LANDED:
-            raise Refused(f"run {append.run_id} changed meanwhile ({outcome})")
+            found = await self._store.look.run(append.run_id)
+            raise Overtaken(
+                f"run {append.run_id} changed meanwhile ({outcome})",
+                run_id=append.run_id,
+                epoch=found.epoch if found else 0,
+            )
 
 
 def _before(entries: Sequence[Entry], state: Fold, step: str | None) -> list[Entry]:

@@ -11,9 +11,9 @@ import pytest
 
 from llm_orchestrator import Context, step, workflow
 from llm_orchestrator.engine.driver import NodeOptions
-from llm_orchestrator.errors import NotFound, Refused, RunFailed, RunPaused
+from llm_orchestrator.errors import NotFound, Overtaken, Refused, RunFailed, RunPaused
 from llm_orchestrator.model import RunState
-from llm_orchestrator.store.base import Batch, QueueLimit, Receipt
+from llm_orchestrator.store.base import Batch, Outcome, QueueLimit, Receipt
 from llm_orchestrator.store.sqlite import SQLiteStore
 from tests.unit.engine.support import Engine, VirtualClock, definition, virtually
 
@@ -480,3 +480,27 @@ def test_closing_the_engine_releases_its_runs_and_the_next_one_goes_on(tmp_path:
 
     second = with_engine(tmp_path, go_on)
     assert second.work.calls == {"b": 1}
+
+
+# -- overtaken ------------------------------------------------------------------------------------
+
+
+def test_a_request_that_is_always_overtaken_names_the_epoch(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        run_id = await engine.begin(WAITS)
+        while await state_of(engine, run_id) is not RunState.WAITING:
+            await VirtualClock().sleep(1)
+
+        async def commit(batch: Batch) -> Receipt:
+            return Receipt({append.run_id: Outcome.FENCED for append in batch.appends})
+
+        engine.store.commit = commit  # type: ignore[method-assign]
+        with pytest.raises(Overtaken, match="keeps changing hands") as raised:
+            await engine.operator.cancel(run_id)
+        found = await engine.store.look.run(run_id)
+        assert found is not None
+        assert raised.value.epoch == found.epoch > 0
+        del engine.store.commit
+        await engine.operator.cancel(run_id)
+
+    with_engine(tmp_path, test)
