@@ -72,7 +72,7 @@ def serve(
         publish=_teller(session),
         is_insecure=is_insecure,
     )
-    return session.run(_serve(session, config, options))
+    return session.run(_serve(session, config, options), serving=config)
 
 
 def _parts(text: str) -> frozenset[str]:
@@ -113,6 +113,7 @@ async def _serve(session: Session, config: Config, options: ServeOptions) -> int
     async with Serving(config, session.clock, options) as serving:
         for workflow in options.workflows:
             await serving.register(workflow)
+        session.log_facts["node"] = serving.name
         session.note(f"ready: {session.store_url} is served by {serving.name} on {serving.url}")
         if serving.driven:
             session.note(f"{count(serving.driven, 'run')} taken over")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llm_orchestrator.store.base import Database
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,7 +35,10 @@ class Session:
     """One call of the command line."""
 
     flags: Flags
-    log_level: int = field(default=logging.WARNING)
+    log_facts: dict[str, str] = field(default_factory=dict)
+    """What stands in each line of a JSON log: a server's name."""
+    is_json: bool = False
+    """True while the log is JSON: then notes are lines of it, too."""
 
     @cached_property
     def clock(self) -> RealClock:
@@ -63,12 +67,17 @@ class Session:
 
     def note(self, text: str) -> None:
         """Something worth knowing, on stderr; silenced by --quiet."""
-        if not self.flags.is_quiet:
+        if self.is_json:
+            logger.info("%s", text)
+        elif not self.flags.is_quiet:
             say(text)
 
     def warn(self, text: str) -> None:
         """A warning, on stderr; silenced by --quiet."""
-        self.note(f"warning: {text}")
+        if self.is_json:
+            logger.warning("%s", text)
+        else:
+            self.note(f"warning: {text}")
 
     def make_store(self) -> Database:
         """The store, not opened yet."""
@@ -86,9 +95,12 @@ class Session:
         finally:
             await store.close()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a verb's coroutine on a loop of its own, with the log on stderr."""
-        set_up_logging(is_debug=self.flags.is_debug, is_quiet=self.flags.is_quiet)
+    def run(self, work: Coroutine[Any, Any, T], *, serving: Config | None = None) -> T:
+        """Run a verb's coroutine on a loop of its own, with the log on stderr.
+
+        A server (`serving`) logs JSON when nobody reads along, if its configuration says nothing.
+        """
+        set_up_logging(self, serving)
         return asyncio.run(work)
 
 
@@ -118,13 +130,29 @@ class _Short(logging.Formatter):
         return printable(text)
 
 
-def set_up_logging(*, is_debug: bool, is_quiet: bool) -> None:
-    """The engine's log on stderr: warnings and errors in one line each, everything with --debug."""
+def set_up_logging(session: Session, serving: Config | None = None) -> None:
+    """The engine's log on stderr: warnings and errors in one line each, everything with --debug.
+
+    As JSON where the configuration says so, and for a server whose stderr is no terminal. The other
+    verbs do not ask the configuration: what they say is for people, and it may be what is broken.
+    """
+    from llm_orchestrator.telemetry import logs
+
+    flags = session.flags
+    chosen = serving.log_format if serving else ""
+    session.is_json = chosen == "json" or (
+        serving is not None and not chosen and not sys.stderr.isatty()
+    )
     handler = logging.StreamHandler(sys.stderr)
-    if is_debug:
+    if session.is_json:
+        handler.setFormatter(logs.json_formatter(session.log_facts))
+        logging.captureWarnings(capture=True)  # on stderr they would be no JSON
+    elif flags.is_debug:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     else:
         handler.setFormatter(_Short())
-    level = logging.DEBUG if is_debug else logging.ERROR if is_quiet else logging.WARNING
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    level = serving.log_level if serving else ""
+    if flags.is_quiet:
+        level = "error"
+    ours = "info" if session.is_json else "warning"
+    logs.set_up(handler, level=level, ours=ours, debug=flags.is_debug)

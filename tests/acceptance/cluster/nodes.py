@@ -70,7 +70,7 @@ class NodeProcess:
         until(lambda: "ready: " in self.said or self.is_dead, "a node that gets ready")
         line = next((line for line in self.said.splitlines() if "ready: " in line), None)
         assert line is not None, f"it ended before it was ready: {self.said}"
-        return line.partition("served by ")[2].partition(",")[0].strip()
+        return line.partition("served by ")[2].partition(" on ")[0].strip()
 
     def kill(self) -> None:
         """SIGKILL; it is gone when this returns."""
