@@ -171,6 +171,7 @@ class FakeLLM:
             "api": api,
             "model": ask.model,
             "idempotency_key": request.headers.get("Idempotency-Key", ""),
+            "traceparent": request.headers.get("traceparent", ""),
             "prompt_sha": ask.sha,
             "prompt": ask.prompt[:300],
             "step": request.headers.get("X-Step", act.step),

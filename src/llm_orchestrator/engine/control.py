@@ -228,6 +228,7 @@ class Operator:
             wake_at=0,
             origin={"fork": run_id, "step": step},
         )
+        new = in_trace(new)
         drafts = [accepted_draft(new)]
         drafts += [
             Draft(entry.kind, entry.step, entry.attempt, _free(entry.payload)) for entry in kept

@@ -7,6 +7,7 @@ from fastapi import APIRouter, FastAPI
 from llm_orchestrator.server import problems, routes_health
 from llm_orchestrator.server.bounds import Bounds
 from llm_orchestrator.server.surface import Surface
+from llm_orchestrator.server.trace import TraceContext
 
 TITLE = "LLM Orchestrator"
 API = "/api/v1"
@@ -26,6 +27,7 @@ def make_app(surface: Surface, *, has_api: bool = True) -> FastAPI:
     app.state.surface = surface
     problems.install(app)
     app.add_middleware(Bounds)
+    app.add_middleware(TraceContext)
     app.include_router(routes_health.router)
     for router in _API if has_api else ():
         app.include_router(router, prefix=API)
