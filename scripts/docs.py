@@ -439,9 +439,9 @@ def metrics_page() -> str:
     return page(
         "Metrics",
         "`GET /metrics`, without a token: Prometheus' text, or OpenMetrics if the request's"
-        " `Accept` asks for it. Each process shows its own; gauges of the store (runs, queues, nodes,"
-        " replication) are the same on all, so take `max` of them and never `sum`. Values that"
-        f" users name freely are bounded: {metrics.WORKFLOWS_MAX} workflows and routes,"
+        " `Accept` asks for it. Each process shows its own; gauges of the store (runs, queues,"
+        " nodes, replication) are the same on all, so take `max` of them and never `sum`. Values"
+        f" that users name freely are bounded: {metrics.WORKFLOWS_MAX} workflows and routes,"
         f" {metrics.MODELS_MAX} models and queues, {metrics.NAMES_MAX} of each other kind; what"
         f" comes later is counted as `{metrics.OTHER}`.",
         *groups,

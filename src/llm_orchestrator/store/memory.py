@@ -8,6 +8,7 @@ fails), and as the shortest reading of base.py.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,7 @@ from llm_orchestrator.store import base
 from llm_orchestrator.store.base import Append, Batch, Outcome, Progress, Receipt, RunFilter, RunRow
 from llm_orchestrator.store.check import Anchor, check_journal
 from llm_orchestrator.store.journal import decode, encode
+from llm_orchestrator.store.statistics import Queue, RunCount, Statistics
 
 _Key = tuple[Any, ...]
 
@@ -41,6 +43,7 @@ class _Tables:
     inbox_seqs: dict[str, int] = field(default_factory=dict)
     journal: dict[_Key, Entry] = field(default_factory=dict)
     inbox: dict[_Key, tuple[base.Post, bytes | None]] = field(default_factory=dict)
+    posted_at: dict[_Key, int] = field(default_factory=dict)
     progress: dict[_Key, tuple[str, Json]] = field(default_factory=dict)
     records: dict[_Key, tuple[Json, int]] = field(default_factory=dict)
     blobs: dict[_Key, bytes] = field(default_factory=dict)
@@ -71,6 +74,7 @@ class MemoryStore:
         self.nodes: dict[str, base.Member] = {}
         self.look = MemoryLook(self)
         self.shelf = MemoryShelf(self)
+        self.counts = MemoryCounts(self)
 
     async def close(self) -> None:
         self._is_closed = True
@@ -286,6 +290,7 @@ class MemoryStore:
         tables.inbox_seqs[post.run_id] += 1
         number = tables.inbox_seqs[post.run_id]
         tables.inbox[post.run_id, number] = (post, encode({"value": post.payload}))
+        tables.posted_at[post.run_id, number] = self._clock.now_us()
         if row.change.state == RunState.WAITING:
             tables.runs[post.run_id] = row._replace(change=row.change._replace(wake_at=0))
 
@@ -330,7 +335,9 @@ class MemoryMembers:
         node = self._nodes.get(node_id)
         if node is None or not base.lives(node) or node.beat != beat:
             return False
-        self._nodes[node_id] = node._replace(state=base.NodeState.DEAD.value, is_connected=False)
+        is_leaving = node.state == base.NodeState.LEAVING
+        state = base.NodeState.LEFT if is_leaving else base.NodeState.DEAD
+        self._nodes[node_id] = node._replace(state=state.value, is_connected=False)
         return True
 
     async def leave(self, node_id: str, state: base.NodeState) -> None:
@@ -339,6 +346,50 @@ class MemoryMembers:
             self._nodes[node_id] = node._replace(state=state.value)
 
     async def close(self) -> None: ...
+
+
+class MemoryCounts:
+    """See store.statistics.Counts for every method's contract."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def census(self) -> list[RunCount]:
+        rows = self._store.tables.runs.values()
+        found = Counter((row.change.state, row.accept.workflow) for row in rows)
+        counts = [RunCount(*key, count) for key, count in found.items()]
+        return sorted(counts, key=lambda each: (-each.number, each.state, each.workflow))
+
+    async def statistics(self, now_us: int, *, stalled_before: int) -> Statistics:
+        due: dict[str, list[int]] = {}
+        for run in self._store.look.free():
+            if run.wake_at <= now_us:
+                due.setdefault(run.queue, []).append(max(run.wake_at, self._since(run)))
+        queues = [Queue(name, len(since), min(since)) for name, since in due.items()]
+        queues.sort(key=lambda queue: (-queue.depth, queue.name))
+        owned = [
+            run_id
+            for run_id, row in self._store.tables.runs.items()
+            if row.change.owner is not None
+        ]
+        stalled = [run_id for run_id in owned if self._last(run_id) < stalled_before]
+        return Statistics(queues, len(stalled))
+
+    def _since(self, run: Run) -> int:
+        """When it became due, if not by its own time."""
+        if run.state is RunState.WAITING and run.wake_at == 0:
+            mail = self._store.tables.posted_at.items()
+            open_ = [at for key, at in mail if key[0] == run.run_id and self._is_open(key)]
+            if open_:
+                return min(open_)
+        return run.created_at if run.started_at is None else self._last(run.run_id)
+
+    def _is_open(self, key: _Key) -> bool:
+        return self._store.tables.inbox.get(key, (None, None))[1] is not None
+
+    def _last(self, run_id: str) -> int:
+        journal = self._store.tables.journal.items()
+        return max((key[1], entry.recorded_at) for key, entry in journal if key[0] == run_id)[1]
 
 
 class MemoryLook:
@@ -416,6 +467,8 @@ class MemoryLook:
                 and wanted.parent_run_id in (None, run.parent_run_id)
                 and wanted.queue in (None, run.queue)
                 and (wanted.label is None or wanted.label in run.labels.items())
+                and (wanted.since is None or run.created_at >= wanted.since)
+                and (wanted.until is None or run.created_at < wanted.until)
                 and (wanted.before is None or run.run_id < wanted.before)
             )
 

@@ -33,6 +33,7 @@ from llm_orchestrator.store.postgres_schema import prepare, prepare_vectors
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.rows import is_run_id
 from llm_orchestrator.store.shelf import TableShelf
+from llm_orchestrator.store.statistics import TableCounts
 
 logger = logging.getLogger(__name__)
 DRIFT_S = 60.0
@@ -62,6 +63,7 @@ class PostgresStore:
         self._pool = Pool(self._address, clock, size=pool_size, is_pooled=is_pooled)
         self.look = PostgresLook(self._pool)
         self.shelf = TableShelf(self._pool)
+        self.counts = TableCounts(self._pool, has_standbys=True)
         self._lanes = [
             Lane(f"{node_id}/{name}", self._address, is_pooled=is_pooled)
             for name in ("journal", "side")

@@ -241,6 +241,36 @@ WHERE owner IS NOT NULL AND instr(:alive, ',' || owner || ',') = 0
 -- name: next_wake
 SELECT MIN(wake_at) FROM runs WHERE state IN ('pending', 'waiting') AND owner IS NULL;
 
+-- name: census
+-- Reads every row: metrics ask for it seldom.
+SELECT state, workflow, COUNT(*) FROM runs GROUP BY state, workflow
+ORDER BY COUNT(*) DESC, state, workflow;
+
+-- name: queues_due
+-- Due since: its own time; else the first message that nobody took, the entry with which its last
+-- driver let it go, or its acceptance.
+SELECT due.queue, COUNT(*),
+       MIN(CASE WHEN due.wake_at > due.since THEN due.wake_at ELSE due.since END)
+FROM (SELECT r.queue, r.wake_at, COALESCE(
+          CASE WHEN r.state = 'waiting' AND r.wake_at = 0 THEN
+              (SELECT MIN(i.created_at) FROM inbox AS i
+               WHERE i.run_id = r.run_id AND i.payload IS NOT NULL) END,
+          CASE WHEN r.started_at IS NOT NULL THEN
+              (SELECT j.recorded_at FROM journal AS j WHERE j.run_id = r.run_id
+               ORDER BY j.seq DESC LIMIT 1) END,
+          r.created_at) AS since
+      FROM runs AS r
+      WHERE r.state IN ('pending', 'waiting') AND r.owner IS NULL
+        AND r.wake_at <= CAST(:now AS bigint)) AS due
+GROUP BY due.queue ORDER BY COUNT(*) DESC, due.queue;
+
+-- name: stalled
+-- Driven, and no entry for a while.
+SELECT COUNT(*) FROM runs AS r
+WHERE r.owner IS NOT NULL
+  AND COALESCE((SELECT j.recorded_at FROM journal AS j WHERE j.run_id = r.run_id
+                ORDER BY j.seq DESC LIMIT 1), 0) < CAST(:before AS bigint);
+
 -- name: expirable
 -- The oldest finished runs beyond an age or a count, a handful at a time: no long lock.
 SELECT run_id, workflow, version, digest, state, reason, owner, epoch, priority, queue,
@@ -655,6 +685,20 @@ SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on',
        || ':' || COALESCE(inet_server_port()::text, ''),
        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
        CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END;
+
+-- name: may_see_standbys @postgres
+-- Other roles see that there are some, and nothing of them.
+SELECT pg_has_role(current_user, 'pg_monitor', 'USAGE');
+
+-- name: standbys @postgres
+-- A standby that answers no more keeps the lag that it told last: then count since it told it.
+SELECT s.application_name, COALESCE(s.sync_state IN ('sync', 'quorum'), false),
+       COALESCE(extract(epoch FROM CASE WHEN s.replay_lsn < pg_current_wal_lsn() THEN
+           GREATEST(s.replay_lag, clock_timestamp() - s.reply_time) END), 0)::float8,
+       COALESCE(pg_wal_lsn_diff(pg_current_wal_lsn(), s.replay_lsn), 0)::bigint,
+       COALESCE(extract(epoch FROM CASE WHEN s.flush_lsn < pg_current_wal_lsn() THEN
+           GREATEST(s.flush_lag, clock_timestamp() - s.reply_time) END), 0)::float8
+FROM pg_stat_replication AS s ORDER BY s.application_name;
 
 -- name: nearest @postgres
 -- pgvector; exact unless somebody has made an index for approximate search.

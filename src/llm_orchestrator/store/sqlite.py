@@ -33,6 +33,7 @@ from llm_orchestrator.store.sqlite_reader import SQLiteReader
 from llm_orchestrator.store.sqlite_share import ShareServer, answers, send_batch, socket_path
 from llm_orchestrator.store.sqlite_thread import DatabaseThread
 from llm_orchestrator.store.sqlite_write import BatchWriter
+from llm_orchestrator.store.statistics import TableCounts
 
 OnNews = Callable[[News], None]
 GENERATION_MAX = 1 << 20
@@ -55,6 +56,8 @@ class SQLiteStore:
         self._reader = SQLiteReader(path)
         self.look = SQLiteLook(self._reader)
         self.shelf = TableShelf(self._reader)
+        self._counter = SQLiteReader(path)  # apart: counting takes long, and claims read, too
+        self.counts = TableCounts(self._counter)
         self._claims = SQLiteClaims(self.look, self.shelf)
         self._server: ShareServer | None = None
         self._listeners: list[OnNews] = []
@@ -138,6 +141,7 @@ class SQLiteStore:
             await self._server.stop()
             self._server = None
         self._reader.close()
+        self._counter.close()
         await self._close_writer()
 
     def on_news(self, listener: OnNews) -> None:
