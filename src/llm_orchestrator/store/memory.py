@@ -335,9 +335,7 @@ class MemoryMembers:
         node = self._nodes.get(node_id)
         if node is None or not base.lives(node) or node.beat != beat:
             return False
-        is_leaving = node.state == base.NodeState.LEAVING
-        state = base.NodeState.LEFT if is_leaving else base.NodeState.DEAD
-        self._nodes[node_id] = node._replace(state=state.value, is_connected=False)
+        self._nodes[node_id] = node._replace(state=base.NodeState.DEAD.value, is_connected=False)
         return True
 
     async def leave(self, node_id: str, state: base.NodeState) -> None:
@@ -467,8 +465,6 @@ class MemoryLook:
                 and wanted.parent_run_id in (None, run.parent_run_id)
                 and wanted.queue in (None, run.queue)
                 and (wanted.label is None or wanted.label in run.labels.items())
-                and (wanted.since is None or run.created_at >= wanted.since)
-                and (wanted.until is None or run.created_at < wanted.until)
                 and (wanted.before is None or run.run_id < wanted.before)
             )
 
