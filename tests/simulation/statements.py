@@ -341,7 +341,8 @@ class Statements:
     def bury(self, tx: Transaction, v: Values) -> Steps:
         def buried(old: Row) -> Row:
             fits = old["beat"] == v["beat"] and old["state"] in ALIVE
-            return {**old, "state": "dead"} if fits else None
+            gone = "left" if old["state"] == "leaving" else "dead"
+            return {**old, "state": gone} if fits else None
 
         done = yield from self.tables.update(tx, ("nodes", v["node_id"]), buried)
         return int(done is not None)

@@ -335,7 +335,9 @@ class MemoryMembers:
         node = self._nodes.get(node_id)
         if node is None or not base.lives(node) or node.beat != beat:
             return False
-        self._nodes[node_id] = node._replace(state=base.NodeState.DEAD.value, is_connected=False)
+        is_leaving = node.state == base.NodeState.LEAVING
+        state = base.NodeState.LEFT if is_leaving else base.NodeState.DEAD
+        self._nodes[node_id] = node._replace(state=state.value, is_connected=False)
         return True
 
     async def leave(self, node_id: str, state: base.NodeState) -> None:

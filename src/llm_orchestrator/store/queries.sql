@@ -337,13 +337,15 @@ SELECT node_id, region, state, beat, 1, started_at, heartbeat_at, info FROM node
 ORDER BY started_at DESC, node_id LIMIT :limit;
 
 -- name: bury
--- Only while it is as silent as it was when it was judged.
-UPDATE nodes SET state = 'dead'
+-- Only while it is as silent as it was when it was judged. Of one that was leaving anyway nobody says
+-- that it died: no run is blamed.
+UPDATE nodes SET state = CASE WHEN state = 'leaving' THEN 'left' ELSE 'dead' END
 WHERE node_id = :node_id AND beat = :beat AND state IN ('alive', 'leaving');
 
 -- name: bury_others @sqlite
 -- A file has one engine: whoever holds its lock is the only one that lives.
-UPDATE nodes SET state = 'dead' WHERE state IN ('alive', 'leaving') AND node_id <> :node_id;
+UPDATE nodes SET state = CASE WHEN state = 'leaving' THEN 'left' ELSE 'dead' END
+WHERE state IN ('alive', 'leaving') AND node_id <> :node_id;
 
 -- name: leave
 UPDATE nodes SET state = :state WHERE node_id = :node_id AND state IN ('alive', 'leaving');
