@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
 
-from llm_orchestrator.server import problems, routes_health
+from llm_orchestrator.server import (
+    openapi,
+    problems,
+    routes_health,
+    routes_runs,
+    routes_streams,
+    routes_workflows,
+)
 from llm_orchestrator.server.bounds import Bounds
 from llm_orchestrator.server.surface import Surface
 from llm_orchestrator.server.trace import TraceContext
 
 TITLE = "LLM Orchestrator"
 API = "/api/v1"
-_API: tuple[APIRouter, ...] = ()
+_API: tuple[APIRouter, ...] = (routes_workflows.router, routes_runs.router, routes_streams.router)
 """Groups of routes under /api/v1."""
 
 
@@ -26,6 +33,7 @@ def make_app(surface: Surface, *, has_api: bool = True) -> FastAPI:
     )
     app.state.surface = surface
     problems.install(app)
+    openapi.install(app)
     app.add_middleware(Bounds)
     app.add_middleware(TraceContext)
     app.include_router(routes_health.router)

@@ -14,9 +14,13 @@ from fastapi import Depends, Request
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.node import Node
+from llm_orchestrator.errors import Refused
 from llm_orchestrator.model import Json, NewRun, Workflow
 from llm_orchestrator.server.feed import Feed
+from llm_orchestrator.server.known import Known
 from llm_orchestrator.server.principal import Guard, Permission, Principal
+from llm_orchestrator.server.probe import Probe
+from llm_orchestrator.server.waiting import Waiting
 from llm_orchestrator.store.base import Database
 
 
@@ -76,31 +80,51 @@ class Surface:
     is_started: Callable[[], bool] = lambda: True
     is_stopping: Callable[[], bool] = lambda: False
     extra: Mapping[str, object] = field(default_factory=dict)
+    known: Known = field(init=False)
+    waiting: Waiting = field(init=False)
+    probe: Probe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known = Known(self.store, self.clock)
+        self.waiting = Waiting(self.store, self.clock, self.node, is_over=self.is_stopping)
+        self.probe = Probe(self.store, self.clock)
 
     async def accept(self, new: NewRun) -> str:
         """Make a run durable and start it, here or wherever there is room. Its id.
 
-        Raises Maintenance or Draining, Refused for a key that came with another input.
+        With an idempotency key that was used before, the first run's id. Raises Maintenance or
+        Draining, KeyReused for a key that came with another request.
         """
         await self.admission.check()
-        if self.node is not None and new.idempotency_key is None:
+        if self.node is None:
+            return await self.operator.accept(new)
+        try:
             return await self.node.accept(new)
-        return await self.operator.accept(new)
+        except Refused:
+            earlier = await self.operator.earlier(new)
+            if earlier is None:
+                raise
+            return earlier
 
 
-def surface_of(request: Request) -> Surface:
+def surface_in(request: Request) -> Surface:
     """The surface of the process that serves this request."""
     surface = request.app.state.surface
     assert isinstance(surface, Surface)
     return surface
 
 
+async def surface_of(request: Request) -> Surface:
+    """The same as a dependency: async, or FastAPI would run it on a thread."""
+    return surface_in(request)
+
+
 TheSurface = Annotated[Surface, Depends(surface_of)]
 
 
-def principal_of(request: Request, surface: TheSurface) -> Principal:
+async def principal_of(request: Request) -> Principal:
     """Who asks. Raises Unauthenticated."""
-    return surface.guard.principal(request.headers.get("authorization"))
+    return surface_in(request).guard.principal(request.headers.get("authorization"))
 
 
 class Allowed:
@@ -109,7 +133,8 @@ class Allowed:
     def __init__(self, permission: Permission) -> None:
         self.permission = permission
 
-    def __call__(self, principal: Annotated[Principal, Depends(principal_of)]) -> Principal:
+    async def __call__(self, request: Request) -> Principal:
         """The principal, if it may. Raises Unauthenticated, Denied."""
+        principal = await principal_of(request)
         principal.demand(self.permission)
         return principal

@@ -235,10 +235,13 @@ class News:
     """Some news may have been missed: look everywhere."""
     is_order: bool = False
     """What operators want of the nodes (engine/maintenance.py) has changed."""
+    is_workflow: bool = False
+    """Definitions have come or gone."""
 
     def __bool__(self) -> bool:
         some = self.posted or self.freed or self.ended or self.parked or self.mended
-        return self.is_due or self.is_gap or self.is_order or bool(some)
+        flags = self.is_due or self.is_gap or self.is_order or self.is_workflow
+        return flags or bool(some)
 
     def __or__(self, other: News) -> News:
         return News(
@@ -250,12 +253,13 @@ class News:
             self.mended | other.mended,
             self.is_gap or other.is_gap,
             self.is_order or other.is_order,
+            self.is_workflow or other.is_workflow,
         )
 
 
 def news_of(batch: Batch) -> News:
     """What to tell of a batch that landed."""
-    is_due = is_order = False
+    is_due = is_order = is_workflow = False
     freed, ended, parked, posted, mended = [], [], [], [], []
     for append in batch.appends:
         change = append.change
@@ -275,11 +279,14 @@ def news_of(batch: Batch) -> News:
         elif isinstance(each, PutRecord):
             is_due = is_due or each.kind == "schedule"
             is_order = is_order or each.kind == "maintenance"
-    if not (is_due or is_order or freed or ended or parked or posted or mended):
+        elif isinstance(each, Register):
+            is_workflow = True
+    if not (is_due or is_order or is_workflow or freed or ended or parked or posted or mended):
         return _NO_NEWS
     is_due = is_due or bool(freed or mended)
     told = [frozenset(run_ids) for run_ids in (posted, freed, ended, parked, mended)]
-    return News(is_due, told[0], told[1], told[2], told[3], told[4], is_order=is_order)
+    flags = {"is_order": is_order, "is_workflow": is_workflow}
+    return News(is_due, told[0], told[1], told[2], told[3], told[4], **flags)
 
 
 _NO_NEWS = News()
@@ -326,6 +333,10 @@ class RunFilter:
     parent_run_id: str | None = None
     queue: str | None = None
     label: tuple[str, str] | None = None
+    since: int | None = None
+    """Accepted at this time or later, microseconds on the store's clock."""
+    until: int | None = None
+    """Accepted before this time."""
     before: str | None = None
     """Only runs with a smaller id (keyset paging)."""
     limit: int = 100

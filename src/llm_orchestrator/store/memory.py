@@ -467,6 +467,8 @@ class MemoryLook:
                 and wanted.parent_run_id in (None, run.parent_run_id)
                 and wanted.queue in (None, run.queue)
                 and (wanted.label is None or wanted.label in run.labels.items())
+                and (wanted.since is None or run.created_at >= wanted.since)
+                and (wanted.until is None or run.created_at < wanted.until)
                 and (wanted.before is None or run.run_id < wanted.before)
             )
 

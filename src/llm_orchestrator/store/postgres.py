@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -161,7 +162,7 @@ class PostgresStore:
             listener(news)
 
     async def _ring(self, news: News) -> None:
-        if not (news.is_due or news.is_order or news.posted or news.freed or news.mended):
+        if not replace(news, parked=frozenset(), ended=frozenset()):
             return  # parked runs wake by the clock; who waits for an end elsewhere looks himself
         if self._bell is not None:
             self._bell.ring(news)

@@ -117,6 +117,8 @@ def pack(sender: str, news: News) -> Iterable[str]:
     facts: dict[str, Any] = {"n": sender, "d": news.is_due}
     if news.is_order:
         facts["o"] = True
+    if news.is_workflow:
+        facts["w"] = True
     head = {**facts, **{key: [] for key in parts}}
     count = max(1, (_BYTES_MAX - len(_text(head))) // _ID_BYTES)
     for start in range(0, max(1, len(ids)), count):
@@ -136,8 +138,8 @@ def unpack(payload: str) -> tuple[str, News]:
         data = json.loads(payload)
         posted, freed, mended = (frozenset(data.get(key, ())) for key in "pfm")
         if all(map(is_run_id, posted | freed | mended)):
-            is_order = bool(data.get("o"))
-            news = News(bool(data["d"]), posted, freed, mended=mended, is_order=is_order)
+            flags = {"is_order": bool(data.get("o")), "is_workflow": bool(data.get("w"))}
+            news = News(bool(data["d"]), posted, freed, mended=mended, **flags)
             return str(data["n"]), news
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass

@@ -121,6 +121,8 @@ class PostgresLook:
             parent_run_id=parent,
             queue=wanted.queue,
             label=label,
+            since=wanted.since,
+            until=wanted.until,
             before=before,
             limit=wanted.limit,
         )

@@ -186,6 +186,8 @@ WHERE (:states = '' OR instr(:states, ',' || state || ',') > 0)
   AND (parent_run_id = :parent_run_id OR :parent_run_id IS NULL)
   AND (queue = :queue OR :queue IS NULL)
   AND (instr(labels, '{' || :label) > 0 OR instr(labels, ',' || :label) > 0 OR :label IS NULL)
+  AND (created_at >= :since OR :since IS NULL)
+  AND (created_at < :until OR :until IS NULL)
   AND (run_id < :before OR :before IS NULL)
 ORDER BY run_id DESC LIMIT :limit;
 

@@ -51,6 +51,8 @@ def filtered(runs: list[Run], wanted: RunFilter) -> list[Run]:
             and wanted.parent_run_id in (None, run.parent_run_id)
             and wanted.queue in (None, run.queue)
             and (wanted.label is None or run.labels.get(wanted.label[0]) == wanted.label[1])
+            and (wanted.since is None or run.created_at >= wanted.since)
+            and (wanted.until is None or run.created_at < wanted.until)
             and (wanted.before is None or run.run_id < wanted.before)
         )
 

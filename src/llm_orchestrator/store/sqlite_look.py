@@ -136,6 +136,8 @@ class SQLiteLook:
             parent_run_id=wanted.parent_run_id,
             queue=wanted.queue,
             label=label,
+            since=wanted.since,
+            until=wanted.until,
             before=wanted.before,
             limit=wanted.limit,
         )

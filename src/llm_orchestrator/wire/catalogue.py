@@ -22,7 +22,7 @@ class Definitions:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._known: list[str] | None = None
-        self._parsed: dict[str, Definition] = {}
+        self._parsed: dict[str, Definition | None] = {}
 
     def parse(self, content: bytes, *, is_json: bool) -> Parsed:
         """The server reads no files: a step that names one is a mistake."""
@@ -37,12 +37,12 @@ class Definitions:
 
     def new_run(self, stored: Workflow, inputs: Json, run_id: str) -> NewRun:
         """Queue, priority and labels as the definition says."""
-        if is_code(stored):
+        definition = self._definition(stored)
+        if definition is None:
             value = {} if inputs is None else inputs
             if not isinstance(value, dict):
                 raise InputError(f"inputs must be an object, not {type(value).__name__}")
             return NewRun(run_id, stored.name, stored.version, stored.digest, input=value)
-        definition = self._definition(stored)
         return NewRun(
             run_id,
             stored.name,
@@ -54,11 +54,11 @@ class Definitions:
             input=checked_inputs(definition, inputs),
         )
 
-    def _definition(self, stored: Workflow) -> Definition:
-        found = self._parsed.get(stored.digest)
-        if found is None:
+    def _definition(self, stored: Workflow) -> Definition | None:
+        """None for a Python workflow."""
+        if stored.digest not in self._parsed:
             if len(self._parsed) >= _KEPT:
                 self._parsed.clear()
-            found = Definition.from_canonical(stored.definition)
+            found = None if is_code(stored) else Definition.from_canonical(stored.definition)
             self._parsed[stored.digest] = found
-        return found
+        return self._parsed[stored.digest]

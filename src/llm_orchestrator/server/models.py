@@ -1,0 +1,300 @@
+"""What requests bring and what answers hold: the words of the API, each with its meaning.
+
+Requests are refused when they bring more than a model has. Answers are made by hand from rows and
+journals (`shapes.py`) and only described here; the tests compare both on every answer.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, Literal
+
+from fastapi import Header, Path
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from llm_orchestrator.model import Json, RunState, StepState
+from llm_orchestrator.store.base import RunFilter
+
+CONTROL = r"\x00-\x1f\x7f"
+RUN_ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+YEAR_S = 366 * 24 * 3600.0
+PAGE_MAX = 1_000
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+BULK_MAX = 1_000
+WAIT_S_MAX = 300.0
+
+Word = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=rf"^[^{CONTROL}]+$")]
+Text = Annotated[str, StringConstraints(max_length=2_000, pattern=rf"^[^{CONTROL}]*$")]
+RunId = Annotated[str, StringConstraints(pattern=RUN_ID)]
+RunPath = Annotated[str, Path(pattern=RUN_ID, description="A run's id.")]
+NamePath = Annotated[
+    str,
+    Path(
+        min_length=1,
+        max_length=200,
+        pattern=rf"^[^/{CONTROL}]+$",
+        description="A workflow's name.",
+    ),
+]
+Key = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        alias="Idempotency-Key",
+        description=(
+            "The same key with the same request starts nothing a second time and answers with the "
+            "first run; with another request it is refused (422)."
+        ),
+    ),
+]
+
+
+class Given(BaseModel):
+    """What a request brings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Told(BaseModel):
+    """What an answer holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Execute(Given):
+    """A run to start."""
+
+    inputs: dict[str, Json] | None = Field(None, description="The run's inputs, by name.")
+    labels: dict[Word, Word] | None = Field(
+        None, max_length=64, description="Added to the workflow's own labels."
+    )
+    priority: int | None = Field(
+        None, ge=-1000, le=1000, description="Higher goes first; the workflow's own by default."
+    )
+    queue: Word | None = Field(None, description="The workflow's own by default.")
+    delay_s: float | None = Field(
+        None, ge=0, le=YEAR_S, allow_inf_nan=False, description="Start this much later, seconds."
+    )
+
+
+class Outcome(Told):
+    """Where a run stands; output and error once it has ended."""
+
+    run_id: RunId
+    state: RunState
+    reason: str = Field(description="Why it is in this state, in one word; may be empty.")
+    is_ended: bool = Field(description="It is at rest: final, or paused until somebody decides.")
+    output: Json = Field(description="What it made; null until it is completed.")
+    error: Json = Field(description="Why it failed or paused; null otherwise.")
+
+
+class Executed(Outcome):
+    """A run that was started, or had been started by the same request before."""
+
+    workflow: str
+    version: str = Field(description="The version that runs.")
+    is_repeat: bool = Field(description="The idempotency key was known: this is the first run.")
+
+
+class RunFacts(Told):
+    """A run as lists show it."""
+
+    run_id: RunId
+    workflow: str
+    version: str
+    digest: str = Field(description="Of the definition that it runs.")
+    state: RunState
+    reason: str = Field(description="Why it is in this state, in one word; may be empty.")
+    queue: str
+    priority: int
+    labels: dict[str, str]
+    owner: str | None = Field(description="The node that drives it.")
+    epoch: int = Field(description="The fencing token of its owner.")
+    idempotency_key: str | None
+    parent_run_id: RunId | None = Field(description="The run that started it as a step.")
+    wake_at: AwareDatetime | None = Field(description="When it goes on by itself.")
+    created_at: AwareDatetime | None
+    started_at: AwareDatetime | None
+    finished_at: AwareDatetime | None
+
+
+class RunDetail(RunFacts):
+    """A run with all that its journal says of it as a whole."""
+
+    input: Json
+    output: Json
+    error: Json
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cost_usd: float = Field(description="Of all attempts, at the prices of their time.")
+    attempts: int
+    repeats: int = Field(description="Attempts that were made again because of a crash.")
+    rewinds: int
+    entries: int = Field(description="How long its journal is.")
+    origin: dict[str, Json] = Field(description="What it was forked from or started by.")
+
+
+class RunQuery(Given):
+    """Which runs, and which page of them."""
+
+    state: list[RunState] = Field([], description="Only these states; may be repeated.")
+    workflow: Word | None = Field(None, description="Only runs of this workflow.")
+    label: str | None = Field(
+        None,
+        pattern=rf"^[^={CONTROL}]+=[^{CONTROL}]+$",
+        max_length=401,
+        description="Only runs with this label: NAME=VALUE.",
+    )
+    queue: Word | None = Field(None, description="Only runs of this queue.")
+    parent: RunId | None = Field(None, description="Only the runs that this one started.")
+    since: AwareDatetime | None = Field(None, description="Accepted then or later.")
+    until: AwareDatetime | None = Field(None, description="Accepted before.")
+    cursor: Word | None = Field(None, description="`next` of the page before.")
+    limit: int = Field(50, ge=1, le=PAGE_MAX, description="At most so many.")
+
+    def to_filter(self, before: str | None, limit: int) -> RunFilter:
+        """As the store takes it."""
+        name, _, value = (self.label or "").partition("=")
+        return RunFilter(
+            states=tuple(self.state),
+            workflow=self.workflow,
+            parent_run_id=self.parent,
+            queue=self.queue,
+            label=(name, value) if self.label else None,
+            since=micros(self.since),
+            until=micros(self.until),
+            before=before,
+            limit=limit,
+        )
+
+
+def micros(moment: datetime.datetime | None) -> int | None:
+    """Microseconds since the epoch."""
+    return None if moment is None else (moment - _EPOCH) // datetime.timedelta(microseconds=1)
+
+
+class RunPage(Told):
+    """Runs, the newest first."""
+
+    items: list[RunFacts]
+    next: str | None = Field(description="The cursor of the next page; null on the last one.")
+
+
+class Answered(Told):
+    """What came of a request to a run."""
+
+    run_id: RunId
+    state: RunState = Field(description="As it is now; not yet changed when it is not done.")
+    is_done: bool = Field(description="False: whoever drives the run was asked, and will obey.")
+    message: str
+
+
+class WorkflowFacts(Told):
+    """One version of a workflow."""
+
+    name: str
+    version: str
+    digest: str = Field(description="Of the definition: two equal ones are one workflow.")
+    kind: Literal["definition", "python"] = Field(description="A file's content, or code.")
+    created_at: AwareDatetime | None
+
+
+class WorkflowSummary(WorkflowFacts):
+    """A workflow by its newest version."""
+
+    versions: int = Field(description="How many definitions of that name there are.")
+
+
+class WorkflowPage(Told):
+    """Workflows by name."""
+
+    items: list[WorkflowSummary]
+    next: str | None = Field(description="The cursor of the next page; null on the last one.")
+
+
+class WorkflowDetail(WorkflowFacts):
+    """One version with its definition, and what other versions there are."""
+
+    definition: dict[str, Json] = Field(description="As it runs.")
+    versions: list[WorkflowFacts] = Field(description="Of that name, the oldest first.")
+
+
+class Registered(WorkflowFacts):
+    """A definition that is kept from now on, or was before."""
+
+    is_new: bool
+    warnings: list[str] = Field(description="What is odd but allowed, each with its place.")
+
+
+class Mistake(Told):
+    """One thing that is wrong with a definition."""
+
+    line: int
+    column: int
+    message: str
+
+
+class Validated(Told):
+    """What a definition would come to. Nothing was saved."""
+
+    is_valid: bool
+    name: str | None
+    version: str | None
+    digest: str | None
+    problems: list[Mistake] = Field(description="Everything that is wrong.")
+    warnings: list[str] = Field(description="What is odd but allowed, each with its place.")
+
+
+class StepFacts(Told):
+    """One step of a run."""
+
+    step: str = Field(description="Its path in the run.")
+    state: StepState
+    attempts: int
+    repeats: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cost_usd: float
+    ms: float | None = Field(description="What the last attempt took, milliseconds.")
+    wait: str
+    error: str
+    is_copy: bool = Field(description="Taken over from the run that this one was forked from.")
+    seq: int | None = Field(description="The checkpoint that it made.")
+
+
+Status = Literal["healthy", "degraded", "unhealthy"]
+
+
+class Life(Told):
+    """Whether it lives."""
+
+    status: Status
+
+
+class Readiness(Told):
+    """Whether requests and new work may come here."""
+
+    status: Status
+    reasons: list[str] = Field(description="Why not; empty when they may.")
+
+
+class Component(Told):
+    """How one part does."""
+
+    status: Status
+    latency_ms: float | None = Field(description="What asking it took, milliseconds.")
+    detail: str
+
+
+class Health(Told):
+    """How all of it does: the worst of its parts."""
+
+    status: Status
+    version: str
+    region: str
+    node: str | None = Field(description="The node of this process, if it executes runs.")
+    components: dict[str, Component]

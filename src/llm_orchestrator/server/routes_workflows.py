@@ -1,0 +1,249 @@
+"""Definitions, and starting runs of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from pydantic import Field
+
+from llm_orchestrator.errors import DefinitionError, NotFound, Refused
+from llm_orchestrator.model import Json, Workflow
+from llm_orchestrator.server import acts, models, shapes
+from llm_orchestrator.server.openapi import answers
+from llm_orchestrator.server.principal import Permission, Principal
+from llm_orchestrator.server.replies import Reply
+from llm_orchestrator.server.strict import JsonBody, StrictRoute, invalid, is_json
+from llm_orchestrator.server.surface import Allowed, Parsed, Surface, TheSurface
+
+router = APIRouter(tags=["workflows"], route_class=StrictRoute)
+READ = Depends(Allowed(Permission.WORKFLOW_READ))
+YAML = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "A workflow file: docs/reference/workflow-files.md.",
+        "content": {
+            "application/json": {"schema": {"type": "object", "required": ["steps"]}},
+            "application/yaml": {"schema": {"type": "string"}},
+        },
+    }
+}
+
+
+class Page(models.Given):
+    """Which page of a list."""
+
+    cursor: models.Word | None = Field(None, description="`next` of the page before.")
+    limit: int = Field(100, ge=1, le=models.PAGE_MAX, description="At most so many.")
+
+
+@router.post(
+    "/workflows",
+    operation_id="workflows_register",
+    openapi_extra=_BODY,
+    responses=answers(409, _200=models.Registered, _201=models.Registered),
+)
+async def register(
+    request: Request,
+    surface: TheSurface,
+    _: Annotated[Principal, Depends(Allowed(Permission.WORKFLOW_WRITE))],
+) -> Reply:
+    """Keep a workflow: 201, or 200 when the same is there already.
+
+    409 when its version is there with another content: raise the version, or PUT.
+    """
+    parsed = await _parsed(request, surface)
+    stored = parsed.workflow
+    same = await _versions(surface, stored.name, stored.version)
+    if same and all(each.digest != stored.digest for each in same):
+        raise Refused(
+            f"{stored.name} {stored.version} is registered with another content",
+            hint="raise its version, or PUT /workflows/{name} to let new runs take this one",
+        )
+    return await _keep(surface, parsed, same)
+
+
+@router.put(
+    "/workflows/{name}",
+    operation_id="workflows_replace",
+    openapi_extra=_BODY,
+    responses=answers(404, _200=models.Registered, _201=models.Registered),
+)
+async def replace(
+    request: Request,
+    name: models.NamePath,
+    surface: TheSurface,
+    _: Annotated[Principal, Depends(Allowed(Permission.WORKFLOW_WRITE))],
+) -> Reply:
+    """Give a workflow a new version; new runs take it, others keep theirs."""
+    parsed = await _parsed(request, surface)
+    stored = parsed.workflow
+    if stored.name != name:
+        raise invalid("body", "name", f"it is {stored.name!r}; the path says {name!r}")
+    known = await _versions(surface, name)
+    if not known:
+        raise NotFound(f"no workflow {name!r} is registered", hint="POST /workflows")
+    return await _keep(surface, parsed, known)
+
+
+@router.post(
+    "/workflows/validate",
+    operation_id="workflows_validate",
+    openapi_extra=_BODY,
+    responses=answers(_200=models.Validated),
+    dependencies=[READ],
+)
+async def validate(request: Request, surface: TheSurface) -> Reply:
+    """Say everything that is wrong with a workflow, with line and column. Nothing is saved."""
+    found: dict[str, Json] = {"is_valid": True, "name": None, "version": None, "digest": None}
+    problems: list[dict[str, Json]] = []
+    warnings: list[str] = []
+    try:
+        parsed = await _parsed(request, surface)
+    except DefinitionError as error:
+        found["is_valid"] = False
+        problems = [
+            {"line": each.line, "column": each.column, "message": each.message}
+            for each in error.problems
+        ]
+    else:
+        stored, warnings = parsed.workflow, list(parsed.warnings)
+        found |= {"name": stored.name, "version": stored.version, "digest": stored.digest}
+    return Reply(found | {"problems": problems, "warnings": warnings})
+
+
+@router.get(
+    "/workflows",
+    operation_id="workflows_list",
+    responses=answers(_200=models.WorkflowPage),
+    dependencies=[READ],
+)
+async def list_workflows(page: Annotated[Page, Query()], surface: TheSurface) -> Reply:
+    """The registered workflows by name, each by its newest version."""
+    after = shapes.place_in(page.cursor)
+    newest: dict[str, list[Workflow]] = {}
+    for each in await surface.store.shelf.workflows():
+        newest.setdefault(each.name, []).append(each)
+    names = sorted(name for name in newest if after is None or name > str(after))
+    items = [
+        shapes.workflow_facts(newest[name][-1]) | {"versions": len(newest[name])}
+        for name in names[: page.limit]
+    ]
+    following = shapes.cursor_of(names[page.limit - 1]) if len(names) > page.limit else None
+    return Reply({"items": items, "next": following})
+
+
+@router.get(
+    "/workflows/{name}",
+    operation_id="workflows_get",
+    responses=answers(404, _200=models.WorkflowDetail),
+    dependencies=[READ],
+)
+async def get(
+    name: models.NamePath,
+    surface: TheSurface,
+    version: Annotated[models.Word | None, Query(description="The newest by default.")] = None,
+) -> Reply:
+    """One version of a workflow with its definition, and which other versions there are."""
+    stored = await surface.store.shelf.workflow(name, version)
+    if stored is None:
+        raise NotFound(f"no workflow {name!r} {version or ''}".rstrip() + " is registered")
+    known = await _versions(surface, name)
+    return Reply(
+        shapes.workflow_facts(stored)
+        | {
+            "definition": json.loads(stored.definition),
+            "versions": [shapes.workflow_facts(each) for each in known],
+        }
+    )
+
+
+@router.post(
+    "/workflows/{name}/execute",
+    operation_id="workflows_execute",
+    responses=answers(404, 409, _200=models.Executed, _202=models.Executed),
+)
+async def execute(
+    *,
+    name: models.NamePath,
+    surface: TheSurface,
+    _: Annotated[Principal, Depends(Allowed(Permission.RUN_EXECUTE))],
+    order: Annotated[models.Execute, Depends(JsonBody(models.Execute, is_required=False))],
+    key: models.Key = None,
+    version: Annotated[models.Word | None, Query(description="The newest by default.")] = None,
+    wait: Annotated[
+        float,
+        Query(ge=0, le=models.WAIT_S_MAX, description="Answer when it ended, or after seconds."),
+    ] = 0.0,
+) -> Reply:
+    """Start a run: 202, or 200 with its result when it ended within `wait`."""
+    wish = acts.Wish(
+        name,
+        version,
+        inputs=order.inputs,
+        labels=order.labels,
+        priority=order.priority,
+        queue=order.queue,
+        delay_s=order.delay_s,
+        key=key,
+    )
+    started = await acts.start(surface, wish)
+    return await answer(surface, started, wait)
+
+
+async def answer(surface: Surface, started: acts.Started, wait_s: float) -> Reply:
+    """models.Executed of a run that was just started, once it has ended or `wait_s` is over."""
+    run_id = started.run_id
+    end = None
+    if wait_s or started.is_repeat:
+        end = await acts.wait_end(surface, run_id, wait_s)
+    if end is not None:
+        body = shapes.outcome_of(end)
+    elif started.is_repeat:
+        row = await acts.run_row(surface, run_id)
+        body = shapes.moving(run_id, row.state, row.reason)
+    else:
+        body = shapes.moving(run_id, acts.state_now(surface, run_id))
+    body["workflow"], body["version"] = started.workflow, started.version
+    body["is_repeat"] = started.is_repeat
+    headers = {"location": f"/api/v1/runs/{run_id}"}
+    return Reply(body, 200 if end is not None else 202, headers=headers)
+
+
+# -- how ------------------------------------------------------------------------------------------
+
+
+async def _parsed(request: Request, surface: Surface) -> Parsed:
+    """The definition in a request's body. Raises HTTPException 415, DefinitionError."""
+    kind = request.headers.get("content-type")
+    as_json = is_json(kind)
+    if not as_json and (kind or "").partition(";")[0].strip().lower() not in YAML:
+        raise HTTPException(415, "send application/json or application/yaml")
+    content = await request.body()
+    # On a thread: a large file takes seconds, and other requests must not wait for it.
+    return await asyncio.to_thread(surface.catalogue.parse, content, is_json=as_json)
+
+
+async def _versions(surface: Surface, name: str, version: str | None = None) -> list[Workflow]:
+    """The definitions of that name, the oldest first."""
+    known = await surface.store.shelf.workflows()
+    return [each for each in known if each.name == name and version in (None, each.version)]
+
+
+async def _keep(surface: Surface, parsed: Parsed, known: list[Workflow]) -> Reply:
+    stored = parsed.workflow
+    if "/" in stored.name:
+        raise invalid("body", "name", "a name with a slash cannot stand in a path")
+    same = [each for each in known if each.version == stored.version]
+    is_new = all(each.digest != stored.digest for each in same)
+    warnings = list(parsed.warnings)
+    if is_new and same:
+        warnings.append(f"version {stored.version} had another content; new runs take this one")
+    await surface.operator.register(stored)
+    surface.known.forget()
+    kept = await surface.store.shelf.workflow(stored.name, stored.version, stored.digest)
+    facts = shapes.workflow_facts(kept or stored)
+    return Reply(facts | {"is_new": is_new, "warnings": warnings}, 201 if is_new else 200)

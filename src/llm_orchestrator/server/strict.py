@@ -1,0 +1,127 @@
+"""Requests are taken at their word or refused: nothing in them is ignored, nothing is guessed.
+
+`StrictRoute` refuses query parameters that the operation does not have (or that come twice), a body
+that it does not take, and another method with every method that the path has. `JsonBody` reads a
+body straight into its model: 415 for another media type, 422 with the place of each mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+from fastapi import HTTPException, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
+
+M = TypeVar("M", bound=BaseModel)
+_NO_BODY = (b"", b"{}")
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class JsonBody(Generic[M]):
+    """A dependency: the request's JSON body as a model. Without `is_required` it may be absent."""
+
+    def __init__(self, model: type[M], *, is_required: bool = True) -> None:
+        self.model = model
+        self.is_required = is_required
+        self._validate = model.__pydantic_validator__.validate_json
+
+    async def __call__(self, request: Request) -> M:
+        """Raises HTTPException 415, RequestValidationError."""
+        content = await request.body()
+        if not content and not self.is_required:
+            content = b"{}"
+        elif not is_json(request.headers.get("content-type")):
+            raise HTTPException(415, "send application/json")
+        try:
+            found: M = self._validate(content)
+        except ValidationError as error:
+            raise in_body(error) from error
+        return found
+
+
+def is_json(content_type: str | None) -> bool:
+    """True for `application/json`, whatever stands behind it."""
+    return (content_type or "").partition(";")[0].strip().lower() == "application/json"
+
+
+def in_body(error: ValidationError) -> RequestValidationError:
+    """What is wrong with a body, in FastAPI's words."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found])
+
+
+def invalid(where: str, name: str, message: str) -> RequestValidationError:
+    """One thing that is wrong with a request."""
+    return RequestValidationError([{"loc": (where, name), "msg": message, "type": "value_error"}])
+
+
+class StrictRoute(APIRoute):
+    """See the module's docstring."""
+
+    def get_route_handler(self) -> Handler:
+        """FastAPI's handler behind the checks of the query and of a body that is not wanted."""
+        handler = super().get_route_handler()
+        known = _query_names(self.dependant)
+        takes_body = any(_bodies(self.dependant)) or bool(
+            (self.openapi_extra or {}).get("requestBody")
+        )
+
+        async def strict(request: Request) -> Response:
+            if request.scope["query_string"]:
+                _check_query(request, known)
+            if not takes_body and await request.body() not in _NO_BODY:
+                raise invalid("body", "", "this operation takes no body")
+            return await handler(request)
+
+        return strict
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Another method than ours: the answer names all methods of the path."""
+        if scope["method"] not in (self.methods or ()):
+            others: set[str] = set()
+            for route in scope["app"].routes:
+                if route.matches(scope)[0] is not Match.NONE:
+                    others |= set(getattr(route, "methods", None) or ())
+            raise HTTPException(405, headers={"allow": ", ".join(sorted(others))})
+        await super().handle(scope, receive, send)
+
+    @property
+    def bodies(self) -> list[JsonBody[Any]]:
+        """The models that the operation reads; for the document."""
+        return list(_bodies(self.dependant))
+
+
+def _bodies(dependant: Dependant) -> list[JsonBody[Any]]:
+    return [each.call for each in dependant.dependencies if isinstance(each.call, JsonBody)]
+
+
+def _query_names(dependant: Dependant) -> dict[str, bool]:
+    """Every query parameter's name, and whether it may come more than once."""
+    found: dict[str, bool] = {}
+    for field in dependant.query_params:
+        kind = field.field_info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            for name, inner in kind.model_fields.items():
+                found[inner.alias or name] = "list[" in str(inner.annotation)
+        else:
+            found[field.alias] = "list[" in str(kind)
+    for each in dependant.dependencies:
+        found |= _query_names(each)
+    return found
+
+
+def _check_query(request: Request, known: dict[str, bool]) -> None:
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if name not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise invalid("query", name, f"unknown parameter; there is: {names}")
+        if name in seen and not known[name]:
+            raise invalid("query", name, "given twice")
+        seen.add(name)
