@@ -13,11 +13,11 @@ from typing import Any
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.execution import Execution, Extras
 from llm_orchestrator.model import Json, Usage
-from llm_orchestrator.providers.base import Partial, Providers
+from llm_orchestrator.providers.base import Partial, Providers, Resume
 from llm_orchestrator.store.base import Batch, Change, DropProgress, PutProgress, PutRecord
 
 CHECKPOINT_S = 1.0
-_GENERATIONS = 1_000
+GENERATIONS = 1_000
 """Streams of one attempt that were begun anew are told apart by the last digits of its number."""
 OUTBOX = "outbox"
 
@@ -51,6 +51,8 @@ class Attempt(Extras):
         self._started = 0.0
         self._stream = _Stream()
         self._is_fresh = True
+        self.asked: tuple[str, ...] = ("", "")
+        """Which provider and model the step names; a fallback may have answered."""
 
     async def begin(self, attempt: int) -> None:
         """Before each attempt: forget the last one's facts, keep its half answer."""
@@ -62,9 +64,7 @@ class Attempt(Extras):
             await self._recover()
         self.partial = self._stream.partial()
         if self.partial is not None:
-            self._execution.publish(
-                "reset", self.step, {"offset": len(self.partial.text)}, attempt=attempt
-            )
+            self._tell("reset", {"offset": len(self.partial.text)})
 
     async def _recover(self) -> None:
         fold = self._execution.fold
@@ -74,7 +74,7 @@ class Attempt(Extras):
         if kept is not None:
             facts = kept.handle if isinstance(kept.handle, dict) else {}
             # Its rows get a number of their own: an earlier life may have kept more than was read.
-            own = max(0, kept.attempt - self.attempt * _GENERATIONS + 1)
+            own = max(0, kept.attempt - self.attempt * GENERATIONS + 1)
             handle, tokens = facts.get("handle") or {}, facts.get("tokens", 0)
             self._stream = _Stream(kept.text, handle, tokens, generation=own)
             self._stream.parts = 1  # something is there to drop
@@ -85,9 +85,7 @@ class Attempt(Extras):
         """Show a piece to readers; keep it with the next checkpoint."""
         stream = self._stream
         offset = stream.add(text)
-        self._execution.publish(
-            "chunk", self.step, {"text": text, "offset": offset}, attempt=self.attempt
-        )
+        self._tell("chunk", {"text": text, "offset": offset})
         now = self.clock.monotonic()
         if now - stream.checkpoint_at >= CHECKPOINT_S:
             stream.checkpoint_at = now
@@ -100,7 +98,7 @@ class Attempt(Extras):
         self.partial = None
         if had_parts:
             self._append((DropProgress(self.run_id, self.step),))
-        self._execution.publish("reset", self.step, {"offset": 0}, attempt=self.attempt)
+        self._tell("reset", {"offset": 0})
 
     def keep_handle(self, handle: Mapping[str, Json]) -> None:
         """Kept at once: without it a crash before the first checkpoint could not attach."""
@@ -144,11 +142,36 @@ class Attempt(Extras):
         if self._stream.saved < len(self._stream.text):
             self._checkpoint()
 
+    def respent(self) -> None:
+        used, resume = self._usage, self._notes.get("resume")
+        if resume == Resume.ATTACH:
+            return  # the first answer itself was fetched
+        tokens, cost_usd = used.input_tokens + used.output_tokens, used.cost_usd
+        if resume in (Resume.PREFILL, Resume.CONTINUE_TURN):  # the rest of it is new
+            # By tokens: output is dearer than input, so this is not less than what it was.
+            cost_usd *= used.input_tokens / max(1, tokens)
+            tokens = used.input_tokens
+        handle = self._stream.handle
+        provider, model = handle.get("provider", self.asked[0]), handle.get("model", self.asked[1])
+        self._execution.services.metrics.respent(str(provider), str(model), tokens, cost_usd)
+
     def before(self) -> None:
         if self._check_budget is not None:
             self._check_budget()
 
     # -- how -----------------------------------------------------------------------------------
+
+    @property
+    def _row(self) -> int:
+        """The number under which this text is kept."""
+        return self.attempt * GENERATIONS + self._stream.generation
+
+    def _tell(self, what: str, data: dict[str, Json]) -> None:
+        """To readers: what came, and of which text: two lives may give different ones."""
+        execution = self._execution
+        if execution.services.publish is not None:
+            data["row"], data["epoch"] = self._row, execution.head.epoch
+            execution.publish(what, self.step, data, attempt=self.attempt)
 
     def _checkpoint(self) -> None:
         stream = self._stream
@@ -156,7 +179,7 @@ class Attempt(Extras):
         part = PutProgress(
             self.run_id,
             self.step,
-            self.attempt * _GENERATIONS + stream.generation,
+            self._row,
             stream.parts,
             stream.take_new(),
             facts,

@@ -23,7 +23,7 @@ class Life:
         self.writer = writer
         self.pending: list[Append] = []
         services = SimpleNamespace(
-            clock=clock, look=store.look, writer=self, commit=store.commit, spent=None
+            clock=clock, look=store.look, writer=self, commit=store.commit, spent=None, publish=None
         )
         execution: Any = SimpleNamespace(
             run_id=writer.run_id,

@@ -1,0 +1,422 @@
+"""What one reader of a run is told next: journal entries, and the text of steps as it comes.
+
+The law: what a reader holds of a step after applying resets is the beginning of the step's text,
+and is the recorded output in the end; no entry comes twice or is missing; whichever node it asks.
+
+A `Reader` is the pure half of a stream. It mirrors what its reader holds of each unfinished step
+and is fed from three sides, in any order and with any delay:
+
+- `told`: the engine's own words, when the run is driven here: each chunk at once;
+- `kept`: a step's text as it was last kept in the store, when it is driven elsewhere, when the
+  reader came in the middle, or when there is doubt whose text the reader holds;
+- `journal`: the entries. A finished step's recorded text settles all doubt: just before that entry
+  the reader gets what it lacks, so that whoever has read an entry holds all texts that it settles.
+
+Doubt: a text that follows a takeover may differ from what the dead node had shown. A reader that
+comes back brings only a position; nothing of it is believed that its proof does not show.
+
+Streamed is the `text` of `llm` steps, which is JSON text for a step with `response_schema`; a step
+without `stream` gives it as one piece. Child runs are runs of their own and have their own streams.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from llm_orchestrator.engine.attempt import GENERATIONS
+from llm_orchestrator.model import Entry, Json, Kind, RunState
+from llm_orchestrator.server.feed import Told
+from llm_orchestrator.server.streams_text import Held, Position, common, is_of, proved
+from llm_orchestrator.store.base import Progress
+from llm_orchestrator.store.journal import decode
+
+DATA_BYTES_MAX = 64 * 1024
+"""A larger entry is sent without its large values; the API has it whole."""
+VALUE_BYTES_MAX = 4 * 1024
+OUTPUT_BYTES_MAX = 1024 * 1024
+PIECE_CHARS_MAX = 16 * 1024
+HELD_CHARS_MAX = 4 * 1024 * 1024
+"""Mirrored per stream; a step beyond it comes whole when it is finished."""
+LOOKS_MAX = 12
+"""How often a text that is kept is asked for a position that it does not reach yet."""
+
+
+class Event(NamedTuple):
+    """One event. An empty `id` leaves the reader's position as it is."""
+
+    name: str
+    id: str
+    data: dict[str, Json]
+
+
+class Doubt(Enum):
+    """Whether the mirror is what the reader holds, and of which text."""
+
+    NONE = "none"
+    CONTENT = "content"
+    """The mirror is right, but it may be another life's text: compare it."""
+    STRICT = "strict"
+    """The same, and what goes beyond the kept text is void."""
+    UNKNOWN = "unknown"
+    """The reader came back: what it holds is not known."""
+
+
+@dataclass(slots=True)
+class _Text:
+    """One step's text on its way to the reader."""
+
+    held: Held
+    doubt: Doubt
+    attempt: int = 1
+    row: int = 0
+    epoch: int = 0
+    pending: list[tuple[int, str]] = field(default_factory=list)
+    """Pieces that came live behind a gap, in order."""
+    looks: int = 0
+    is_given_up: bool = False
+    """Too large to mirror: the rest comes with the result."""
+
+    def pend(self, offset: int, piece: str) -> None:
+        """Keep a piece until the gap before it is closed."""
+        if self.pending:
+            start, text = self.pending[-1]
+            if start + len(text) == offset:
+                self.pending[-1] = (start, text + piece)
+                return
+        self.pending.append((offset, piece))
+
+    def void(self, offset: int) -> None:
+        """Pieces from `offset` on will come again."""
+        kept = [(start, text) for start, text in self.pending if start < offset]
+        self.pending = [(start, text[: offset - start]) for start, text in kept]
+
+
+class Reader:
+    """See the module's docstring. `step`: tell of this step only."""
+
+    def __init__(
+        self, after: Position | None = None, *, step: str | None = None, has_text: bool = True
+    ) -> None:
+        self._after = after
+        self._step = step
+        self._has_text = has_text
+        self._read = 0
+        self._texts: dict[str, _Text] = {}
+        self._settled: dict[str, tuple[int, int]] = {}
+        """Steps whose text the reader holds as recorded, and the seq and epoch of that entry."""
+        self.seq = after.seq if after else 0
+        self.epoch = 0
+        self.state = RunState.PENDING
+        self.in_flight: dict[str, int] = {}
+        """Steps with an open attempt, and its number."""
+        self.has_ended = False
+        self._is_taken_over = False
+        """Somebody claimed the run after the position that the reader brought."""
+        self._end_of_run: dict[str, Json] = {}
+        self._end_of_step: dict[str, Json] = {}
+
+    # -- what there is to look at --------------------------------------------------------------
+
+    def wants(self, *, is_live: bool) -> list[str]:
+        """Steps whose kept text should be read; `is_live`: the engine's words come here, too."""
+        if not self._has_text:
+            return []
+        gaps = [step for step, text in self._texts.items() if text.pending]
+        wanted = (step for step in {**self.in_flight, **dict.fromkeys(gaps)})
+        return [step for step in wanted if self._is_wanted(step) and self._lacks(step, is_live)]
+
+    def _lacks(self, step: str, is_live: bool) -> bool:
+        text = self._texts.get(step)
+        if text is None:
+            return True
+        if text.is_given_up:
+            return False
+        is_untold = not text.looks and not len(text.held)
+        return not is_live or is_untold or bool(text.pending) or text.doubt is not Doubt.NONE
+
+    # -- the three sources ---------------------------------------------------------------------
+
+    def told(self, told: Told) -> Iterator[Event]:
+        """The engine's word: a chunk or a reset of a step that is driven here."""
+        if not (self._has_text and self._is_wanted(told.step)):
+            return
+        row, epoch = int(told.data.get("row", 0)), int(told.data.get("epoch", 0))
+        if epoch < self.epoch or (
+            told.step in self._settled and epoch <= self._settled[told.step][1]
+        ):
+            return  # the last words of a life that is over
+        text = self._text(told.step)
+        text.attempt = told.attempt
+        if epoch != text.epoch:
+            text.pending.clear()
+            if len(text.held) and text.doubt is Doubt.NONE:
+                text.doubt = Doubt.CONTENT
+        if text.doubt is Doubt.STRICT:
+            text.doubt = Doubt.CONTENT
+        text.row, text.epoch = row, epoch
+        offset = int(told.data["offset"])
+        if told.what == "reset":
+            yield from self._void(text, offset)
+        else:
+            yield from self._piece(text, offset, str(told.data["text"]))
+
+    def kept(self, step: str, progress: Progress | None) -> Iterator[Event]:
+        """A step's text as the store has it, read before the entries that follow."""
+        if not (self._has_text and self._is_wanted(step)) or step in self._settled:
+            return
+        text = self._text(step)
+        text.looks += 1
+        if progress is None:
+            yield from self._kept_nothing(text)
+            return
+        if progress.attempt < text.row or text.is_given_up:
+            return
+        text.attempt = max(1, progress.attempt // GENERATIONS)
+        if text.doubt is Doubt.UNKNOWN:
+            if self._must_wait(text, progress.text):
+                return
+            yield from self._believe(text, progress.text)
+        is_newer = progress.attempt > text.row or text.doubt is Doubt.STRICT
+        same = common(text.held.text, progress.text)
+        if same < len(text.held) and (same < len(progress.text) or is_newer):
+            yield self._reset(text, same)
+        text.row, text.doubt = progress.attempt, Doubt.NONE
+        yield from self._chunks(text, progress.text[len(text.held) :])
+        yield from self._drain(text)
+
+    def journal(self, entries: Iterable[Entry]) -> Iterator[Event]:
+        """Entries in order, from any number on; those that were given before are left out."""
+        for entry in entries:
+            if entry.seq <= self._read:
+                continue
+            self._read = entry.seq
+            data = decode(entry.payload)
+            is_new = entry.seq > self.seq
+            yield from self._enter(entry, data, is_new=is_new)
+            if is_new:
+                self.seq = entry.seq
+                if self._step is None or entry.step == self._step:
+                    yield Event(entry.kind, str(entry.seq), shown(entry, data))
+        self.seq = min(self.seq, self._read)
+        last = self._end_of_step or (self._end_of_run if self.state.is_final else None)
+        if last:
+            self.has_ended = True
+            yield self._end(last)
+
+    # -- entries -------------------------------------------------------------------------------
+
+    def _enter(self, entry: Entry, data: dict[str, Json], *, is_new: bool) -> Iterator[Event]:
+        """What an entry means for texts, before it is told itself."""
+        step, kind = entry.step, Kind(entry.kind)
+        if kind is Kind.CLAIMED:
+            self.state = RunState.RUNNING
+            self._is_taken_over = self._is_taken_over or is_new
+            self._take_over(entry.epoch)
+        elif kind is Kind.STATE:
+            self.state, self._end_of_run = RunState(data["state"]), data
+        elif kind is Kind.INTENT:
+            self.in_flight[step] = entry.attempt
+        elif kind is Kind.ATTEMPT_FAILED or (kind is Kind.PROGRESS and "unsent" in data):
+            self.in_flight.pop(step, None)
+        elif kind is Kind.STEP_FINISHED:
+            self.in_flight.pop(step, None)
+            yield from self._settle(entry, data, is_new=is_new)
+        elif kind is Kind.REWOUND:
+            if not data.get("is_repair"):
+                self.state = RunState.PENDING
+            yield from self._rewind(int(data.get("to_seq", entry.seq)), is_new=is_new)
+        if step and step == self._step:
+            self._note_end(kind, data)
+
+    def _take_over(self, epoch: int) -> None:
+        self.epoch = epoch
+        for text in self._texts.values():
+            if text.epoch < epoch and text.doubt is not Doubt.UNKNOWN:
+                text.doubt, text.epoch = Doubt.STRICT, epoch
+                text.pending.clear()
+
+    def _settle(self, entry: Entry, data: dict[str, Json], *, is_new: bool) -> Iterator[Event]:
+        """The reader gets what it lacks of a recorded text."""
+        step = entry.step
+        recorded = text_of(data.get("result"), is_known=step in self._texts)
+        if recorded is None or not (self._has_text and self._is_wanted(step)):
+            self._texts.pop(step, None)
+            return
+        if is_new:
+            text = self._text(step)
+            text.attempt = entry.attempt
+            if text.doubt is Doubt.UNKNOWN:
+                yield from self._believe(text, recorded)
+            same = common(text.held.text, recorded)
+            if same < len(text.held):
+                yield self._reset(text, same)
+            text.is_given_up = False
+            yield from self._chunks(text, recorded[len(text.held) :], is_last=True)
+        self._texts.pop(step, None)
+        self._settled[step] = (entry.seq, entry.epoch)
+
+    def _rewind(self, to_seq: int, *, is_new: bool) -> Iterator[Event]:
+        """Texts behind the point are void, and their steps may come again."""
+        self._end_of_step = {}
+        for step, (seq, _) in list(self._settled.items()):
+            if seq <= to_seq:
+                continue
+            del self._settled[step]
+            if is_new and step not in self._texts:  # else its next life has begun already
+                text = self._text(step)
+                text.doubt = Doubt.NONE
+                yield self._reset(text, 0)
+        self.in_flight.clear()
+        for text in self._texts.values():
+            if is_new and text.epoch <= self.epoch:
+                yield from self._void(text, 0)
+
+    def _note_end(self, kind: Kind, data: dict[str, Json]) -> None:
+        """How the one step that is asked for stands."""
+        self._end_of_step = {}
+        if kind is Kind.STEP_FINISHED:
+            self._end_of_step = {"state": "completed", "output": data.get("result")}
+        elif kind is Kind.STEP_SKIPPED:
+            self._end_of_step = {"state": "skipped", "reason": data.get("reason")}
+        elif kind is Kind.ATTEMPT_FAILED and data.get("final"):
+            self._end_of_step = {"state": "failed", "error": data.get("error")}
+
+    def _end(self, how: dict[str, Json]) -> Event:
+        data: dict[str, Json] = {"state": how["state"], "reason": how.get("reason", "")}
+        if self._step is not None:
+            data["step"] = self._step
+        output = how.get("output")
+        if how.get("error") is not None:
+            data["error"] = how["error"]
+        elif _size(output) > OUTPUT_BYTES_MAX:
+            data["cut"] = ["output"]
+        else:
+            data["output"] = output
+        return Event("end", f"{self.seq}.end", data)
+
+    # -- text ----------------------------------------------------------------------------------
+
+    def _is_wanted(self, step: str) -> bool:
+        return self._step is None or step == self._step
+
+    def _text(self, step: str) -> _Text:
+        found = self._texts.get(step)
+        if found is None:
+            is_sure = self._after is None and step not in self._settled
+            doubt = Doubt.NONE if is_sure else Doubt.UNKNOWN
+            found = self._texts[step] = _Text(Held(step), doubt, epoch=self.epoch)
+        return found
+
+    def _must_wait(self, text: _Text, kept: str) -> bool:
+        """The reader may hold more than is kept: in the same life the rest is about to come."""
+        after = self._after
+        if after is None or not is_of(after, text.held.step) or text.looks > LOOKS_MAX:
+            return False
+        return len(kept) < after.offset and not self._is_taken_over
+
+    def _believe(self, text: _Text, known: str) -> Iterator[Event]:
+        """Take a reader that came back at its word as far as it proves it."""
+        after = self._after or Position()
+        offset = proved(after, text.held.step, known)
+        text.held = Held(text.held.step, known[: max(0, offset)])
+        text.doubt = Doubt.NONE
+        if offset != after.offset:
+            yield self._reset(text, max(0, offset))
+
+    def _kept_nothing(self, text: _Text) -> Iterator[Event]:
+        is_hopeless = text.doubt is Doubt.UNKNOWN and text.looks > LOOKS_MAX
+        if (text.doubt is Doubt.STRICT or is_hopeless) and not text.pending:
+            yield from self._void(text, 0)
+
+    def _void(self, text: _Text, offset: int) -> Iterator[Event]:
+        """The text ends at `offset` for now."""
+        text.void(offset)
+        if text.doubt is Doubt.UNKNOWN:
+            if offset == 0:
+                text.doubt = Doubt.NONE
+                yield self._reset(text, 0)
+        elif offset < len(text.held):
+            yield self._reset(text, offset)
+        if offset == 0:
+            text.doubt = Doubt.NONE
+
+    def _piece(self, text: _Text, offset: int, piece: str) -> Iterator[Event]:
+        """A piece of the living text."""
+        if text.is_given_up:
+            return
+        if text.doubt is Doubt.UNKNOWN and offset == 0:
+            yield from self._void(text, 0)
+        have = len(text.held)
+        if text.doubt is Doubt.UNKNOWN or offset > have:
+            text.pend(offset, piece)
+            return
+        behind = piece[: have - offset]
+        if text.held.text[offset : offset + len(behind)] != behind:
+            yield self._reset(text, offset)
+            behind = ""
+        yield from self._chunks(text, piece[len(behind) :])
+        yield from self._drain(text)
+
+    def _drain(self, text: _Text) -> Iterator[Event]:
+        """Pieces whose gap is closed."""
+        while text.pending and text.pending[0][0] <= len(text.held):
+            offset, piece = text.pending.pop(0)
+            yield from self._piece(text, offset, piece)
+
+    def _chunks(self, text: _Text, piece: str, *, is_last: bool = False) -> Iterator[Event]:
+        total = sum(len(other.held) for other in self._texts.values())
+        if not is_last and total + len(piece) > HELD_CHARS_MAX:
+            text.is_given_up = True
+            text.pending.clear()
+            return
+        for start in range(0, len(piece), PIECE_CHARS_MAX):
+            part = piece[start : start + PIECE_CHARS_MAX]
+            offset = len(text.held)
+            text.held.add(part)
+            data = {"step": text.held.step, "attempt": text.attempt, "offset": offset, "text": part}
+            yield Event("chunk", self._id(text), data)
+
+    def _reset(self, text: _Text, offset: int) -> Event:
+        text.held.cut(offset)
+        data = {"step": text.held.step, "attempt": text.attempt, "offset": offset}
+        return Event("reset", self._id(text), data)
+
+    def _id(self, text: _Text) -> str:
+        return f"{self.seq}.{text.attempt}.{len(text.held)}.{text.held.proof()}"
+
+
+def text_of(result: Json, *, is_known: bool) -> str | None:
+    """The text that a step's result says; None for a step that has none.
+
+    `is_known`: the step has streamed, so that `text` is what it streamed.
+    """
+    if not isinstance(result, dict) or not isinstance(result.get("text"), str):
+        return None
+    is_llm = "model" in result and "tokens" in result
+    return str(result["text"]) if is_known or is_llm else None
+
+
+def shown(entry: Entry, data: dict[str, Json]) -> dict[str, Json]:
+    """An entry as the data of an event, at most about DATA_BYTES_MAX large."""
+    head: dict[str, Json] = {
+        "seq": entry.seq,
+        "kind": entry.kind,
+        "step": entry.step,
+        "attempt": entry.attempt,
+        "epoch": entry.epoch,
+        "recorded_at": entry.recorded_at,
+        "data": data,
+    }
+    is_plain = entry.payload[:1] == b"{"
+    if (len(entry.payload) if is_plain else _size(data)) > DATA_BYTES_MAX:
+        small = {key: value for key, value in data.items() if _size(value) <= VALUE_BYTES_MAX}
+        head |= {"data": small, "cut": sorted(set(data) - set(small))}
+    return head
+
+
+def _size(value: Json) -> int:
+    return len(json.dumps(value, default=str)) if value is not None else 0
