@@ -137,7 +137,7 @@ def serving(url: str, folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            if found := re.search(r"http://\S+", line):
+            if found := re.search(r'http://[^\s"]+', line):
                 break
         else:
             raise SystemExit("bench: the server did not start")

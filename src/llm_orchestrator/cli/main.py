@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "schema": ("schema", "print the JSON Schema of workflow files, for editors"),
     "local": ("local", "fetch, start and stop the local model"),
     "config": ("config", "show the settings and where they come from"),
+    "status": ("status", "what is wrong, and which command mends it"),
     "doctor": ("doctor", "check this machine, the store and the providers' keys"),
     "completions": ("completions", "print the completion script of a shell"),
 }

@@ -28,6 +28,7 @@ from llm_orchestrator.model import (
     RunState,
     Workflow,
 )
+from llm_orchestrator.store.statistics import Counts
 
 
 class StateChange(NamedTuple):
@@ -579,6 +580,11 @@ class Database(Store, Protocol):
     @property
     def clock(self) -> Clock:
         """The store's time."""
+        ...
+
+    @property
+    def counts(self) -> Counts:
+        """How much of what is in it."""
         ...
 
     @property
