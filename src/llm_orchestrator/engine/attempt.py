@@ -69,6 +69,8 @@ class Attempt(Extras):
     async def _recover(self) -> None:
         fold = self._execution.fold
         if self.step not in fold.intents and self.step not in fold.failures:
+            if self.step in fold.redone:  # pieces of an answer that a rewind took back
+                self._append((DropProgress(self.run_id, self.step),))
             return
         kept = await self._execution.services.look.progress(self.run_id, self.step)
         if kept is not None:
@@ -101,9 +103,14 @@ class Attempt(Extras):
         self._tell("reset", {"offset": 0})
 
     def keep_handle(self, handle: Mapping[str, Json]) -> None:
-        """Kept at once: without it a crash before the first checkpoint could not attach."""
+        """Kept at once: without it a crash before the first checkpoint could not attach.
+
+        One that differs only in how far the answer has come waits for the next checkpoint.
+        """
+        is_news = not self._stream.parts or _lasting(handle) != _lasting(self._stream.handle)
         self._stream.handle = dict(handle)
-        self._checkpoint()
+        if is_news:
+            self._checkpoint()
 
     def add_usage(self, usage: Usage) -> None:
         self._usage = self._usage + usage
@@ -190,6 +197,13 @@ class Attempt(Extras):
     def _append(self, changes: Sequence[Change]) -> None:
         execution = self._execution
         execution.services.writer.append(execution.head, (), changes=changes)
+
+
+def _lasting(handle: Mapping[str, Json]) -> dict[str, Json]:
+    """A handle without what grows with each piece (providers say it with every one)."""
+    own = handle.get("handle")
+    inner = {key: own[key] for key in own if key != "output_tokens"} if own else {}
+    return {**handle, "handle": inner}
 
 
 class _Stream:

@@ -62,3 +62,29 @@ async def test_an_answer_that_is_continued_twice_keeps_every_word_in_its_place()
     assert await Life(store, clock, writer).says("d ", "e ") == "a b c d e "
     assert await Life(store, clock, writer).says("f ") == "a b c d e f "
     assert await Life(store, clock, writer).says() == "a b c d e f "
+
+
+async def test_a_piece_is_no_write_and_what_came_is_kept_when_the_attempt_is_cut() -> None:
+    clock = HandClock()
+    store = MemoryStore(clock)
+    writer = await accepted(store)
+    entry, change = claim()
+    await land(store, writer.append(entry, change=change))
+    life = Life(store, clock, writer)
+    await life.attempt.begin(1)
+    for count in range(100):  # as a provider tells it, with every piece
+        life.attempt.keep_handle({"provider": "p", "handle": {"id": "x", "output_tokens": count}})
+        await life.attempt.emit(f"{count} ")
+    assert len(life.pending) == 2  # the handle, and the first piece
+    life.attempt.keep_handle({"provider": "p", "handle": {"id": "y", "output_tokens": 100}})
+    assert len(life.pending) == 3
+    await life.attempt.emit("last ")
+    life.attempt.interrupted()
+    assert len(life.pending) == 4
+    for append in life.pending:
+        await store.commit(Batch((append,)))
+    kept: Any = await store.look.progress(writer.run_id, STEP)
+    assert kept.text == "".join(f"{count} " for count in range(100)) + "last "
+    assert kept.handle["handle"]["handle"] == {"id": "y", "output_tokens": 100}
+    life.attempt.interrupted()
+    assert len(life.pending) == 4, "nothing new, nothing to keep"
