@@ -19,7 +19,8 @@ RUNS = 200
 LONG = 60
 """Of them stream for longer than any grace."""
 TOKENS = 60
-PACE_MS = 300
+PACES_MS = (140, 190, 230, 270, 310)
+"""Several, so that streams are cut anywhere between what is kept once a second."""
 FLOW = """\
 name: talk
 inputs: {number: {type: integer}, pace: {type: string, default: quickly}}
@@ -44,10 +45,13 @@ def site(request: pytest.FixtureRequest, tmp_path: Path, fake: FakeServer) -> It
         yield made
 
 
-def slow_down(site: Site, count: int, *, pace_ms: int = PACE_MS) -> None:
+def slow_down(site: Site, count: int, *, paces_ms: tuple[int, ...] = PACES_MS) -> None:
     """The first `count` questions that ask for it are answered slowly, the others in a moment."""
-    slow = {"match": {"contains": "slowly"}, "chunk_delay_ms": pace_ms}
-    site.fake.control(reset=True, script=[slow] * count, default={"chunk_delay_ms": 10})
+    script = [
+        {"match": {"contains": "slowly"}, "chunk_delay_ms": paces_ms[n % len(paces_ms)]}
+        for n in range(count)
+    ]
+    site.fake.control(reset=True, script=script, default={"chunk_delay_ms": 10})
 
 
 def ready(site: Site, name: str, *words: str) -> NodeProcess:
@@ -94,10 +98,10 @@ def test_what_can_go_on_elsewhere_does_so_before_the_grace_ends(
     tmp_path: Path, fake: FakeServer
 ) -> None:
     with site_on("postgres", tmp_path, fake) as site:
-        slow_down(site, 11, pace_ms=100)
+        slow_down(site, 0)
+        site.fake.control(script=[*LONGEST, *[SHORT] * 10])
         first = ready(site, "first", "--grace", str(HANG_S * 2))
         leaver = first.node_id
-        site.fake.control(default={"chunk_delay_ms": 10}, script=[*LONGEST, *[SHORT] * 10])
         longest, *others = site.submit(
             FLOW, [{"number": n, "pace": "for ever" if n == 0 else "slowly"} for n in range(11)]
         )
@@ -123,13 +127,13 @@ def test_what_can_go_on_elsewhere_does_so_before_the_grace_ends(
         assert site.calls()[f"{longest}/first"][1]["prefix_chars"] > 0
 
 
-LONGEST = [{"match": {"contains": "for ever"}, "chunk_delay_ms": 30_000 // TOKENS * 10}]
+LONGEST = [{"match": {"contains": "for ever"}, "chunk_delay_ms": 5_000}]
 SHORT = {"match": {"contains": "slowly"}, "chunk_delay_ms": 100}
 
 
 def test_a_drained_node_is_empty_says_so_and_comes_back(tmp_path: Path, fake: FakeServer) -> None:
     with site_on("postgres", tmp_path, fake) as site:
-        slow_down(site, 10, pace_ms=50)
+        slow_down(site, 10, paces_ms=(50,))
         first = ready(site, "first")
         site.submit(FLOW, [{"number": n, "pace": "slowly"} for n in range(10)])
         until(lambda: len(site.calls()) == 10, "steps that stream")
