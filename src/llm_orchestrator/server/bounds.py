@@ -1,7 +1,7 @@
 """Bounds on what a request may bring: body, query, number and size of headers.
 
 A body is counted as it comes; one that says that it is too large is refused before it is read.
-(uvicorn's h11 bounds the head as a whole at 64 KiB.)
+(protocol.py bounds the head as a whole.)
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.server.app import make_app
 from llm_orchestrator.server.feed import Feed
 from llm_orchestrator.server.principal import Guard, OpenGuard, TokenGuard
+from llm_orchestrator.server.protocol import BoundedHttp
 from llm_orchestrator.server.surface import Setting, Surface
 from llm_orchestrator.store.base import Database
 from llm_orchestrator.wire.catalogue import Definitions
@@ -226,7 +227,7 @@ def make_server(surface: Surface, *, has_api: bool) -> uvicorn.Server:
             lifespan="off",
             timeout_graceful_shutdown=CLOSE_S,
             timeout_keep_alive=65,
-            h11_max_incomplete_event_size=64 * 1024,
+            http=BoundedHttp,
             server_header=False,
             ws="none",
         )
