@@ -13,14 +13,16 @@ import contextlib
 import logging
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from llm_orchestrator import __version__
-from llm_orchestrator.config import Config
+from llm_orchestrator.config import Config, without_password
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
     from llm_orchestrator.telemetry.genai import Version
     from llm_orchestrator.telemetry.tracing import Tracing
@@ -111,6 +113,38 @@ def _make(config: Config, node_id: str) -> TracerProvider | None:
     }
     resource = Resource.create().merge(Resource(facts)).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(endpoint=config.otel_endpoint)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    exporter = Announced(OTLPSpanExporter(endpoint=config.otel_endpoint), config.otel_endpoint)
+    provider.add_span_processor(BatchSpanProcessor(cast("SpanExporter", exporter)))
     return provider
+
+
+class Announced:
+    """An exporter that says once that it cannot send, why, and once that it can again."""
+
+    def __init__(self, exporter: SpanExporter, place: str) -> None:
+        self._exporter = exporter
+        self._place = without_password(place)
+        self._is_down = False
+        # Its retries are its own affair; its errors say why, and once is enough.
+        theirs = logging.getLogger(type(exporter).__module__)
+        theirs.setLevel(logging.ERROR)
+        theirs.addFilter(lambda _: not self._is_down)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Called by the SDK's thread."""
+        result = self._exporter.export(spans)
+        is_down = result.name != "SUCCESS"
+        if is_down and not self._is_down:
+            logger.warning("spans cannot be sent to %s; until they can they are lost", self._place)
+        elif self._is_down and not is_down:
+            logger.warning("spans are sent to %s again", self._place)
+        self._is_down = is_down
+        return result
+
+    def shutdown(self) -> None:
+        """Send no more."""
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Send now."""
+        return self._exporter.force_flush(timeout_millis)
