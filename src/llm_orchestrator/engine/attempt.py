@@ -160,7 +160,9 @@ class Attempt(Extras):
             tokens = used.input_tokens
         handle = self._stream.handle
         provider, model = handle.get("provider", self.asked[0]), handle.get("model", self.asked[1])
-        self._execution.services.metrics.respent(str(provider), str(model), tokens, cost_usd)
+        self._execution.services.metrics.respent(
+            str(provider), str(model), tokens=tokens, cost_usd=cost_usd
+        )
 
     def before(self) -> None:
         if self._check_budget is not None:

@@ -22,6 +22,7 @@ from llm_orchestrator.engine.driver import Driver, End, NodeOptions
 from llm_orchestrator.engine.execution import Execution, Services
 from llm_orchestrator.engine.flows import Flows
 from llm_orchestrator.engine.machine import Event, Happening, decide
+from llm_orchestrator.engine.measure import ClaimTimes
 from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.offers import OfferBook
 from llm_orchestrator.engine.quota import Quotas
@@ -73,6 +74,7 @@ class Claims:
         self._upkeep = upkeep
         self._quotas = Quotas(store, clock, options.queues)
         services.spent = self._quotas.spend
+        self.times = ClaimTimes(services.metrics, clock)
         self.wake = asyncio.Event()
         self.nodes_alive = 1
         self._strange: set[str] = set()
@@ -107,6 +109,7 @@ class Claims:
 
     def expect_orphans(self) -> None:
         """A node died: its runs are to be taken over."""
+        self.times.saw_death()
         self._has_orphans = True
         self.wake.set()
 
@@ -167,6 +170,7 @@ class Claims:
             self._has_orphans = True
             return
         self._has_orphans = False
+        self.times.look()
         tried: set[str] = set()
         while not self.is_held() and (
             room := min(CLAIM_MAX // self.nodes_alive + 1, max(self._driver.room, 0))
@@ -175,6 +179,7 @@ class Claims:
             orphans = await self._store.adopt(self.node_id, room, out, strange=tuple(self._strange))
             orphans = [run_id for run_id in orphans if run_id not in self._driver.driven]
             if not orphans:
+                self.times.took_all()
                 return
             tried.update(orphans)
             nodes = await self._store.shelf.nodes(1_000)
@@ -352,6 +357,10 @@ class Claims:
         if len(drafts) > 1:
             self._offers.forget(run_id)
         self._driver.start(execution, flow, queue)
+        if happening.event is not Event.TAKEOVER:
+            self.times.claimed(state, journal)
+        elif state.owner != self.node_id:
+            self.times.took_over()
         return True
 
     def _how(self, state: Fold, states: Mapping[str, str]) -> Happening | None:

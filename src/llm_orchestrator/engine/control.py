@@ -27,7 +27,17 @@ from llm_orchestrator.engine.driver import End, news
 from llm_orchestrator.engine.machine import TRANSITIONS, Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, checkpoints, fold
 from llm_orchestrator.errors import KeyReused, NotFound, Overtaken, Refused, StoreDamaged
-from llm_orchestrator.model import Draft, Entry, Journal, Json, Kind, NewRun, RunState, Workflow
+from llm_orchestrator.model import (
+    MICROSECONDS,
+    Draft,
+    Entry,
+    Journal,
+    Json,
+    Kind,
+    NewRun,
+    RunState,
+    Workflow,
+)
 from llm_orchestrator.store.base import (
     Append,
     Batch,
@@ -41,6 +51,7 @@ from llm_orchestrator.store.base import (
 )
 from llm_orchestrator.store.journal import decode, encode, link
 from llm_orchestrator.store.writer import Head
+from llm_orchestrator.telemetry.metrics import Metrics
 
 _TRIES = 5
 _REQUESTS = {Event.CANCEL: "cancel", Event.PAUSE: "pause", Event.REWIND: "rewind"}
@@ -60,9 +71,10 @@ class Answer:
 class Operator:
     """Requests, each fenced by the journal."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, *, metrics: Metrics | None = None) -> None:
         self._store = store
         self._clock = clock
+        self._metrics = metrics or Metrics()
 
     async def accept(self, new: NewRun, *, register: Workflow | None = None) -> str:
         """Make a run durable without driving it; whoever serves the store claims it. Its id.
@@ -292,6 +304,9 @@ class Operator:
             end = End(state.run_id, decision.state, decision.change.reason, error=decision.error)
             changes = (news(parent, end),)
         await self._commit(append._replace(changes=changes) if changes else append)
+        if decision.state.is_final:
+            took_s = (self._clock.now_us() - state.created_at) / MICROSECONDS
+            self._metrics.run_ended(str(state.accepted["workflow"]), decision.state.value, took_s)
         return Answer(state.run_id, decision.state, True, f"run is {decision.state}")
 
     def _chain(

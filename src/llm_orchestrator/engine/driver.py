@@ -27,7 +27,7 @@ from llm_orchestrator.engine.replay import fold
 from llm_orchestrator.engine.retention import Retention
 from llm_orchestrator.engine.trace import arrive
 from llm_orchestrator.errors import Fenced, OrchestratorError, StoreDamaged, StoreError
-from llm_orchestrator.model import Json, Message, RunState
+from llm_orchestrator.model import MICROSECONDS, Json, Message, RunState
 from llm_orchestrator.store.base import (
     Batch,
     Change,
@@ -338,6 +338,11 @@ class Driver:
         )
         is_final = decision.state.is_final
         execution.trace.left(decision.state, end.reason, end.error, is_final=is_final)
+        if is_final:
+            begun = execution.fold
+            took_s = (self._clock.now_us() - begun.created_at) / MICROSECONDS
+            workflow = str(begun.accepted["workflow"])
+            execution.services.metrics.run_ended(workflow, decision.state.value, took_s)
         execution.publish(str(decision.state), "", dict(happening.data))
         if decision.state is RunState.CANCELLED:
             await self._cancel_children(execution.run_id)

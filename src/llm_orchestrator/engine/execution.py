@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_orchestrator.clock import Clock, derived_run_id
 from llm_orchestrator.engine.failure import describe, is_retryable
@@ -49,6 +49,7 @@ from llm_orchestrator.model import (
 from llm_orchestrator.store.base import Batch, Change, Consume, Look, Receipt
 from llm_orchestrator.store.journal import encode, round_trip
 from llm_orchestrator.store.writer import GroupWriter, Head
+from llm_orchestrator.telemetry.metrics import Metrics
 from llm_orchestrator.telemetry.propagation import UNTRACED
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ Work = Callable[[int], Awaitable[Json]]
 """Called with the attempt's number; returns JSON."""
 Publish = Callable[[str, str, str, int, "dict[str, Json]"], None]
 """(run_id, what, step, attempt, data): told after the fact, for progress displays."""
+CODE = "code"
+"""The type of a step that is a function of a Python workflow, as metrics name it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class Services:
     """Told of tokens that a run of a queue has used."""
     node_id: str = ""
     tracing: Tracing | None = None
+    metrics: Metrics = field(default_factory=Metrics)
 
     def may_begin(self) -> bool:
         """True while this node's lease lets it begin something outside the store."""
@@ -109,6 +113,8 @@ class Services:
 
 class Extras:
     """What a step's entries carry beside its result. Subclasses override what they need."""
+
+    step_type = CODE
 
     def data(self) -> dict[str, Json]:
         """Usage and notes of the attempt that just ended."""
@@ -128,8 +134,12 @@ class Extras:
     def before(self) -> None:
         """May refuse a paid attempt (budget spent) before its intent is recorded."""
 
+    def respent(self) -> None:
+        """The attempt that just ended had been made before: a crash hid what became of it."""
 
-class _Job(NamedTuple):
+
+@dataclass(slots=True)
+class _Job:
     """One step to perform."""
 
     key: str
@@ -137,6 +147,8 @@ class _Job(NamedTuple):
     policy: Policy
     extras: Extras | None
     at: int
+    began: float = 0.0
+    """When the attempt began, on the steady clock."""
 
 
 class _TryAgain(Exception):
@@ -186,6 +198,7 @@ class Execution:
             gate.enter()
             mark = self.fold.mark(key)
             place = self.trace.enter(key, attempt, mark=mark, is_paid=policy.is_paid)
+            job.began = self.services.clock.monotonic()
             try:
                 return await self._attempt(job, attempt)
             except _TryAgain as again:
@@ -258,6 +271,7 @@ class Execution:
             is_paid=job.policy.is_paid or job.policy.effect is Effect.ONCE,
         )
         self.trace.finished(job.key, attempt)
+        self._count(job, attempt, "ok")
         if self.services.publish is not None:
             self.publish("finished", job.key, recorded, attempt=attempt)
         return recorded["result"]
@@ -282,6 +296,7 @@ class Execution:
             data["next_at"] = clock.now_us() + max(delay_us, after_us)
         await self.record(Kind.ATTEMPT_FAILED, key, data, attempt=attempt)
         self.trace.failed(key, attempt, facts, is_final=is_final)
+        self._count(job, attempt, str(facts["kind"]), is_final=is_final)
         self.publish("failed", key, data, attempt=attempt)
         if is_final:
             return _step_failed(key, facts)
@@ -313,7 +328,17 @@ class Execution:
             Kind.ATTEMPT_FAILED, key, {"error": facts, "final": True}, attempt=attempt
         )
         self.trace.failed(key, attempt, facts, is_final=True)
+        self._count(job, attempt, str(facts["kind"]))
         raise _step_failed(key, facts)
+
+    def _count(self, job: _Job, attempt: int, outcome: str, *, is_final: bool = True) -> None:
+        """An attempt's end is durable."""
+        extras, services = job.extras, self.services
+        step_type = CODE if extras is None else extras.step_type
+        seconds = services.clock.monotonic() - job.began
+        services.metrics.attempt_ended(step_type, outcome, seconds, is_final=is_final)
+        if extras is not None and self.fold.intents.get(job.key) == attempt:
+            extras.respent()
 
     # -- waiting -------------------------------------------------------------------------------
 

@@ -252,7 +252,7 @@ class Interpreter:
             if reason and key in self._substitutes:  # it was run already, in another's place
                 return StepState.COMPLETED if step.id in names.steps else StepState.FAILED
             if reason:
-                self._skip(key, reason)
+                self._skip(key, reason, step.type)
                 return StepState.SKIPPED
             bound = await self._try(step, place)
         if bound is None:
@@ -285,8 +285,9 @@ class Interpreter:
     def _is_wanted(self, step: BaseStep, names: Names) -> bool:
         return self._tools.templates.is_true(step.condition or "", names.all())
 
-    def _skip(self, key: str, reason: str) -> None:
+    def _skip(self, key: str, reason: str, step_type: str) -> None:
         if key not in self._execution.fold.skipped:
+            self._execution.services.metrics.step_skipped(step_type)
             self._execution.note(Kind.STEP_SKIPPED, key, {"reason": reason})
             self._execution.publish("skipped", key, {"reason": reason})
 
@@ -327,6 +328,7 @@ class Interpreter:
             spend=self._spend,
             ask=self._probe(step, key),
         )
+        attempt.step_type = step.type
         try:
             config = render_step(step, self._tools.templates, names.all())
         except TemplateError as error:

@@ -26,6 +26,7 @@ async def perform_leaf(
 ) -> Outputs:
     """The leaf's recorded outputs, or those of doing it now, by its own policy."""
     leaf, config, limit = call
+    attempt.asked = tuple(str(getattr(config, name, "")) for name in ("provider", "model"))
 
     async def work(number: int) -> Json:
         await attempt.begin(number)

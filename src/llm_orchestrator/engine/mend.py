@@ -34,6 +34,7 @@ from llm_orchestrator.store.base import Batch, Mend, PutBlob, Reindex, RunRow, S
 from llm_orchestrator.store.check import INDEX_DAMAGED, within_reach
 from llm_orchestrator.store.journal import encode
 from llm_orchestrator.store.writer import GroupWriter, Head
+from llm_orchestrator.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 _HARMLESS = frozenset(
@@ -221,9 +222,12 @@ def _value(column: bytes | None) -> Json:
 class Mender:
     """Carries out plans. Every repair is an entry, or a byte that the chain itself proves right."""
 
-    def __init__(self, store: Store, writer: GroupWriter) -> None:
+    def __init__(
+        self, store: Store, writer: GroupWriter, *, metrics: Metrics | None = None
+    ) -> None:
         self._store = store
         self._writer = writer
+        self._metrics = metrics or Metrics()
 
     async def plan(self, journal: Journal) -> Plan:
         """What would be done about a damaged run."""
@@ -250,6 +254,8 @@ class Mender:
         """Do it, and read the run again. Raises StoreDamaged when it still does not fit."""
         run_id = plan.run_id
         logger.error("run %s is damaged: %s", run_id, plan.summary())
+        damaged = len({flaw.seq for flaw in plan.flaws})
+        self._metrics.count("journal_damaged_total", amount=damaged)
         if plan.entries:
             await self._store.commit(Batch(changes=(*plan.blobs, Mend(run_id, plan.entries))))
         if plan.lost:
@@ -261,6 +267,7 @@ class Mender:
                 f"run {run_id} is still damaged after its repair: {journal.flaws[0].what}",
                 run_id=run_id,
             )
+        self._metrics.count("journal_mended_total", amount=damaged)
         return journal
 
     async def _give_up(self, plan: Plan) -> None:

@@ -17,6 +17,7 @@ import logging
 import os
 import platform
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_orchestrator.clock import Clock
@@ -31,6 +32,7 @@ from llm_orchestrator.engine.heart import Heart
 from llm_orchestrator.engine.lease import Verdict
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.maintenance import Admission, Watch
+from llm_orchestrator.engine.measure import node_gauges
 from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.offers import OfferBook
 from llm_orchestrator.engine.replay import Fold
@@ -43,6 +45,7 @@ from llm_orchestrator.model import Json, NewRun, RunState, Workflow
 from llm_orchestrator.store.base import Change, NodeState, Register, Store
 from llm_orchestrator.store.spool import Spool
 from llm_orchestrator.store.writer import GroupWriter, Head
+from llm_orchestrator.telemetry.metrics import Metrics
 from llm_orchestrator.telemetry.propagation import outgoing
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ class Node:
         publish: Publish | None = None,
         spool: Spool | None = None,
         tracing: Tracing | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.node_id = store.node_id
         self.flows = flows
@@ -77,8 +81,11 @@ class Node:
         self._services = Services(
             self.writer, store.look, store.commit, clock, slots, self, publish, flows.tools
         )
+        self.spool = spool
         self._services.tracing = tracing
-        self._mender = Mender(store, self.writer)
+        self._services.metrics = metrics or Metrics()
+        self._gauges = partial(node_gauges, self)
+        self._mender = Mender(store, self.writer, metrics=metrics)
         self.driver = Driver(store, self.writer, clock, options=self._options, on_room=self._poke)
         self.store_gate = StoreBreaker(clock)
         """For what is asked of the store on behalf of others; the writer does not pass it."""
@@ -121,6 +128,7 @@ class Node:
 
         Raises StoreError.
         """
+        self._services.metrics.watch(self._gauges)
         self.writer.start()
         self._store.on_news(self._claims.notice)
         await self._begin()
@@ -156,6 +164,7 @@ class Node:
         await self.driver.stop(grace_s=grace_s, hurry=self.writer.hurry)
         await self.writer.close()
         await self.heart.stop(NodeState.LEFT)
+        self._services.metrics.unwatch(self._gauges)
 
     def is_alive(self) -> bool:
         """False when what must never stop has stopped: the heart, or the claiming of runs."""

@@ -31,4 +31,5 @@ async def use(execution: Execution, key: str, config: dict[str, Any], *, at: int
         problems = "; ".join(message for _, message in explain(error, model, data))
         raise AuthorError(f"ctx.use({config['type']!r}): {problems}") from error
     attempt = Attempt(execution, key, tools.providers)
+    attempt.step_type = step.type
     return await perform_leaf(execution, attempt, Call(leaf, step), at=at)

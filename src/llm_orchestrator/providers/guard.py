@@ -36,8 +36,11 @@ from llm_orchestrator.providers.base import (
 from llm_orchestrator.providers.breaker import Admission, BreakerPolicy, State, Tally, Verdict
 from llm_orchestrator.providers.limits import Buckets, Limit, Slice
 from llm_orchestrator.providers.shared import Cell
+from llm_orchestrator.telemetry.metrics import Metrics
 
 _FRESH_S = 1.0
+_REFUSE_S = 0.05
+"""Nobody is sent away on older news: a person may have closed the breaker."""
 _RETURN_GAP_S = 0.02
 _WAIT_S_MAX = 600.0
 _ANSWER_TOKENS = 500
@@ -63,11 +66,18 @@ class SharedBreaker:
     """The breaker of one provider and model."""
 
     def __init__(
-        self, key: str, *, clock: Clock, shared: SharedState, policy: BreakerPolicy
+        self,
+        key: str,
+        *,
+        clock: Clock,
+        shared: SharedState,
+        policy: BreakerPolicy,
+        metrics: Metrics,
     ) -> None:
         self._key = key
         self._clock = clock
         self._policy = policy
+        self._metrics = metrics
         self._cell = Cell(shared, "breaker", key)
         self._tally = Tally()
         self._read_at: float | None = None
@@ -144,12 +154,20 @@ class SharedBreaker:
             await self._cell.read()
 
     async def _change(self, change: Callable[[Verdict], tuple[Verdict, T]]) -> T:
+        has_opened = False
+
         def step(value: Json) -> tuple[Json, T]:
+            nonlocal has_opened
             before = Verdict.from_json(value)
             after, result = change(before)
+            has_opened = after.state is State.OPEN and before.state is not State.OPEN
             return (value if after == before else after.to_json()), result
 
-        return await self._cell.change(step)
+        result = await self._cell.change(step)
+        if has_opened:
+            provider = self._metrics.names(self._key.partition("/")[0])
+            self._metrics.count("breaker_openings_total", provider)
+        return result
 
 
 class SharedLimiter:
@@ -268,11 +286,13 @@ class Guards:
         shared: SharedState,
         limits: Mapping[str, Limit],
         policy: BreakerPolicy,
+        metrics: Metrics | None = None,
     ) -> None:
         self._clock = clock
         self._shared = shared
         self._limits = limits
         self._policy = policy
+        self._metrics = metrics or Metrics()
         self._guards: dict[str, Guard] = {}
         self._limiters: dict[str, SharedLimiter] = {}
 
@@ -288,7 +308,13 @@ class Guards:
         """Return the guard of a provider's model. Models under one limit share its limiter."""
         key = f"{provider}/{model}"
         if key not in self._guards:
-            gate = SharedBreaker(key, clock=self._clock, shared=self._shared, policy=self._policy)
+            gate = SharedBreaker(
+                key,
+                clock=self._clock,
+                shared=self._shared,
+                policy=self._policy,
+                metrics=self._metrics,
+            )
             self._guards[key] = Guard(gate, self._limiter(provider, model))
         return self._guards[key]
 

@@ -25,9 +25,11 @@ from llm_orchestrator.providers.base import (
 )
 from llm_orchestrator.providers.guard import Guarded, GuardedEmbeddings, Guards
 from llm_orchestrator.providers.limits import Limit
+from llm_orchestrator.providers.measured import Measured, MeasuredEmbeddings
 from llm_orchestrator.providers.prices import PriceBook
 from llm_orchestrator.providers.settings import Address, ProviderSettings, clean_key, clean_url
 from llm_orchestrator.providers.shared import MemoryState
+from llm_orchestrator.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from llm_orchestrator.providers.http import HttpClient, Target
@@ -45,16 +47,23 @@ class Registry:
     """The `Providers` of base.py. `close` ends everything that it made."""
 
     def __init__(
-        self, settings: ProviderSettings, *, clock: Clock, shared: SharedState | None = None
+        self,
+        settings: ProviderSettings,
+        *,
+        clock: Clock,
+        shared: SharedState | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._metrics = metrics or Metrics()
         self._prices = PriceBook()
         self._guards = Guards(
             clock=clock,
             shared=shared or MemoryState(),
             limits=settings.limits,
             policy=settings.breaker,
+            metrics=self._metrics,
         )
         self._http_client: HttpClient | None = None
         self._llms: dict[str, LLMProvider] = {}
@@ -81,7 +90,8 @@ class Registry:
                 made = self._openai(name)
             else:
                 made = self._plugin(PROVIDERS, name, "complete")
-            self._llms[name] = made if name == "echo" else Guarded(made, self._guards)
+            guarded = made if name == "echo" else Guarded(made, self._guards)
+            self._llms[name] = Measured(guarded, self._clock, self._metrics)
         return self._llms[name]
 
     def embedding(self, name: str) -> EmbeddingProvider:
@@ -99,7 +109,8 @@ class Registry:
             else:
                 made = self._plugin(PROVIDERS, name, "embed")
             is_ours = name in ("echo", "local")
-            self._embeddings[name] = made if is_ours else GuardedEmbeddings(made, self._guards)
+            guarded = made if is_ours else GuardedEmbeddings(made, self._guards)
+            self._embeddings[name] = MeasuredEmbeddings(guarded, self._clock, self._metrics)
         return self._embeddings[name]
 
     def vectors(self, name: str) -> VectorStore:

@@ -22,6 +22,7 @@ from llm_orchestrator.clock import Clock, StoreClock
 from llm_orchestrator.errors import StoreError, StoreForeign, StoreUnavailable
 from llm_orchestrator.model import Run
 from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, lives, news_of
+from llm_orchestrator.store.measure import measured
 from llm_orchestrator.store.postgres_address import parse_address
 from llm_orchestrator.store.postgres_apply import Applier
 from llm_orchestrator.store.postgres_bell import CHANNEL, Bell, pack
@@ -35,6 +36,7 @@ from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.rows import is_run_id
 from llm_orchestrator.store.shelf import TableShelf
 from llm_orchestrator.store.statistics import TableCounts
+from llm_orchestrator.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 DRIFT_S = 60.0
@@ -53,15 +55,19 @@ class PostgresStore:
         clock: Clock,
         direct_url: str = "",
         pool_size: int = 10,
+        metrics: Metrics | None = None,
     ) -> None:
         self.node_id = node_id
+        self.metrics = metrics or Metrics()
         self.generation = 1
         self.incarnation = ""
         self.clock = StoreClock(clock)
         self._address = parse_address(url)
         self._direct = parse_address(direct_url) if direct_url else self._address
         is_pooled = self._direct != self._address
-        self._pool = Pool(self._address, clock, size=pool_size, is_pooled=is_pooled)
+        self._pool = Pool(
+            self._address, clock, size=pool_size, is_pooled=is_pooled, metrics=self.metrics
+        )
         self.look = PostgresLook(self._pool)
         self.shelf = TableShelf(self._pool)
         self.counts = TableCounts(self._pool, has_standbys=True)
@@ -147,7 +153,9 @@ class PostgresStore:
         if not self._appliers:
             raise StoreError("the store is closed")
         applier = self._appliers[0 if batch.appends else 1]
-        receipt = await applier.apply(batch)
+        receipt = await measured(
+            applier.apply(batch), batch, metrics=self.metrics, clock=self.clock
+        )
         news = news_of(batch)
         if news:
             self._tell(news)

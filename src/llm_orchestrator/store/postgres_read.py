@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from llm_orchestrator.store.postgres_connect import (
     translate,
 )
 from llm_orchestrator.store.queries import load_queries
+from llm_orchestrator.telemetry.metrics import Metrics, Sample
 
 logger = logging.getLogger(__name__)
 WAIT_S = 5.0
@@ -40,13 +41,24 @@ TRUST_S = 0.5
 class Pool:
     """At most `size` connections, opened when they are needed."""
 
-    def __init__(self, address: Address, clock: Clock, *, size: int, is_pooled: bool) -> None:
+    def __init__(
+        self,
+        address: Address,
+        clock: Clock,
+        *,
+        size: int,
+        is_pooled: bool,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._metrics = metrics or Metrics()
+        self._metrics.watch(self._gauges)
         self._address = address
         self._clock = clock
         self._size = size
         self._is_pooled = is_pooled
         self._idle: list[tuple[Connection, float]] = []
         self._slots = asyncio.Semaphore(size)
+        self._busy = 0
         self._is_closed = False
         self.exhausted = 0
         """How often somebody waited in vain."""
@@ -55,6 +67,7 @@ class Pool:
     async def connection(self) -> AsyncIterator[Connection]:
         """One connection for a while. Raises StoreError's subclasses only."""
         await self._wait_for_slot()
+        self._busy += 1
         try:
             connection = await self._take()
             try:
@@ -71,6 +84,7 @@ class Pool:
             finally:
                 self._give(connection)
         finally:
+            self._busy -= 1
             self._slots.release()
 
     async def rows(self, name: str, /, **values: object) -> list[Any]:
@@ -90,17 +104,26 @@ class Pool:
     async def close(self) -> None:
         """Close what is idle; what is in use closes when it comes back."""
         self._is_closed = True
+        self._metrics.unwatch(self._gauges)
         idle, self._idle = self._idle, []
         for connection, _ in idle:
             with contextlib.suppress(Exception):
                 await connection.close(timeout=1)
 
+    def _gauges(self) -> Iterator[Sample]:
+        yield Sample("pool_connections", ("busy",), self._busy)
+        yield Sample("pool_connections", ("idle",), len(self._idle))
+        yield Sample("pool_size", (), self._size)
+
     async def _wait_for_slot(self) -> None:
+        began = self._clock.monotonic()
         try:
             async with asyncio.timeout(WAIT_S):
                 await self._slots.acquire()
+            self._metrics.observe("pool_wait_seconds", self._clock.monotonic() - began)
         except TimeoutError:
             self.exhausted += 1
+            self._metrics.count("pool_timeouts_total")
             raise StoreUnavailable(
                 f"all {self._size} connections to {self._address.shown} were busy for {WAIT_S:g} s",
                 hint=f"raise DB_POOL_SIZE (now {self._size})",

@@ -76,6 +76,12 @@ class Spool:
         self._numbers = itertools.count(1)
         self._offers: dict[str, list[_Record]] = {}
         self._gone: dict[_File, list[int]] = {}
+        self._held: set[_Record] = set()
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """How many results no store has taken yet, and their bytes."""
+        return len(self._held), sum(len(record.offer.payload) for record in self._held)
 
     @classmethod
     def open(
@@ -136,6 +142,7 @@ class Spool:
         if self._is_off or self._is_stalled:
             record.release()
         if not self._is_off:
+            self._held.add(record)
             self._waiting[record] = None
             if not self._in_flight:
                 self._flush()
@@ -198,6 +205,7 @@ class Spool:
                     dropped.append(offer)
                     continue
                 record = _Record(offer, None, self._settle)
+                self._held.add(record)
                 file.admit(record, number)
                 if offer.store_id == self._store_id:
                     self._offers.setdefault(offer.run_id, []).append(record)
@@ -301,6 +309,7 @@ class Spool:
             self._offers.setdefault(record.offer.run_id, []).append(record)
 
     def _let_go(self, record: _Record) -> None:
+        self._held.discard(record)
         self._waiting.pop(record, None)
         file, record.file = record.file, None
         if file is None:

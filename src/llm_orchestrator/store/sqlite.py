@@ -23,6 +23,7 @@ from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import StoreDamaged, StoreError, StoreLocked
 from llm_orchestrator.model import Run
 from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, news_of
+from llm_orchestrator.store.measure import measured
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.shelf import TableShelf
 from llm_orchestrator.store.sqlite_claims import SQLiteClaims
@@ -34,6 +35,7 @@ from llm_orchestrator.store.sqlite_share import ShareServer, answers, send_batch
 from llm_orchestrator.store.sqlite_thread import DatabaseThread
 from llm_orchestrator.store.sqlite_write import BatchWriter
 from llm_orchestrator.store.statistics import TableCounts
+from llm_orchestrator.telemetry.metrics import Metrics
 
 OnNews = Callable[[News], None]
 GENERATION_MAX = 1 << 20
@@ -43,8 +45,11 @@ GENERATION_MAX = 1 << 20
 class SQLiteStore:
     """See store.base.Store for every method's contract."""
 
-    def __init__(self, path: Path, *, node_id: str, clock: Clock) -> None:
+    def __init__(
+        self, path: Path, *, node_id: str, clock: Clock, metrics: Metrics | None = None
+    ) -> None:
         self.node_id = node_id
+        self.metrics = metrics or Metrics()
         self.path = path
         self.generation = 1
         self.incarnation = ""
@@ -178,7 +183,7 @@ class SQLiteStore:
     async def commit(self, batch: Batch) -> Receipt:
         if self._writer is None:
             return await self._commit_as_client(batch)
-        receipt = await self._apply(batch)
+        receipt = await measured(self._apply(batch), batch, metrics=self.metrics, clock=self.clock)
         news = news_of(batch)
         if news:
             for listener in self._listeners:

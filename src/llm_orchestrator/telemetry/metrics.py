@@ -159,18 +159,25 @@ class Metrics:
         """The same for a histogram."""
         self.histograms[word].observe(value, labels)
 
-    def attempt_ended(self, step_type: str, outcome: str, seconds: float) -> None:
-        """One attempt of a step has ended: `ok`, or the kind of its error."""
+    def attempt_ended(
+        self, step_type: str, outcome: str, seconds: float, *, is_final: bool = True
+    ) -> None:
+        """An attempt of a step has ended: `ok`, or the kind of its error. `is_final`: so has it."""
         step_type = self.names(step_type)
-        if outcome != "ok":
-            outcome = self.words(outcome)
-            self.errors.add(1.0, (outcome, step_type))
-        self._attempts.add(1.0, (step_type, outcome))
         self._durations.observe(seconds, (step_type,))
+        if outcome == "ok":
+            self._attempts.add(1.0, (step_type, outcome))
+            self._steps.add(1.0, (step_type, "completed"))
+            return
+        outcome = self.words(outcome)
+        self._attempts.add(1.0, (step_type, outcome))
+        self.errors.add(1.0, (outcome, step_type))
+        if is_final:
+            self._steps.add(1.0, (step_type, "failed"))
 
-    def step_ended(self, step_type: str, outcome: str) -> None:
-        """A step has come to its end: completed, failed or skipped."""
-        self._steps.add(1.0, (self.names(step_type), outcome))
+    def step_skipped(self, step_type: str) -> None:
+        """A step was not wanted."""
+        self._steps.add(1.0, (self.names(step_type), "skipped"))
 
     def run_ended(self, workflow: str, state: str, seconds: float) -> None:
         """A run has ended, so many seconds after it was accepted."""
@@ -191,24 +198,21 @@ class Metrics:
         for workflow in accepted:
             self.count("runs_accepted_total", self.workflows(workflow))
 
-    def asked(self, provider: str, model: str, outcome: str, seconds: float | None) -> None:
+    def asked(self, provider: str, model: str, *, outcome: str, seconds: float | None) -> None:
         """A question to a model has ended. `seconds` None: nothing was sent."""
         labels = self.names(provider), self.models(model)
         self.count("llm_requests_total", *labels, "ok" if outcome == "ok" else self.words(outcome))
         if seconds is not None:
             self.observe("llm_request_duration_seconds", seconds, *labels)
 
-    def used(
-        self, provider: str, model: str, tokens: tuple[int, int, int], cost_usd: float
-    ) -> None:
-        """What an answer used: input, output and cached tokens, and its price."""
+    def used(self, provider: str, model: str, *, tokens: tuple[int, int], cost_usd: float) -> None:
+        """What an answer used: input and output tokens, and its price."""
         labels = self.names(provider), self.models(model)
-        for direction, number in zip(("input", "output", "cached"), tokens, strict=True):
-            if number:
-                self.count("llm_tokens_total", *labels, direction, amount=number)
+        for direction, number in zip(("input", "output"), tokens, strict=True):
+            self.count("llm_tokens_total", *labels, direction, amount=number)
         self.count("llm_cost_usd_total", *labels, amount=max(0.0, cost_usd))
 
-    def respent(self, provider: str, model: str, tokens: int, cost_usd: float) -> None:
+    def respent(self, provider: str, model: str, *, tokens: int, cost_usd: float) -> None:
         """Paid again, because a crash left it unknown whether the first time was answered."""
         labels = self.names(provider), self.models(model)
         self.count("respent_tokens_total", *labels, amount=tokens)

@@ -44,7 +44,7 @@ def _gauge(name: str, labels: str, meaning: str) -> Metric:
     return Metric(PREFIX + name, "gauge", tuple(labels.split()), meaning)
 
 
-def _histogram(name: str, labels: str, meaning: str, buckets: tuple[float, ...]) -> Metric:
+def _histogram(name: str, labels: str, meaning: str, *, buckets: tuple[float, ...]) -> Metric:
     return Metric(PREFIX + name, "histogram", tuple(labels.split()), meaning, buckets)
 
 
@@ -52,13 +52,15 @@ RUNS = (
     _gauge("runs", "state workflow", "Runs in the store"),
     _counter("runs_accepted", "workflow", "Runs that this process made durable"),
     _counter("runs_finished", "workflow state", "Runs whose end this process wrote"),
-    _histogram("run_duration_seconds", "workflow", "From acceptance of a run to its end", _RUN),
+    _histogram(
+        "run_duration_seconds", "workflow", "From acceptance of a run to its end", buckets=_RUN
+    ),
     _counter("steps", "type outcome", "Steps that ended here: completed, failed, skipped"),
     _histogram(
         "step_duration_seconds",
         "type",
         "One attempt of a step, from its beginning until its end is durable",
-        _STEP,
+        buckets=_STEP,
     ),
     _counter(
         "step_attempts",
@@ -79,7 +81,7 @@ QUEUES = (
         "",
         "From the moment a run was due to its claim here; runs that begin as they are accepted"
         " do not count",
-        _FAST,
+        buckets=_FAST,
     ),
 )
 MODELS = (
@@ -87,11 +89,12 @@ MODELS = (
         "llm_requests", "provider model outcome", "Questions to models: ok, or the error's kind"
     ),
     _histogram(
-        "llm_request_duration_seconds", "provider model", "Time until the whole answer", _LLM
+        "llm_request_duration_seconds",
+        "provider model",
+        "Time until the whole answer",
+        buckets=_LLM,
     ),
-    _counter(
-        "llm_tokens", "provider model direction", "Tokens: input, output, cached (part of input)"
-    ),
+    _counter("llm_tokens", "provider model direction", "Tokens: input, output"),
     _counter("llm_cost_usd", "provider model", "What answers cost, as far as their price is known"),
     _counter(
         "respent_usd",
@@ -110,9 +113,12 @@ STORE = (
     _gauge("store_reachable", "", "1 if the store answered within 2 s"),
     _gauge("store_writable", "", "1 if it would take a commit"),
     _gauge("store_latency_seconds", "", "How long its last answer to a small question took"),
-    _histogram("commit_batch_entries", "", "Journal entries in one commit", _BATCH),
+    _histogram("commit_batch_entries", "", "Journal entries in one commit", buckets=_BATCH),
     _histogram(
-        "commit_duration_seconds", "", "From handing a commit over until it is durable", _FAST
+        "commit_duration_seconds",
+        "",
+        "From handing a commit over until it is durable",
+        buckets=_FAST,
     ),
     _counter("commits", "outcome", "Commits: landed, refused (in part or whole), failed"),
     _counter("fenced_writes", "", "Writes that were refused because the run has another owner"),
@@ -121,7 +127,7 @@ STORE = (
     _counter("journal_mended", "", "Damaged entries after whose repair the run could go on"),
     _gauge("pool_connections", "state", "Reading connections: idle, busy"),
     _gauge("pool_size", "", "How many reading connections there may be"),
-    _histogram("pool_wait_seconds", "", "Waiting for a reading connection", _FAST),
+    _histogram("pool_wait_seconds", "", "Waiting for a reading connection", buckets=_FAST),
     _counter("pool_timeouts", "", "How often somebody waited for one in vain"),
     _gauge("replication_lag_seconds", "standby", "How far a standby's replay is behind"),
     _gauge("replication_lag_bytes", "standby", "The same in bytes of log"),
@@ -149,13 +155,16 @@ NODES = (
         "recovery_time_seconds",
         "",
         "From the moment a node's death was seen here until a run of its was driven again",
-        _RECOVERY,
+        buckets=_RECOVERY,
     ),
 )
 PROCESS = (
     _counter("http_requests", "method route status", "HTTP requests that were answered"),
     _histogram(
-        "http_request_duration_seconds", "method route", "Until an answer was complete", _FAST
+        "http_request_duration_seconds",
+        "method route",
+        "Until an answer was complete",
+        buckets=_FAST,
     ),
     _gauge("streams_open", "", "Event streams that somebody listens to"),
     _gauge("memory_bytes", "", "Memory in use, of the bound that is nearest to full"),

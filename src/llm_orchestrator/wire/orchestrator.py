@@ -33,6 +33,7 @@ from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import MICROSECONDS, Json, NewRun, RunState, Workflow
 from llm_orchestrator.store.base import Batch, Database, QueueLimit, Register
 from llm_orchestrator.store.sqlite import SQLiteStore
+from llm_orchestrator.telemetry.metrics import Metrics
 from llm_orchestrator.wire.telemetry import Telemetry, set_up
 
 if TYPE_CHECKING:
@@ -56,17 +57,24 @@ def store_path(url: str) -> Path:
     return Path(unquote(parts.path[1:]))
 
 
-def make_store(config: Config, clock: Clock, *, url: str = "", name: str = "") -> Database:
+def make_store(
+    config: Config, clock: Clock, *, url: str = "", name: str = "", metrics: Metrics | None = None
+) -> Database:
     """A store, not opened yet. Each process life is a node of its own."""
     address = url or config.store_url
     node_id = f"{config.node_name or name or 'node'}-{clock.random_bytes(6).hex()}"
     if not is_postgres(address):
-        return SQLiteStore(store_path(address), node_id=node_id, clock=clock)
+        return SQLiteStore(store_path(address), node_id=node_id, clock=clock, metrics=metrics)
     from llm_orchestrator.store.postgres import PostgresStore  # noqa: PLC0415 (its driver is slow)
 
     direct_url, size = config.direct_url, config.pool_size
     return PostgresStore(
-        address, node_id=node_id, clock=clock, direct_url=direct_url, pool_size=size
+        address,
+        node_id=node_id,
+        clock=clock,
+        direct_url=direct_url,
+        pool_size=size,
+        metrics=metrics,
     )
 
 
@@ -132,12 +140,16 @@ class Orchestrator:
         publish: Publish | None = None,
         clock: Clock | None = None,
         store: Database | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.config = config or Config()
         address = url or self.config.store_url
-        self.store = store or make_store(self.config, clock or RealClock(), url=address)
+        self.metrics = metrics or Metrics()
+        self.store = store or make_store(
+            self.config, clock or RealClock(), url=address, metrics=self.metrics
+        )
         self.clock = self.store.clock
-        self.operator = Operator(self.store, self.clock)
+        self.operator = Operator(self.store, self.clock, metrics=self.metrics)
         self._workflows = workflows
         self._options = options or node_options(self.config, url=address)
         self._publish = publish
@@ -169,6 +181,7 @@ class Orchestrator:
                 publish=self._publish,
                 spool=self._spool,
                 tracing=self._telemetry.tracing,
+                metrics=self.metrics,
             )
             await self._node.start()
         except BaseException:
@@ -332,7 +345,9 @@ class Orchestrator:
         return End(run_id, state.state, state.reason, state.output, state.error)
 
     def _make_tools(self) -> Tools:
-        self._tools = _tools_module().make_tools(self.config, self.store, self.clock)
+        self._tools = _tools_module().make_tools(
+            self.config, self.store, self.clock, metrics=self.metrics
+        )
         return self._tools
 
 

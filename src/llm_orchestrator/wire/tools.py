@@ -29,6 +29,7 @@ from llm_orchestrator.steps.registry import StepTypes
 from llm_orchestrator.store.base import Store
 from llm_orchestrator.store.shared import StoreState
 from llm_orchestrator.store.sql_vectors import SqlVectors
+from llm_orchestrator.telemetry.metrics import Metrics
 
 OWN_NAMES = frozenset({"openai", "anthropic", "cohere", "local", "echo"})
 """Providers with settings of their own; an entry in the file may still limit them."""
@@ -101,11 +102,13 @@ def known_providers(config: Config) -> list[str]:
     return sorted({*registry.names("llm"), *registry.names("embedding")})
 
 
-def make_tools(config: Config, store: Store, clock: Clock) -> Tools:
+def make_tools(
+    config: Config, store: Store, clock: Clock, *, metrics: Metrics | None = None
+) -> Tools:
     """What running definitions takes: step types, templates, providers."""
     vectors = {"sql": cast("VectorStore", SqlVectors(store))}
     settings = replace(provider_settings(config), vectors=vectors)
-    registry = Registry(settings, clock=clock, shared=StoreState(store))
+    registry = Registry(settings, clock=clock, shared=StoreState(store), metrics=metrics)
     return Tools(StepTypes(), Templates(), registry, resolve_secret, registry.close)
 
 
