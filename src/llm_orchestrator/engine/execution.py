@@ -196,8 +196,7 @@ class Execution:
             if gate.stop is not None:
                 await gate.hold()
             gate.enter()
-            mark = self.fold.mark(key)
-            place = self.trace.enter(key, attempt, mark=mark, is_paid=policy.is_paid)
+            place = self.trace.enter(key, attempt, is_paid=policy.is_paid)
             job.began = self.services.clock.monotonic()
             try:
                 return await self._attempt(job, attempt)

@@ -27,5 +27,6 @@ def arrive(execution: Execution) -> None:
         stay_at=fold.stay[1],
         lost_node=str(fold.owner) if is_lost else "",
         ends=fold.ends,
+        mark=fold.mark,
     )
     execution.trace = services.tracing.begin(stay, past)

@@ -50,29 +50,28 @@ class Here(NamedTuple):
 
 _Bound = tuple[Stay, str, int, Recording | None]
 Place = Token[_Bound | None]
-_NOWHERE = Stay("")
-_here: ContextVar[_Bound | None] = ContextVar("llm_orchestrator_here", default=None)
+_NOWHERE: _Bound = (Stay(""), "", 0, None)
+bound: ContextVar[_Bound | None] = ContextVar("llm_orchestrator_here", default=None)
+"""What `current` reads."""
 
 
 def enter_run(stay: Stay, recording: Recording | None = None) -> Place:
     """From now on this task, and those that it starts, drive `stay`."""
-    return _here.set((stay, "", 0, recording))
+    return bound.set((stay, "", 0, recording))
 
 
 def enter_step(step: str, attempt: int, recording: Recording | None = None) -> Place:
-    """From now on this task makes an attempt of a step; undo it with `leave`."""
-    now = _here.get()
-    return _here.set((now[0] if now else _NOWHERE, step, attempt, recording))
+    """From now on this task makes an attempt of a step, until `bound.reset`.
 
-
-def leave(place: Place) -> None:
-    """Be where one was before."""
-    _here.reset(place)
+    Without a recording of its own it has that of the run.
+    """
+    now = bound.get() or _NOWHERE
+    return bound.set((now[0], step, attempt, recording or now[3]))
 
 
 def current() -> Here | None:
     """Where this task is; None outside of runs."""
-    now = _here.get()
+    now = bound.get()
     return None if now is None else Here(*now)
 
 

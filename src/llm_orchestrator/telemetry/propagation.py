@@ -40,13 +40,13 @@ class Trace:
 
     __slots__ = ()
 
-    def enter(self, step: str, attempt: int, *, mark: str = "", is_paid: bool = False) -> Any:
-        """An attempt begins in this task. `mark` tells a step from the one a rewind took back."""
+    def enter(self, step: str, attempt: int, *, is_paid: bool = False) -> Any:
+        """An attempt begins in this task; what comes back is for `leave`."""
         return here.enter_step(step, attempt)
 
     def leave(self, place: Any) -> None:
         """It has ended, one way or another."""
-        here.leave(place)
+        here.bound.reset(place)
 
     def finished(self, step: str, attempt: int) -> None:
         """The step has a result."""

@@ -17,7 +17,7 @@ where its tasks are.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Token
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -40,7 +40,7 @@ from opentelemetry.trace import (
 
 from llm_orchestrator.telemetry import genai, here
 from llm_orchestrator.telemetry.here import Stay
-from llm_orchestrator.telemetry.propagation import PREFIX, Trace, header
+from llm_orchestrator.telemetry.propagation import PREFIX, UNTRACED, Trace, header
 
 logger = logging.getLogger(__name__)
 _NANOSECONDS = 1_000
@@ -63,6 +63,8 @@ class Past:
     """Who drove it, if it was broken off."""
     ends: int = 0
     """How often the run had ended before it was retried or rewound."""
+    mark: Callable[[str], str] = lambda _: ""
+    """Tells a step from the one that a rewind took back."""
 
 
 class Tracing:
@@ -78,9 +80,33 @@ class Tracing:
         self._ids = _Ids(self._tracer.id_generator)
         self._tracer.id_generator = self._ids
 
-    def begin(self, stay: Stay, past: Past) -> SpanTrace:
-        """A run comes into this process; this task drives it."""
-        return SpanTrace(self, stay, past)
+    def begin(self, stay: Stay, past: Past) -> Trace:
+        """A run comes into this process; this task drives it.
+
+        One that is not sampled costs one span: its steps ask no sampler again.
+        """
+        run = self._start_run(stay, past)
+        if run.is_recording():
+            return SpanTrace(self, stay, past, run)
+        here.enter_run(stay, SpanRecording(run, self.names))
+        return UNTRACED
+
+    def _start_run(self, stay: Stay, past: Past) -> Span:
+        """The same in each life; whoever ends the run exports it."""
+        before = context_of(stay, run_span_id(stay, past.ends - 1)) if past.ends else None
+        return self.start(
+            f"run {past.workflow}",
+            _parsed(stay.traceparent),
+            span_id=run_span_id(stay, past.ends),
+            trace_id=here.trace_id_of(stay),
+            attributes={
+                "run.id": stay.run_id,
+                "workflow.name": past.workflow,
+                "workflow.version": past.version,
+            },
+            links=(before,) if before is not None else (),
+            start_us=0 if past.ends else past.created_at,
+        )
 
     def start(
         self,
@@ -160,38 +186,20 @@ class SpanRecording:
 class SpanTrace(Trace):
     """The spans of one stay: the run's, the stay's, and those of the steps that are open."""
 
-    def __init__(self, tracing: Tracing, stay: Stay, past: Past) -> None:
+    def __init__(self, tracing: Tracing, stay: Stay, past: Past, run: Span) -> None:
         self._tracing = tracing
         self._stay = stay
         self._past = past
         self._steps: dict[str, tuple[Span, Span]] = {}
         """By step: its span and that of the attempt in flight."""
-        self._run = self._start_run()
+        self._run = run
         self._span = self._start_stay(stay.epoch, stay.node, previous=past.stay_epoch)
         if past.lost_node:
             self._end_lost()
         here.enter_run(stay, SpanRecording(self._span, tracing.names))
 
-    def _start_run(self) -> Span:
-        """The same in each life; whoever ends the run exports it."""
-        stay, past = self._stay, self._past
-        before = self._context(self._run_span_id(past.ends - 1)) if past.ends else None
-        return self._tracing.start(
-            f"run {past.workflow}",
-            _parsed(stay.traceparent),
-            span_id=self._run_span_id(past.ends),
-            trace_id=here.trace_id_of(stay),
-            attributes={
-                "run.id": stay.run_id,
-                "workflow.name": past.workflow,
-                "workflow.version": past.version,
-            },
-            links=(before,) if before is not None else (),
-            start_us=0 if past.ends else past.created_at,
-        )
-
     def _start_stay(self, epoch: int, node: str, *, previous: int = 0, start_us: int = 0) -> Span:
-        before = self._context(self._stay_span_id(previous)) if previous else None
+        before = context_of(self._stay, self._stay_span_id(previous)) if previous else None
         return self._tracing.start(
             f"stay {self._past.workflow}",
             self._run,
@@ -210,7 +218,7 @@ class SpanTrace(Trace):
 
     # -- what the engine tells ----------------------------------------------------------------
 
-    def enter(self, step: str, attempt: int, *, mark: str = "", is_paid: bool = False) -> Any:
+    def enter(self, step: str, attempt: int, *, is_paid: bool = False) -> Any:
         """An attempt begins in this task; an earlier one of the step that left no entry is void."""
         run_id = self._stay.run_id
         if step in self._steps:
@@ -219,7 +227,7 @@ class SpanTrace(Trace):
             whole = self._tracing.start(
                 f"step {step.rpartition('/')[2]}",
                 self._span,
-                span_id=_span_id("step", run_id, f"{step}{mark}", self._past.ends),
+                span_id=_span_id("step", run_id, self._past.mark(step) + step, self._past.ends),
                 attributes={"run.id": run_id, "step": step},
             )
         tried = self._tracing.start(
@@ -238,7 +246,7 @@ class SpanTrace(Trace):
         token: Token[otel_context.Context]
         bound, token = place
         otel_context.detach(token)
-        here.leave(bound)
+        here.bound.reset(bound)
 
     def finished(self, step: str, attempt: int) -> None:
         """The entry of a step's result has landed."""
@@ -271,17 +279,19 @@ class SpanTrace(Trace):
                 _fail(span, error)
             span.end()
 
-    # -- ids ----------------------------------------------------------------------------------
-
-    def _run_span_id(self, ends: int) -> str:
-        return _span_id("run", self._stay.run_id, ends)
-
     def _stay_span_id(self, epoch: int) -> str:
         return _span_id("stay", self._stay.run_id, epoch)
 
-    def _context(self, span_id: str) -> SpanContext:
-        flags = TraceFlags(TraceFlags.SAMPLED)
-        return SpanContext(int(here.trace_id_of(self._stay), 16), int(span_id, 16), True, flags)
+
+def run_span_id(stay: Stay, ends: int) -> str:
+    """The span of a run that had ended so often before."""
+    return _span_id("run", stay.run_id, ends)
+
+
+def context_of(stay: Stay, span_id: str) -> SpanContext:
+    """A span of the run's trace, for links."""
+    flags = TraceFlags(TraceFlags.SAMPLED)
+    return SpanContext(int(here.trace_id_of(stay), 16), int(span_id, 16), True, flags)
 
 
 def _span_id(*words: object) -> str:

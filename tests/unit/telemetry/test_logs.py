@@ -46,12 +46,12 @@ def _as_it_was() -> Iterator[None]:
     """The process's logging, and where this task is, are left as they were."""
     root, own = logging.getLogger(), logging.getLogger("llm_orchestrator")
     kept = root.handlers[:], root.level, own.level, logging.getLogger("asyncio").level
-    here._here.set(None)
+    here.bound.set(None)
     yield
     root.handlers[:], root.level, own.level, _ = kept
     logging.getLogger("asyncio").setLevel(kept[3])
     logging.captureWarnings(capture=False)
-    here._here.set(None)
+    here.bound.set(None)
 
 
 def record(message: str, *args: Any, name: str = "author", **more: Any) -> logging.LogRecord:

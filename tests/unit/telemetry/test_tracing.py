@@ -24,12 +24,13 @@ from llm_orchestrator.telemetry import genai, here
 from llm_orchestrator.telemetry.propagation import (
     ATTRIBUTES,
     UNTRACED,
+    Trace,
     accepting,
     asked,
     incoming,
     outgoing,
 )
-from llm_orchestrator.telemetry.tracing import Past, SpanTrace, Tracing
+from llm_orchestrator.telemetry.tracing import Past, Tracing
 from llm_orchestrator.wire import orchestrator as wired
 from llm_orchestrator.wire.telemetry import Telemetry
 from tests.unit.steps.support import Play, Room, Scripted, Shelf, config, fail, say
@@ -66,7 +67,7 @@ class Spans:
 @pytest.fixture(autouse=True)
 def nowhere() -> None:
     """What a test that is no coroutine binds would still be bound in the next one."""
-    here._here.set(None)
+    here.bound.set(None)
     incoming("")
 
 
@@ -280,14 +281,14 @@ async def test_a_run_that_ended_and_is_retried_has_another_span(
 # -- lives that end in the middle --------------------------------------------------------------
 
 
-def life(spans: Spans, epoch: int, **past: Any) -> SpanTrace:
+def life(spans: Spans, epoch: int, **past: Any) -> Trace:
     """A process that takes the run, with a generator of ids of its own."""
     fields = {name: getattr(PAST, name) for name in ("workflow", "version", "created_at")}
     stay = here.Stay(RUN, epoch, f"node-{epoch}")
     return Tracing(spans.provider).begin(stay, Past(**{**fields, **past}))
 
 
-def attempt(trace: SpanTrace, key: str, number: int) -> None:
+def attempt(trace: Trace, key: str, number: int) -> None:
     trace.leave(trace.enter(key, number))
 
 
@@ -342,9 +343,9 @@ def test_an_attempt_that_is_begun_again_is_exported_once() -> None:
 
 def test_a_step_that_a_rewind_took_back_is_another_one() -> None:
     spans = Spans()
-    trace = life(spans, 1)
     for mark in ("", "@7"):
-        trace.leave(trace.enter("a", 1, mark=mark))
+        trace = life(spans, 1, mark=lambda _, mark=mark: mark)
+        attempt(trace, "a", 1)
         trace.finished("a", 1)
     assert len({id_of(span) for span in spans.named("step a")}) == 2
 
