@@ -211,6 +211,7 @@ class Node:
             "pid": os.getpid(),
             "runs": len(list(self.driver.driven)),
             "room": self.driver.room,
+            "version": self._services.metrics.version,
             **self.upkeep.info(),
         }
 

@@ -8,11 +8,13 @@ from llm_orchestrator.server import (
     openapi,
     problems,
     routes_health,
+    routes_metrics,
     routes_runs,
     routes_streams,
     routes_workflows,
 )
 from llm_orchestrator.server.bounds import Bounds
+from llm_orchestrator.server.measure import Measure
 from llm_orchestrator.server.surface import Surface
 from llm_orchestrator.server.trace import TraceContext
 
@@ -36,7 +38,9 @@ def make_app(surface: Surface, *, has_api: bool = True) -> FastAPI:
     openapi.install(app)
     app.add_middleware(Bounds)
     app.add_middleware(TraceContext)
+    app.add_middleware(Measure, metrics=surface.metrics, clock=surface.clock)
     app.include_router(routes_health.router)
+    app.include_router(routes_metrics.router)
     for router in _API if has_api else ():
         app.include_router(router, prefix=API)
     return app

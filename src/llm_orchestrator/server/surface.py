@@ -16,12 +16,14 @@ from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.node import Node
 from llm_orchestrator.errors import Refused
 from llm_orchestrator.model import Json, NewRun, Workflow
+from llm_orchestrator.server.collect import Collector
 from llm_orchestrator.server.feed import Feed
 from llm_orchestrator.server.known import Known
 from llm_orchestrator.server.principal import Guard, Permission, Principal
 from llm_orchestrator.server.probe import Probe
 from llm_orchestrator.server.waiting import Waiting
 from llm_orchestrator.store.base import Database
+from llm_orchestrator.telemetry.metrics import Metrics
 
 
 class Parsed(NamedTuple):
@@ -80,14 +82,23 @@ class Surface:
     is_started: Callable[[], bool] = lambda: True
     is_stopping: Callable[[], bool] = lambda: False
     extra: Mapping[str, object] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)
     known: Known = field(init=False)
     waiting: Waiting = field(init=False)
     probe: Probe = field(init=False)
+    collector: Collector = field(init=False)
 
     def __post_init__(self) -> None:
         self.known = Known(self.store, self.clock)
         self.waiting = Waiting(self.store, self.clock, self.node, is_over=self.is_stopping)
         self.probe = Probe(self.store, self.clock)
+        self.collector = Collector(
+            self.store,
+            self.clock,
+            metrics=self.metrics,
+            probe=self.probe,
+            is_stopping=self.is_stopping,
+        )
 
     async def accept(self, new: NewRun) -> str:
         """Make a run durable and start it, here or wherever there is room. Its id.

@@ -146,8 +146,12 @@ class Metrics:
             self._gauges.remove(gauges)
 
     def read_gauges(self) -> list[Sample]:
-        """What all of them say now."""
-        return [sample for gauges in self._gauges for sample in gauges()]
+        """What all of them say now, and what this process is."""
+        return [
+            Sample("process_start_time_seconds", (), self.started_at),
+            Sample("build_info", (self.version,), 1.0),
+            *(sample for gauges in self._gauges for sample in gauges()),
+        ]
 
     # -- what happens --------------------------------------------------------------------------
 

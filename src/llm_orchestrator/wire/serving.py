@@ -26,12 +26,14 @@ from llm_orchestrator.engine.maintenance import Admission, Watch
 from llm_orchestrator.engine.node import Node, registration
 from llm_orchestrator.errors import ConfigError
 from llm_orchestrator.language.code import CodeWorkflow
+from llm_orchestrator.model import MICROSECONDS
 from llm_orchestrator.server.app import make_app
 from llm_orchestrator.server.feed import Feed
 from llm_orchestrator.server.principal import Guard, OpenGuard, TokenGuard
 from llm_orchestrator.server.protocol import BoundedHttp
 from llm_orchestrator.server.surface import Setting, Surface
 from llm_orchestrator.store.base import Database
+from llm_orchestrator.telemetry.metrics import Metrics
 from llm_orchestrator.wire.catalogue import Definitions
 from llm_orchestrator.wire.orchestrator import Orchestrator, make_store
 
@@ -110,6 +112,7 @@ class Serving:
         self._clock = clock
         self._options = options
         self._is_stopping = False
+        self._metrics = Metrics(started_at=clock.now_us() / MICROSECONDS, version=__version__)
         self._feed = Feed()
         self._orchestrator: Orchestrator | None = None
         self._store: Database | None = None
@@ -169,7 +172,7 @@ class Serving:
 
     async def _open(self) -> tuple[Database, Node | None]:
         if "worker" not in self._options.parts:
-            self._store = make_store(self._config, self._clock, name="api")
+            self._store = make_store(self._config, self._clock, name="api", metrics=self._metrics)
             await self._store.open_as_client(may_create=True)
             return self._store, None
         orchestrator = Orchestrator(
@@ -178,6 +181,7 @@ class Serving:
             options=self._options.node,
             publish=_both(self._feed.publish, self._options.publish),
             clock=self._clock,
+            metrics=self._metrics,
         )
         await orchestrator.__aenter__()
         self._orchestrator = orchestrator
@@ -204,7 +208,7 @@ class Serving:
         return Surface(
             store=store,
             clock=store.clock,
-            operator=Operator(store, store.clock),
+            operator=Operator(store, store.clock, metrics=self._metrics),
             catalogue=Definitions(config),
             feed=self._feed,
             guard=guard,
@@ -213,6 +217,7 @@ class Serving:
             settings=settings,
             version=__version__,
             region=config.region,
+            metrics=self._metrics,
             is_stopping=lambda: self._is_stopping,
         )
 
