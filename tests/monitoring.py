@@ -71,13 +71,14 @@ def load(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Alert:
-    """One rule. `expr` on one line."""
+    """One rule. `expr` on one line; `waits`: it must hold for some time before it fires."""
 
     name: str
     group: str
     expr: str
     severity: str
     annotations: Mapping[str, str]
+    waits: bool = False
 
     @property
     def metrics(self) -> set[str]:
@@ -92,13 +93,16 @@ class Alert:
 
 @dataclass(frozen=True)
 class Case:
-    """One alert, asked for once in a promtool test. `labels`: of what fires; none: it is silent."""
+    """One promtool test of one alert. `labels`: of what fires in it; none: it is silent.
+
+    `is_early_silent`: before it fires, the test also looked when it must not fire yet.
+    """
 
     alert: str
     name: str
-    at: str
     series: Sequence[str]
     labels: Sequence[str]
+    is_early_silent: bool = False
 
 
 def alerts() -> list[Alert]:
@@ -110,6 +114,7 @@ def alerts() -> list[Alert]:
             " ".join(rule["expr"].split()),
             rule["labels"].get("severity", ""),
             rule["annotations"],
+            "for" in rule,
         )
         for group in load(RULES)["groups"]
         for rule in group["rules"]
@@ -117,17 +122,17 @@ def alerts() -> list[Alert]:
 
 
 def cases() -> Iterator[Case]:
-    """All of the files in deploy/prometheus/tests."""
+    """All in deploy/prometheus/tests. A test asks for one alert, at last when it fires."""
     for file in CASES:
         for test in load(file)["tests"]:
             series = [one["series"] for one in test["input_series"]]
-            for asked in test["promql_expr_test"]:
-                found = re.fullmatch(
-                    r'ALERTS\{alertname="(\w+)",alertstate="firing"\}', asked["expr"]
-                )
-                assert found, f"{file.name}: {asked['expr']}"
-                labels = [sample["labels"] for sample in asked["exp_samples"]]
-                yield Case(found[1], test["name"], str(asked["eval_time"]), series, labels)
+            *early, last = test["promql_expr_test"]
+            (asked,) = {each["expr"] for each in (*early, last)}
+            found = re.fullmatch(r'ALERTS\{alertname="(\w+)",alertstate="firing"\}', asked)
+            assert found, f"{file.name}: {asked}"
+            assert not any(each["exp_samples"] for each in early), test["name"]
+            labels = [sample["labels"] for sample in last["exp_samples"]]
+            yield Case(found[1], test["name"], series, labels, bool(labels and early))
 
 
 def metric_of(name: str) -> str:
