@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llm_orchestrator.drill.postgres_lab import PostgresServer
 from llm_orchestrator.model import Draft, Kind, RunState, Workflow
 from llm_orchestrator.store import base
+from llm_orchestrator.store.audit import Audit, AuditEntry, AuditFilter, ForgetAudit
 from llm_orchestrator.store.base import Batch, RunFilter, Store
 from llm_orchestrator.store.check import definition_digest
 from llm_orchestrator.store.journal import encode
@@ -57,6 +58,17 @@ def changes() -> st.SearchStrategy[base.Change]:
         ),
         st.builds(_register, NAMES, NAMES),
         st.builds(base.Expire, st.tuples(run_id, run_id)),
+        st.builds(_audit, st.lists(st.tuples(NAMES, st.integers(1, 3), NAMES), max_size=2)),
+        st.builds(ForgetAudit, NAMES),
+    )
+
+
+def _audit(rows: list[tuple[str, int, str]]) -> Audit:
+    return Audit(
+        tuple(
+            AuditEntry(chain, number, 99 + number, word, "do", word, "", b"{}", "", b"", b"")
+            for chain, number, word in rows
+        )
     )
 
 
@@ -149,6 +161,11 @@ async def everything(store: Store, now: int) -> dict[str, Any]:
         "vectors": [[tuple(row) for row in await shelf.vectors("a", name)] for name in "ab"],
         "workflows": await shelf.workflows(),
         "newest": [await shelf.workflow(name) for name in "ab"],
+        "audit": await shelf.audit(AuditFilter(limit=9)),
+        "audited": await shelf.audit(
+            AuditFilter(actor="a", action="do", since=100, before=(102, "b", 2), limit=2)
+        ),
+        "audit_chains": await shelf.audit_chains(("a", 1), 5),
     }
 
 

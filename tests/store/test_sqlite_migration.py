@@ -10,11 +10,13 @@ import pytest
 
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import RunState
+from llm_orchestrator.store.audit import AuditFilter
 from llm_orchestrator.store.sqlite import SQLiteStore
 from tests.store.support import HandClock, accepted, claim, draft, land
 
-FIRST = "DROP TABLE nodes; PRAGMA user_version = 1"
+FIRST = "DROP TABLE nodes; DROP TABLE audit; PRAGMA user_version = 1"
 """What schema 1 did not have."""
+SECOND = "DROP TABLE audit; PRAGMA user_version = 2"
 
 
 async def opened(path: Path) -> SQLiteStore:
@@ -23,7 +25,8 @@ async def opened(path: Path) -> SQLiteStore:
     return store
 
 
-async def test_a_file_of_the_first_release_is_brought_up_to_date(tmp_path: Path) -> None:
+@pytest.mark.parametrize("older", [FIRST, SECOND])
+async def test_an_older_file_is_brought_up_to_date(tmp_path: Path, older: str) -> None:
     path = tmp_path / "store.db"
     store = await opened(path)
     writer = await accepted(store)
@@ -31,7 +34,7 @@ async def test_a_file_of_the_first_release_is_brought_up_to_date(tmp_path: Path)
     await land(store, writer.append(entry, draft(), change=change))
     await store.close()
     with closing(sqlite3.connect(path)) as database:
-        database.executescript(FIRST)
+        database.executescript(older)
     store = await opened(path)
     members = await store.members()
     await members.join("node", "here", None)
@@ -42,6 +45,7 @@ async def test_a_file_of_the_first_release_is_brought_up_to_date(tmp_path: Path)
     run = await store.look.run(writer.run_id)
     assert run is not None
     assert run.state is RunState.RUNNING
+    assert await store.shelf.audit(AuditFilter()) == []
     await store.close()
     await (await opened(path)).close()  # and it is done once
 
@@ -50,6 +54,6 @@ async def test_a_file_that_only_says_that_it_is_old_is_damaged(tmp_path: Path) -
     path = tmp_path / "store.db"
     await (await opened(path)).close()
     with closing(sqlite3.connect(path)) as database:
-        database.executescript("DROP TABLE nodes; DROP TABLE inbox; PRAGMA user_version = 1")
+        database.executescript(f"DROP TABLE inbox; {FIRST}")
     with pytest.raises(StoreDamaged):
         await opened(path)

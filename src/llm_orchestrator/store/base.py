@@ -28,6 +28,9 @@ from llm_orchestrator.model import (
     RunState,
     Workflow,
 )
+from llm_orchestrator.store.audit import Audit, AuditShelf, ForgetAudit
+from llm_orchestrator.store.news import NO_NEWS
+from llm_orchestrator.store.news import News as News  # noqa: PLC0414 (part of this protocol)
 from llm_orchestrator.store.statistics import Counts
 
 
@@ -99,6 +102,18 @@ class Register:
     """Keep a definition. The same name, version and digest again changes nothing."""
 
     workflow: Workflow
+
+
+@dataclass(frozen=True, slots=True)
+class Unregister:
+    """Forget a workflow's definitions: one version's, or all of its name.
+
+    Refused like a record that has moved when there is none, or while a run refers to any of them,
+    ended or not: a run that is retried, rewound or explained needs its definition.
+    """
+
+    name: str
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +205,7 @@ Change = (
     Post
     | Consume
     | Register
+    | Unregister
     | PutRecord
     | PutBlob
     | PutProgress
@@ -199,6 +215,8 @@ Change = (
     | Mend
     | Reindex
     | TrimCommits
+    | Audit
+    | ForgetAudit
 )
 
 
@@ -215,47 +233,6 @@ class Batch:
         for append in self.appends:
             yield from append.changes
         yield from self.changes
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What a commit means to others, told to every node after it landed. Losing it costs time only.
-
-    `freed` runs may be claimed again, `parked` ones when their time comes, `ended` ones have come
-    to rest, `posted` ones have mail, `mended` ones can be read again. `is_due` says that there is
-    something to claim or to fire.
-    """
-
-    is_due: bool = False
-    posted: frozenset[str] = frozenset()
-    freed: frozenset[str] = frozenset()
-    ended: frozenset[str] = frozenset()
-    parked: frozenset[str] = frozenset()
-    mended: frozenset[str] = frozenset()
-    is_gap: bool = False
-    """Some news may have been missed: look everywhere."""
-    is_order: bool = False
-    """What operators want of the nodes (engine/maintenance.py) has changed."""
-    is_workflow: bool = False
-    """Definitions have come or gone."""
-
-    def __bool__(self) -> bool:
-        some = self.posted or self.freed or self.ended or self.parked or self.mended
-        flags = self.is_due or self.is_gap or self.is_order or self.is_workflow
-        return flags or bool(some)
-
-    def __or__(self, other: News) -> News:
-        return News(
-            self.is_due or other.is_due,
-            self.posted | other.posted,
-            self.freed | other.freed,
-            self.ended | other.ended,
-            self.parked | other.parked,
-            self.mended | other.mended,
-            self.is_gap or other.is_gap,
-            self.is_order or other.is_order,
-            self.is_workflow or other.is_workflow,
-        )
 
 
 def news_of(batch: Batch) -> News:
@@ -280,17 +257,14 @@ def news_of(batch: Batch) -> News:
         elif isinstance(each, PutRecord):
             is_due = is_due or each.kind == "schedule"
             is_order = is_order or each.kind == "maintenance"
-        elif isinstance(each, Register):
+        elif isinstance(each, Register | Unregister):
             is_workflow = True
     if not (is_due or is_order or is_workflow or freed or ended or parked or posted or mended):
-        return _NO_NEWS
+        return NO_NEWS
     is_due = is_due or bool(freed or mended)
     told = [frozenset(run_ids) for run_ids in (posted, freed, ended, parked, mended)]
     flags = {"is_order": is_order, "is_workflow": is_workflow}
     return News(is_due, told[0], told[1], told[2], told[3], told[4], **flags)
-
-
-_NO_NEWS = News()
 
 
 class Outcome(StrEnum):
@@ -491,8 +465,8 @@ class Look(Protocol):
         ...
 
 
-class Shelf(Protocol):
-    """Reading what is not a run: definitions, records, vectors, nodes."""
+class Shelf(AuditShelf, Protocol):
+    """Reading what is not a run: definitions, records, vectors, nodes, the audit log."""
 
     async def workflow(
         self, name: str, version: str | None = None, digest: str | None = None

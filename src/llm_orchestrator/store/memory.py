@@ -27,9 +27,11 @@ from llm_orchestrator.model import (
     Workflow,
 )
 from llm_orchestrator.store import base
+from llm_orchestrator.store.audit import Audit, AuditEntry, AuditFilter, ForgetAudit, select
 from llm_orchestrator.store.base import Append, Batch, Outcome, Progress, Receipt, RunFilter, RunRow
 from llm_orchestrator.store.check import Anchor, check_journal
 from llm_orchestrator.store.journal import decode, encode
+from llm_orchestrator.store.memory_members import MemoryMembers
 from llm_orchestrator.store.statistics import Queue, RunCount, Statistics
 
 _Key = tuple[Any, ...]
@@ -49,6 +51,7 @@ class _Tables:
     blobs: dict[_Key, bytes] = field(default_factory=dict)
     vectors: dict[_Key, tuple[bytes, bytes]] = field(default_factory=dict)
     workflows: dict[_Key, Workflow] = field(default_factory=dict)
+    audit: dict[_Key, AuditEntry] = field(default_factory=dict)
 
     def copy(self) -> _Tables:
         return _Tables(**{name: dict(table) for name, table in vars(self).items()})
@@ -83,7 +86,7 @@ class MemoryStore:
         self._listeners.append(listener)
 
     async def members(self) -> MemoryMembers:
-        return MemoryMembers(self, self._clock)
+        return MemoryMembers(self.nodes, self._clock)
 
     async def pick(self, node_id: str, wanted: base.Wanted) -> list[Run]:
         free = [run for run in self.look.free() if run.wake_at <= wanted.now_us]
@@ -253,9 +256,33 @@ class MemoryStore:
         match change:
             case base.Mend():
                 self._mend(change)
+            case base.Unregister():
+                self._unregister(change)
             case base.Expire():
                 for run_id in change.run_ids:
                     self._expire(run_id)
+            case Audit():
+                for entry in change.entries:
+                    _must_fit(*entry)
+                    if entry[:2] in self.tables.audit:
+                        raise _Refusal(Outcome.CONFLICT)
+                    self.tables.audit[entry[:2]] = entry
+            case ForgetAudit():
+                _drop(self.tables.audit, change.chain_id)
+
+    def _unregister(self, change: base.Unregister) -> None:
+        runs = [row.accept for row in self.tables.runs.values()]
+        is_used = any(
+            run.workflow == change.name
+            and (change.version is None or run.version == change.version)
+            for run in runs
+        )
+        flows = self.tables.workflows
+        gone = [key for key in flows if key[0] == change.name and change.version in (None, key[1])]
+        if is_used or not gone:
+            raise _Refusal(Outcome.CONFLICT)
+        for key in gone:
+            del flows[key]
 
     def _expire(self, run_id: str) -> None:
         tables = self.tables
@@ -305,47 +332,6 @@ class MemoryStore:
             del records[key]
         else:
             records[key] = (value, version + 1)
-
-
-class MemoryMembers:
-    """See store.base.Members for every method's contract."""
-
-    def __init__(self, store: MemoryStore, clock: Clock) -> None:
-        self._nodes = store.nodes
-        self._clock = clock
-
-    async def join(self, node_id: str, region: str, info: Json) -> None:
-        now = self._clock.now_us()
-        alive = base.NodeState.ALIVE.value
-        self._nodes[node_id] = base.Member(node_id, region, alive, 0, True, now, now, info)
-
-    async def beat(self, node_id: str, info: Json) -> base.Pulse:
-        now, own = self._clock.now_us(), self._nodes.get(node_id)
-        if own is not None and base.lives(own):
-            own = own._replace(beat=own.beat + 1, heartbeat_at=now, info=info, is_connected=True)
-            self._nodes[node_id] = own
-        return await self.watch(node_id)
-
-    async def watch(self, node_id: str) -> base.Pulse:
-        now, own = self._clock.now_us(), self._nodes.get(node_id)
-        seen = [node for node in self._nodes.values() if base.lives(node) or node is own]
-        return base.Pulse("memory", now, sorted(seen))
-
-    async def bury(self, node_id: str, beat: int) -> bool:
-        node = self._nodes.get(node_id)
-        if node is None or not base.lives(node) or node.beat != beat:
-            return False
-        is_leaving = node.state == base.NodeState.LEAVING
-        state = base.NodeState.LEFT if is_leaving else base.NodeState.DEAD
-        self._nodes[node_id] = node._replace(state=state.value, is_connected=False)
-        return True
-
-    async def leave(self, node_id: str, state: base.NodeState) -> None:
-        node = self._nodes.get(node_id)
-        if node is not None and base.lives(node):
-            self._nodes[node_id] = node._replace(state=state.value)
-
-    async def close(self) -> None: ...
 
 
 class MemoryCounts:
@@ -566,6 +552,13 @@ class MemoryShelf:
     async def nodes(self, limit: int = 100) -> list[base.Member]:
         found = sorted(self._store.nodes.values())
         return sorted(found, key=lambda node: node.started_at, reverse=True)[:limit]
+
+    async def audit(self, wanted: AuditFilter) -> list[AuditEntry]:
+        return select(list(self._store.tables.audit.values()), wanted)
+
+    async def audit_chains(self, after: tuple[str, int], limit: int) -> list[AuditEntry]:
+        rows = sorted(self._store.tables.audit.items())
+        return [entry for key, entry in rows if key > after][:limit]
 
 
 def _drop(table: dict[_Key, Any], *start: object) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
+from llm_orchestrator.store.audit import Audit, ForgetAudit
 from llm_orchestrator.store.base import (
     Change,
     Consume,
@@ -25,6 +26,7 @@ from llm_orchestrator.store.base import (
     Register,
     Reindex,
     TrimCommits,
+    Unregister,
 )
 from llm_orchestrator.store.journal import canonical, encode
 from llm_orchestrator.store.postgres_connect import Connection
@@ -71,6 +73,10 @@ class Turn:
                     await self._expire(change)
                 case PutVectors():
                     await self._put_vectors(change)
+                case Unregister():
+                    await self._unregister(change)
+                case Audit() | ForgetAudit():
+                    await self._audit(change)
                 case _:
                     await self._small(change)
 
@@ -102,6 +108,13 @@ class Turn:
                 await self._connection.execute("REINDEX TABLE runs")
             case TrimCommits():
                 await self._run("trim_commits", keep=change.keep, limit=change.limit)
+
+    async def _audit(self, change: Audit | ForgetAudit) -> None:
+        if isinstance(change, ForgetAudit):
+            await self._touch("forget_audit", chain_id=change.chain_id)
+            return
+        for entry in change.entries:
+            await self._run("audit_entry", **entry._asdict())
 
     async def _run(self, name: str, /, **values: object) -> int:
         """Execute a named statement; how many rows it touched."""
@@ -147,6 +160,10 @@ class Turn:
             else:
                 done = await self._touch("update_record", **where, version=change.version)
         if done != 1:
+            raise Refusal(Outcome.CONFLICT)
+
+    async def _unregister(self, change: Unregister) -> None:
+        if not await self._touch("unregister", name=change.name, version=change.version):
             raise Refusal(Outcome.CONFLICT)
 
     async def _put_vectors(self, change: PutVectors) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+from llm_orchestrator.store.audit import Audit
 from llm_orchestrator.store.base import (
     Append,
     Change,
@@ -25,7 +26,7 @@ from llm_orchestrator.store.journal import canonical, encode
 from llm_orchestrator.store.queries import Query, compose
 from llm_orchestrator.store.rows import is_run_id, row_digest
 
-_COMMON = (Post, Consume, PutRecord, PutProgress, DropProgress)
+_COMMON = (Post, Consume, PutRecord, PutProgress, DropProgress, Audit)
 _ENTRY = ("run_id", "seq", "epoch", "kind", "step", "attempt", "payload", "digest", "recorded_at")
 _HEAD = ("head_run", "head_seq", "head_digest")
 _ACCEPTED = tuple(
@@ -52,6 +53,13 @@ _KEPT = tuple(
     f"k_{name}" for name in ("via", "run", "step", "attempt", "part", "text", "handle", "digest")
 )
 _DROPPED = ("d_via", "d_run", "d_step")
+_AUDITED = tuple(
+    f"u_{name}"
+    for name in (
+        *("via", "chain", "number", "at", "actor", "action", "target", "result", "detail"),
+        *("request", "previous", "digest"),
+    )
+)
 
 
 @dataclass(slots=True)
@@ -210,6 +218,7 @@ class _Side:
     recorded: list[tuple[Any, ...]] = field(default_factory=list)
     kept: list[tuple[Any, ...]] = field(default_factory=list)
     dropped: list[tuple[Any, ...]] = field(default_factory=list)
+    audited: list[tuple[Any, ...]] = field(default_factory=list)
 
     def tables(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[Any, ...]]]]:
         """The parts that there is something for."""
@@ -219,6 +228,7 @@ class _Side:
             ("recorded", _RECORDED, self.recorded),
             ("kept", _KEPT, self.kept),
             ("dropped", _DROPPED, self.dropped),
+            ("audited", _AUDITED, self.audited),
         ):
             if rows:
                 yield name, columns, rows
@@ -244,6 +254,8 @@ class _Side:
             case DropProgress():
                 self.dropped.append((via, change.run_id, change.step))
                 self.kept = [row for row in self.kept if row[1:3] != (change.run_id, change.step)]
+            case Audit():
+                self.audited += [(via, *entry) for entry in change.entries]
             case _:
                 raise TypeError(f"{type(change).__name__} is no common change")
 

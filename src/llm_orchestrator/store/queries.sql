@@ -97,6 +97,12 @@ INSERT INTO workflows (name, version, digest, definition, created_at)
 VALUES (:name, :version, :digest, :definition, :created_at)
 ON CONFLICT (name, version, digest) DO UPDATE SET definition = excluded.definition;
 
+-- name: unregister
+-- Only while no run refers to it, ended or not.
+DELETE FROM workflows WHERE name = :name AND (version = :version OR :version IS NULL)
+  AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.workflow = :name
+                  AND (runs.version = :version OR :version IS NULL));
+
 -- name: workflow
 SELECT name, version, digest, definition, created_at FROM workflows
 WHERE name = :name AND (version = :version OR :version IS NULL) AND (digest = :digest OR :digest IS NULL)
@@ -127,6 +133,32 @@ WHERE kind = :kind AND key = :key AND version = :version;
 
 -- name: delete_record
 DELETE FROM records WHERE kind = :kind AND key = :key AND version = :version;
+
+-- name: audit
+-- Newest first. `detail` and the digests come along: whoever reads may check.
+SELECT chain_id, number, recorded_at, actor, action, target, result, detail, request_id, previous,
+       digest
+FROM audit
+WHERE (actor = :actor OR :actor IS NULL) AND (action = :action OR :action IS NULL)
+  AND (target = :target OR :target IS NULL)
+  AND (recorded_at >= :since OR :since IS NULL) AND (recorded_at < :until OR :until IS NULL)
+  AND ((recorded_at, chain_id, number) < (:at, :chain_id, :number) OR :at IS NULL)
+ORDER BY recorded_at DESC, chain_id DESC, number DESC LIMIT :limit;
+
+-- name: audit_chains
+SELECT chain_id, number, recorded_at, actor, action, target, result, detail, request_id, previous,
+       digest
+FROM audit WHERE (chain_id, number) > (:chain_id, :number) ORDER BY chain_id, number LIMIT :limit;
+
+-- name: audit_entry
+-- The primary key refuses a place that is taken.
+INSERT INTO audit (chain_id, number, recorded_at, actor, action, target, result, detail, request_id,
+                   previous, digest)
+VALUES (:chain_id, :number, :recorded_at, :actor, :action, :target, :result, :detail, :request_id,
+        :previous, :digest);
+
+-- name: forget_audit
+DELETE FROM audit WHERE chain_id = :chain_id;
 
 -- name: put_blob
 INSERT INTO blobs (run_id, digest, content) VALUES (:run_id, :digest, :content)
@@ -524,6 +556,20 @@ dropped AS (
         AS d (via, run_id, step)
     WHERE g.run_id = d.run_id AND g.step = d.step
       AND (d.via IS NULL OR d.via IN (SELECT run_id FROM head))
+)
+
+-- name: audited @postgres
+audited AS (
+    INSERT INTO audit (chain_id, number, recorded_at, actor, action, target, result, detail,
+                       request_id, previous, digest)
+    SELECT u.chain_id, u.number, u.recorded_at, u.actor, u.action, u.target, u.result, u.detail,
+           u.request_id, u.previous, u.digest
+    FROM unnest(:u_via::uuid[], :u_chain::text[], :u_number::bigint[], :u_at::bigint[],
+                :u_actor::text[], :u_action::text[], :u_target::text[], :u_result::text[],
+                :u_detail::bytea[], :u_request::text[], :u_previous::bytea[], :u_digest::bytea[])
+        AS u (via, chain_id, number, recorded_at, actor, action, target, result, detail, request_id,
+              previous, digest)
+    WHERE u.via IS NULL OR u.via IN (SELECT run_id FROM head)
 )
 
 -- name: next_message @postgres

@@ -116,3 +116,18 @@ CREATE TABLE nodes (
     heartbeat_at INTEGER NOT NULL,
     info TEXT NOT NULL
 );
+CREATE TABLE audit (
+    chain_id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    recorded_at INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    action TEXT NOT NULL,
+    target TEXT NOT NULL,
+    result TEXT NOT NULL,
+    detail BLOB NOT NULL,
+    request_id TEXT NOT NULL,
+    previous BLOB NOT NULL,
+    digest BLOB NOT NULL,
+    PRIMARY KEY (chain_id, number)
+);
+CREATE INDEX audit_by_time ON audit (recorded_at, chain_id, number);

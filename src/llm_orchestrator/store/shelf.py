@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Json, Workflow
+from llm_orchestrator.store.audit import AuditEntry, AuditFilter
 from llm_orchestrator.store.base import Member
 from llm_orchestrator.store.check import definition_digest
 from llm_orchestrator.store.rows import member_of, parse, row_digest
@@ -78,6 +79,29 @@ class TableShelf:
 
     async def nodes(self, limit: int = 100) -> list[Member]:
         return [member_of(row) for row in await self._reader.rows("nodes", limit=limit)]
+
+    async def audit(self, wanted: AuditFilter) -> list[AuditEntry]:
+        at, chain_id, number = wanted.before or (None, None, None)
+        rows = await self._reader.rows(
+            "audit",
+            actor=wanted.actor,
+            action=wanted.action,
+            target=wanted.target,
+            since=wanted.since,
+            until=wanted.until,
+            at=at,
+            chain_id=chain_id,
+            number=number,
+            limit=wanted.limit,
+        )
+        return [AuditEntry(*row) for row in rows]
+
+    async def audit_chains(self, after: tuple[str, int], limit: int) -> list[AuditEntry]:
+        chain_id, number = after
+        rows = await self._reader.rows(
+            "audit_chains", chain_id=chain_id, number=number, limit=limit
+        )
+        return [AuditEntry(*row) for row in rows]
 
 
 def as_text(vector: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ import logging
 import sqlite3
 
 from llm_orchestrator.model import NewRun, Workflow
+from llm_orchestrator.store.audit import Audit, ForgetAudit
 from llm_orchestrator.store.base import (
     Change,
     Consume,
@@ -24,6 +25,7 @@ from llm_orchestrator.store.base import (
     Register,
     Reindex,
     TrimCommits,
+    Unregister,
 )
 from llm_orchestrator.store.journal import canonical, encode
 from llm_orchestrator.store.queries import load_queries
@@ -93,10 +95,17 @@ class ChangeWriter:
                 self._put_progress(change)
             case Register():
                 self._register(change.workflow, now_us)
+            case Unregister():
+                self._unregister(change)
             case PutVectors():
                 self._put_vectors(change)
             case Mend():
                 self._mend(change)
+            case Audit():
+                for entry in change.entries:
+                    self.execute("audit_entry", **entry._asdict())
+            case ForgetAudit():
+                self.execute("forget_audit", chain_id=change.chain_id)
             case _:
                 self._apply_small(change)
 
@@ -145,6 +154,11 @@ class ChangeWriter:
             definition=flow.definition,
             created_at=flow.created_at or now_us,
         )
+
+    def _unregister(self, change: Unregister) -> None:
+        done = self.execute("unregister", name=change.name, version=change.version)
+        if not done.rowcount:
+            raise Refusal(Outcome.CONFLICT)
 
     def _put_vectors(self, change: PutVectors) -> None:
         for key, vector, metadata in change.rows:

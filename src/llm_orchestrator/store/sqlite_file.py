@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 APPLICATION_ID = 0x4C4C4D4F
 """`LLMO`, in the file's header (SQLite `PRAGMA application_id`)."""
 
-SCHEMA_VERSION = 2
-_ADDED = {2: ("CREATE TABLE nodes ",)}
+SCHEMA_VERSION = 3
+_ADDED = {2: ("CREATE TABLE nodes ",), 3: ("CREATE TABLE audit ", "CREATE INDEX audit_by_time ")}
 """Statements of schema_sqlite.sql, by their beginning, that a version added to the one before."""
 _LOG_BYTES = 4 << 20
 """The write-ahead log's length when SQLite checkpoints it (1,000 pages)."""

@@ -30,6 +30,7 @@ from llm_orchestrator.errors import (
 )
 from llm_orchestrator.model import Entry, NewRun, Workflow
 from llm_orchestrator.store import base
+from llm_orchestrator.store.audit import Audit, AuditEntry, ForgetAudit
 from llm_orchestrator.store.base import Append, Batch, Outcome, Receipt, StateChange
 from llm_orchestrator.store.escape import default
 
@@ -56,6 +57,10 @@ _TYPES: dict[str, type[Any]] = {
         base.RunRow,
         base.Reindex,
         base.TrimCommits,
+        Audit,
+        AuditEntry,
+        ForgetAudit,
+        base.Unregister,
     )
 }
 
