@@ -57,10 +57,8 @@ class Doubt(Enum):
     """Whether the mirror is what the reader holds, and of which text."""
 
     NONE = "none"
-    CONTENT = "content"
+    OTHERS = "others"
     """The mirror is right, but it may be another life's text: compare it."""
-    STRICT = "strict"
-    """The same, and what goes beyond the kept text is void."""
     UNKNOWN = "unknown"
     """The reader came back: what it holds is not known."""
 
@@ -73,10 +71,14 @@ class _Text:
     doubt: Doubt
     attempt: int = 1
     row: int = 0
+    is_told: bool = False
+    """The row is what the engine said; what the store has may be older."""
     epoch: int = 0
     pending: list[tuple[int, str]] = field(default_factory=list)
     """Pieces that came live behind a gap, in order."""
     looks: int = 0
+    is_gone: bool = False
+    """The store has nothing of it: it is void, or its step is finished, as an entry will say."""
     is_given_up: bool = False
     """Too large to mirror: the rest comes with the result."""
 
@@ -114,6 +116,8 @@ class Reader:
         self.in_flight: dict[str, int] = {}
         """Steps with an open attempt, and its number."""
         self.has_ended = False
+        self._begun: set[str] = set()
+        """Steps that have begun and are not finished."""
         self._is_taken_over = False
         """Somebody claimed the run after the position that the reader brought."""
         self._end_of_run: dict[str, Json] = {}
@@ -150,18 +154,16 @@ class Reader:
         ):
             return  # the last words of a life that is over
         text = self._text(told.step)
-        text.attempt = told.attempt
-        if epoch != text.epoch:
+        offset = int(told.data["offset"])
+        is_first = epoch != text.epoch
+        if is_first:  # the first word of a life says where its text stands
             text.pending.clear()
             if len(text.held) and text.doubt is Doubt.NONE:
-                text.doubt = Doubt.CONTENT
-        if text.doubt is Doubt.STRICT:
-            text.doubt = Doubt.CONTENT
-        text.row, text.epoch = row, epoch
-        offset = int(told.data["offset"])
-        if told.what == "reset":
+                text.doubt = Doubt.OTHERS
+        text.attempt, text.row, text.epoch, text.is_told = told.attempt, row, epoch, True
+        if told.what == "reset" or (is_first and offset < len(text.held)):
             yield from self._void(text, offset)
-        else:
+        if told.what == "chunk":
             yield from self._piece(text, offset, str(told.data["text"]))
 
     def kept(self, step: str, progress: Progress | None) -> Iterator[Event]:
@@ -169,20 +171,23 @@ class Reader:
         if not (self._has_text and self._is_wanted(step)) or step in self._settled:
             return
         text = self._text(step)
+        if step not in self.in_flight and not text.pending:
+            return  # it was in flight when somebody went to look
         text.looks += 1
         if progress is None:
-            yield from self._kept_nothing(text)
+            is_hopeless = text.doubt is Doubt.UNKNOWN and text.looks > LOOKS_MAX
+            text.is_gone = is_hopeless or bool(len(text.held) and not text.is_told)
             return
-        if progress.attempt < text.row or text.is_given_up:
+        if text.is_given_up or (text.is_told and progress.attempt < text.row):
             return
         text.attempt = max(1, progress.attempt // GENERATIONS)
         if text.doubt is Doubt.UNKNOWN:
             if self._must_wait(text, progress.text):
                 return
             yield from self._believe(text, progress.text)
-        is_newer = progress.attempt > text.row or text.doubt is Doubt.STRICT
+        text.is_told = text.is_told and progress.attempt == text.row
         same = common(text.held.text, progress.text)
-        if same < len(text.held) and (same < len(progress.text) or is_newer):
+        if same < len(text.held) and (same < len(progress.text) or not text.is_told):
             yield self._reset(text, same)
         text.row, text.doubt = progress.attempt, Doubt.NONE
         yield from self._chunks(text, progress.text[len(text.held) :])
@@ -202,8 +207,9 @@ class Reader:
                 if self._step is None or entry.step == self._step:
                     yield Event(entry.kind, str(entry.seq), shown(entry, data))
         self.seq = min(self.seq, self._read)
-        last = self._end_of_step or (self._end_of_run if self.state.is_final else None)
-        if last:
+        yield from self._forget_void()
+        last = self._end_of_step if "state" in self._end_of_step else self._end_of_run
+        if "state" in self._end_of_step or self.state.is_final:
             self.has_ended = True
             yield self._end(last)
 
@@ -220,24 +226,28 @@ class Reader:
             self.state, self._end_of_run = RunState(data["state"]), data
         elif kind is Kind.INTENT:
             self.in_flight[step] = entry.attempt
+            self._begun.add(step)
         elif kind is Kind.ATTEMPT_FAILED or (kind is Kind.PROGRESS and "unsent" in data):
             self.in_flight.pop(step, None)
         elif kind is Kind.STEP_FINISHED:
             self.in_flight.pop(step, None)
+            self._begun.discard(step)
             yield from self._settle(entry, data, is_new=is_new)
         elif kind is Kind.REWOUND:
             if not data.get("is_repair"):
                 self.state = RunState.PENDING
             yield from self._rewind(int(data.get("to_seq", entry.seq)), is_new=is_new)
         if step and step == self._step:
-            self._note_end(kind, data)
+            self._note_end(kind, data | {"seq": entry.seq})
 
     def _take_over(self, epoch: int) -> None:
         self.epoch = epoch
         for text in self._texts.values():
-            if text.epoch < epoch and text.doubt is not Doubt.UNKNOWN:
-                text.doubt, text.epoch = Doubt.STRICT, epoch
+            if text.epoch < epoch:
+                text.is_told = False
                 text.pending.clear()
+                if text.doubt is Doubt.NONE:
+                    text.doubt = Doubt.OTHERS
 
     def _settle(self, entry: Entry, data: dict[str, Json], *, is_new: bool) -> Iterator[Event]:
         """The reader gets what it lacks of a recorded text."""
@@ -261,7 +271,8 @@ class Reader:
 
     def _rewind(self, to_seq: int, *, is_new: bool) -> Iterator[Event]:
         """Texts behind the point are void, and their steps may come again."""
-        self._end_of_step = {}
+        if self._end_of_step.get("seq", 0) > to_seq:
+            self._end_of_step = {}
         for step, (seq, _) in list(self._settled.items()):
             if seq <= to_seq:
                 continue
@@ -270,10 +281,13 @@ class Reader:
                 text = self._text(step)
                 text.doubt = Doubt.NONE
                 yield self._reset(text, 0)
+        begun, self._begun = self._begun, set()
         self.in_flight.clear()
-        for text in self._texts.values():
-            if is_new and text.epoch <= self.epoch:
-                yield from self._void(text, 0)
+        for step in begun if is_new and self._has_text else ():
+            if self._is_wanted(step) and (step in self._texts or self._after is not None):
+                text = self._text(step)
+                if text.epoch <= self.epoch:  # else its next life has begun already
+                    yield from self._void(text, 0)
 
     def _note_end(self, kind: Kind, data: dict[str, Json]) -> None:
         """How the one step that is asked for stands."""
@@ -284,6 +298,7 @@ class Reader:
             self._end_of_step = {"state": "skipped", "reason": data.get("reason")}
         elif kind is Kind.ATTEMPT_FAILED and data.get("final"):
             self._end_of_step = {"state": "failed", "error": data.get("error")}
+        self._end_of_step["seq"] = data["seq"]
 
     def _end(self, how: dict[str, Json]) -> Event:
         data: dict[str, Json] = {"state": how["state"], "reason": how.get("reason", "")}
@@ -327,10 +342,12 @@ class Reader:
         if offset != after.offset:
             yield self._reset(text, max(0, offset))
 
-    def _kept_nothing(self, text: _Text) -> Iterator[Event]:
-        is_hopeless = text.doubt is Doubt.UNKNOWN and text.looks > LOOKS_MAX
-        if (text.doubt is Doubt.STRICT or is_hopeless) and not text.pending:
-            yield from self._void(text, 0)
+    def _forget_void(self) -> Iterator[Event]:
+        """Nothing was kept of these, and no entry has said since that they are finished."""
+        for text in self._texts.values():
+            if text.is_gone:
+                text.is_gone, text.doubt = False, Doubt.NONE
+                yield self._reset(text, 0)
 
     def _void(self, text: _Text, offset: int) -> Iterator[Event]:
         """The text ends at `offset` for now."""
