@@ -188,7 +188,7 @@ class Execution:
         if done is not None:
             return done.result
         job = _Job(key, work, policy, extras, at)
-        attempt, ready_at = self._resume_failure(key)
+        attempt, ready_at = _next_attempt(self.fold, key, self.services.clock.now_us())
         gate = self.gate
         while True:
             if ready_at:
@@ -208,16 +208,6 @@ class Execution:
                 self.trace.leave(place)
                 gate.leave()
 
-    def _resume_failure(self, key: str) -> tuple[int, int]:
-        """Which attempt is next, and when it may start, as the journal says."""
-        failure = self.fold.failures.get(key)
-        if failure is None:
-            return self.fold.intents.get(key, 1), 0
-        if failure.is_final:
-            raise _step_failed(key, failure.error)
-        is_due = failure.next_at <= self.services.clock.now_us()
-        return failure.attempt + 1, 0 if is_due else failure.next_at
-
     async def _attempt(self, job: _Job, attempt: int) -> Json:
         key, policy = job.key, job.policy
         is_once = policy.effect is Effect.ONCE
@@ -231,29 +221,13 @@ class Execution:
                     job.extras.before()
                 intent: dict[str, Json] = {"key": self.idempotency_key(key)}
                 await self.record(Kind.INTENT, key, intent, attempt=attempt)
-            return await self._finish(job, attempt, await self._work(job, attempt))
+            return await self._finish(job, attempt, await _worked(self.services, job, attempt))
         except Exception as error:
             if is_once and isinstance(error, ProviderUnknownOutcome | StepTimeout):
                 found = await self._decide_unknown(job, attempt)
                 if found is not None:
                     return await self._finish(job, attempt, found["result"])
             raise await self._fail(job, attempt, error) from error
-
-    async def _work(self, job: _Job, attempt: int) -> Json:
-        slots = self.services.slots
-        await self.services.allowed()
-        if not slots.take():
-            await slots.wait()
-        try:
-            if job.policy.timeout_s is None:
-                return await job.work(attempt)
-            return await _within(job.policy.timeout_s, job.key, job.work(attempt))
-        except asyncio.CancelledError:
-            if job.extras is not None:
-                job.extras.interrupted()
-            raise
-        finally:
-            slots.give()
 
     async def _finish(self, job: _Job, attempt: int, result: Json) -> Json:
         data: dict[str, Json] = {"result": result}
@@ -491,6 +465,34 @@ def _step_failed(key: str, facts: dict[str, Json]) -> StepFailed:
         error_kind=str(facts["kind"]),
         hint=facts.get("hint"),
     )
+
+
+def _next_attempt(fold: Fold, key: str, now_us: int) -> tuple[int, int]:
+    """Which attempt is next, and when it may start, as the journal says. Raises StepFailed."""
+    failure = fold.failures.get(key)
+    if failure is None:
+        return fold.intents.get(key, 1), 0
+    if failure.is_final:
+        raise _step_failed(key, failure.error)
+    return failure.attempt + 1, 0 if failure.next_at <= now_us else failure.next_at
+
+
+async def _worked(services: Services, job: _Job, attempt: int) -> Json:
+    """Do the work once there is a slot for it and the lease allows it."""
+    slots = services.slots
+    await services.allowed()
+    if not slots.take():
+        await slots.wait()
+    try:
+        if job.policy.timeout_s is None:
+            return await job.work(attempt)
+        return await _within(job.policy.timeout_s, job.key, job.work(attempt))
+    except asyncio.CancelledError:
+        if job.extras is not None:
+            job.extras.interrupted()
+        raise
+    finally:
+        slots.give()
 
 
 async def _within(timeout_s: float, key: str, work: Awaitable[Json]) -> Json:
