@@ -27,7 +27,7 @@ from llm_orchestrator.language.templates import FILTERS
 from llm_orchestrator.language.templates import FUNCTIONS as TEMPLATE_FUNCTIONS
 from llm_orchestrator.steps.functions import FUNCTIONS as TRANSFORMS
 from llm_orchestrator.steps.registry import StepTypes
-from llm_orchestrator.telemetry import metrics, metrics_names
+from llm_orchestrator.telemetry import genai, logs, metrics, metrics_names, propagation
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "docs" / "reference"
@@ -357,6 +357,7 @@ def settings_page() -> str:
         name: f"`LLM_ORCHESTRATOR_{suffix}`"
         for name, suffix in config._ENVIRONMENT.items()  # noqa: SLF001
     }
+    variables["otel_endpoint"] = "`OTEL_EXPORTER_OTLP_ENDPOINT`"
     rows = [
         (
             f"`{one.name}`",
@@ -452,9 +453,42 @@ def metrics_page() -> str:
     )
 
 
+# --- logs and traces ---
+
+
+def logs_and_traces_page() -> str:
+    own = ((f"`{propagation.PREFIX}{key}`", what) for key, what in propagation.ATTRIBUTES.items())
+    version = genai.NAMES
+    latest, old = version["latest"][0], version["v1.36"][0]
+    models = (
+        (
+            key.replace("_", " "),
+            *(f"`{names[key]}`" if key in names else "" for names in (latest, old)),
+        )
+        for key in {**latest, **old}
+    )
+    return page(
+        "Logs and traces",
+        "How to use them: [logs and traces](../how-to/logs-and-traces.md).",
+        "## Fields of a JSON log line",
+        table(("Field", "Meaning"), ((f"`{key}`", what) for key, what in logs.FIELDS.items())),
+        "## Spans",
+        "`run WORKFLOW`, in it `stay WORKFLOW` (once for each time that a process drove it), in"
+        " that `step NAME`, in that `attempt NAME`; attempts that ask a model are named"
+        " `chat MODEL` or `embeddings MODEL`. Where something failed, `error.type` is the kind of"
+        " the error and the status its message.",
+        table(("Attribute", "Meaning"), own),
+        "## What is said of models",
+        "By OpenTelemetry's GenAI conventions, under the names that the setting `otel_genai`"
+        " chooses. Prompts and answers are never recorded.",
+        table(("Fact", "`latest`", "`v1.36`"), models),
+    )
+
+
 PAGES = {
     "cli.md": cli_page,
     "errors.md": error_page,
+    "logs-and-traces.md": logs_and_traces_page,
     "metrics.md": metrics_page,
     "queries.md": queries_page,
     "settings.md": settings_page,
