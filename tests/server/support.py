@@ -34,10 +34,11 @@ name: waits
 inputs: {}
 steps:
   - {id: first, type: transform, function: template, template: one, output: [one]}
-  - {id: gate, type: approval, message: may it go on?}
-  - {id: last, type: transform, function: template, template: two, output: [two]}
+  - {id: gate, depends_on: [first], type: approval, message: may it go on?}
+  - {id: last, depends_on: [gate], type: transform, expression: "1 + 1", output: [two]}
 outputs:
   two: "{{ steps.last.two }}"
+  approved: "{{ steps.gate.approved }}"
 """
 LISTENS = """
 name: listens

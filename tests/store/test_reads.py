@@ -13,6 +13,7 @@ from llm_orchestrator.store.base import (
     DropProgress,
     Expire,
     Mend,
+    News,
     NodeState,
     Outcome,
     Post,
@@ -22,6 +23,7 @@ from llm_orchestrator.store.base import (
     Register,
     RunFilter,
     Store,
+    Unregister,
     Wanted,
 )
 from llm_orchestrator.store.check import definition_digest
@@ -362,3 +364,54 @@ async def test_a_whole_store_has_a_whole_structure(store: Store) -> None:
     writer = await accepted(store)
     await land(store, writer.append(Draft(Kind.SIGNAL, "s", 0, encode({"number": 1}))))
     assert await store.look.structure() == []
+
+
+def stored_workflow(name: str, version: str) -> Workflow:
+    definition = encode({"name": name, "version": version})
+    return Workflow(name, version, definition_digest(definition), definition)
+
+
+async def test_a_workflow_goes_only_while_no_run_refers_to_it(store: Store) -> None:
+    flows = [stored_workflow("a", "1"), stored_workflow("a", "2"), stored_workflow("b", "1")]
+    await land(store, changes=[Register(flow) for flow in flows])
+    run = replace(new_run(), workflow="a", version="1", digest=flows[0].digest)
+    writer = await accepted(store, run)
+    await moved(store, writer, RunState.COMPLETED)
+    for change in (Unregister("a", "1"), Unregister("a"), Unregister("a", "3"), Unregister("c")):
+        assert (await land(store, changes=[change])).is_refused, change
+    assert not (await land(store, changes=[Unregister("a", "2")])).is_refused
+    assert not (await land(store, changes=[Unregister("b")])).is_refused
+    left = [(flow.name, flow.version) for flow in await store.shelf.workflows()]
+    assert left == [("a", "1")]
+    await land(store, changes=[Expire((run.run_id,))])
+    assert not (await land(store, changes=[Unregister("a")])).is_refused
+    assert await store.shelf.workflow("a") is None
+
+
+async def test_a_refused_removal_takes_the_batchs_other_changes_with_it(store: Store) -> None:
+    await land(store, changes=[PutRecord("k", "a", 1, 0)])
+    receipt = await land(store, changes=[PutRecord("k", "a", None, 1), Unregister("a")])
+    assert receipt.is_refused
+    assert await store.shelf.record("k", "a") == (1, 1)
+
+
+async def test_definitions_that_come_and_go_are_news(store: Store) -> None:
+    heard: list[News] = []
+    store.on_news(heard.append)
+    await land(store, changes=[Register(stored_workflow("a", "1"))])
+    await land(store, changes=[Unregister("a")])
+    assert [news.is_workflow for news in heard] == [True, True]
+
+
+async def test_runs_are_listed_by_the_time_of_their_acceptance(
+    store: Store, clock: HandClock
+) -> None:
+    times = []
+    for _ in range(4):
+        clock.now += 1_000_000
+        writer = await accepted(store)
+        times.append((clock.now, writer.run_id))
+    middle = RunFilter(since=times[1][0], until=times[3][0])
+    assert [run.run_id for run in await store.look.runs(middle)] == [times[2][1], times[1][1]]
+    assert await store.look.runs(RunFilter(until=times[0][0])) == []
+    assert await store.look.runs(RunFilter(since=times[3][0] + 1)) == []

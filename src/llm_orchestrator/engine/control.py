@@ -9,7 +9,7 @@ again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +24,7 @@ from llm_orchestrator.engine.acceptance import (
     key_record,
 )
 from llm_orchestrator.engine.driver import End, news
+from llm_orchestrator.engine.forks import free, kept_before
 from llm_orchestrator.engine.machine import TRANSITIONS, Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, checkpoints, fold
 from llm_orchestrator.errors import KeyReused, NotFound, Overtaken, Refused, StoreDamaged
@@ -49,7 +50,7 @@ from llm_orchestrator.store.base import (
     StateChange,
     Store,
 )
-from llm_orchestrator.store.journal import decode, encode, link
+from llm_orchestrator.store.journal import encode, link
 from llm_orchestrator.store.writer import Head
 from llm_orchestrator.telemetry.metrics import Metrics
 
@@ -219,13 +220,21 @@ class Operator:
         await self._store.commit(Batch(changes=changes))
 
     async def fork(
-        self, run_id: str, step: str | None, *, inputs: Mapping[str, Json] | None = None
+        self,
+        run_id: str,
+        step: str | None,
+        *,
+        inputs: Mapping[str, Json] | None = None,
+        edit: Callable[[NewRun], NewRun] | None = None,
     ) -> str:
-        """A new run that shares the results before `step` and may have other inputs; its id."""
+        """A new run that shares the results before `step` and may have other inputs; its id.
+
+        `edit` has the last word: it may choose another version, or check the inputs.
+        """
         journal = await self._journal(run_id)
         state = fold(run_id, journal.entries)
         origin = from_accepted(run_id, state.accepted)
-        kept = _before(journal.entries, state, step)
+        kept = kept_before(journal.entries, state, step)
         value = origin.input
         if inputs:
             if not isinstance(value, dict):
@@ -241,9 +250,11 @@ class Operator:
             origin={"fork": run_id, "step": step},
         )
         new = in_trace(new)
+        if edit is not None:
+            new = edit(new)
         drafts = [accepted_draft(new)]
         drafts += [
-            Draft(entry.kind, entry.step, entry.attempt, _free(entry.payload)) for entry in kept
+            Draft(entry.kind, entry.step, entry.attempt, free(entry.payload)) for entry in kept
         ]
         fresh = Head(new.run_id, self._store.generation << 40)
         append = self._chain(fresh, drafts, accept=new)
@@ -336,34 +347,3 @@ class Operator:
                 run_id=append.run_id,
                 epoch=found.epoch if found else 0,
             )
-
-
-def _before(entries: Sequence[Entry], state: Fold, step: str | None) -> list[Entry]:
-    """The finished steps that a fork keeps: those recorded before `step` first was."""
-    kept = {done.seq for done in state.finished.values()}
-    kept |= {entry.seq for entry in entries if entry.kind == Kind.STEP_SKIPPED}
-    if step is None:
-        cut = 1 << 62
-    else:
-        touched = [entry.seq for entry in entries if entry.step == step]
-        touched += [entry.seq for entry in entries if entry.step.startswith(f"{step}/")]
-        if not touched:
-            raise NotFound(
-                f"run {state.run_id} has no step {step!r}", hint=f"llmo runs show {state.run_id}"
-            )
-        cut = min(touched)
-    return [
-        entry
-        for entry in entries
-        if entry.seq in kept
-        and entry.seq < cut
-        and not (step and (entry.step == step or entry.step.startswith(f"{step}/")))
-    ]
-
-
-def _free(payload: bytes) -> bytes:
-    """A copied result costs nothing a second time."""
-    data = decode(payload)
-    data.pop("usage", None)
-    data["is_copy"] = True
-    return encode(data)

@@ -17,10 +17,12 @@ from llm_orchestrator.clock import new_run_id
 from llm_orchestrator.engine.acceptance import REQUEST
 from llm_orchestrator.engine.driver import End
 from llm_orchestrator.engine.replay import Fold, fold
-from llm_orchestrator.errors import KeyReused, NotFound, OrchestratorError
+from llm_orchestrator.engine.schedule import KIND as SCHEDULE
+from llm_orchestrator.errors import KeyReused, NotFound, OrchestratorError, Refused
 from llm_orchestrator.model import MICROSECONDS, Json, NewRun, Run, RunState, Workflow
 from llm_orchestrator.server.surface import Surface
 from llm_orchestrator.server.waiting import read_journal
+from llm_orchestrator.store.base import Batch, Change, PutRecord, RunFilter, Unregister
 from llm_orchestrator.store.journal import encode
 
 
@@ -137,3 +139,35 @@ async def run_and_state(surface: Surface, run_id: str) -> tuple[Run, Fold]:
 async def wait_end(surface: Surface, run_id: str, wait_s: float) -> End | None:
     """How a run ended or why it is paused; None when it moves still. Raises NotFound."""
     return await surface.waiting.ended(run_id, wait_s)
+
+
+async def versions_of(surface: Surface, name: str, version: str | None = None) -> list[Workflow]:
+    """The definitions of that name (and version), the oldest first."""
+    known = await surface.store.shelf.workflows()
+    return [each for each in known if each.name == name and version in (None, each.version)]
+
+
+async def unregister(surface: Surface, name: str, version: str | None = None) -> list[Workflow]:
+    """Forget definitions, and the schedule that belongs to the newest of them; what is gone.
+
+    Raises NotFound, and Refused while a run refers to any of them.
+    """
+    gone = await versions_of(surface, name, version)
+    if not gone:
+        raise NotFound(f"no workflow {name!r} {version or ''}".rstrip() + " is registered")
+    changes: list[Change] = [Unregister(name, version)]
+    schedule, moved = await surface.store.shelf.record(SCHEDULE, name)
+    if schedule is not None and schedule.get("version") in {each.version for each in gone}:
+        changes.append(PutRecord(SCHEDULE, name, None, moved))
+    receipt = await surface.store.commit(Batch(changes=tuple(changes)))
+    surface.known.forget()
+    if receipt.is_refused:
+        found = await surface.store.look.runs(RunFilter(workflow=name, limit=1_000))
+        used = [run for run in found if version in (None, run.version)]
+        active = [run for run in used if not run.state.is_final]
+        raise Refused(
+            f"{len(used)} runs refer to {name} {version or ''}".rstrip()
+            + f", {len(active)} of them have not ended",
+            hint=f"llmo runs list --workflow {name}; retention removes runs that have ended",
+        )
+    return gone

@@ -7,6 +7,10 @@ from fastapi import APIRouter, FastAPI
 from llm_orchestrator.server import (
     openapi,
     problems,
+    routes_admin,
+    routes_bulk,
+    routes_changes,
+    routes_earlier,
     routes_health,
     routes_metrics,
     routes_runs,
@@ -20,7 +24,15 @@ from llm_orchestrator.server.trace import TraceContext
 
 TITLE = "LLM Orchestrator"
 API = "/api/v1"
-_API: tuple[APIRouter, ...] = (routes_workflows.router, routes_runs.router, routes_streams.router)
+_API: tuple[APIRouter, ...] = (
+    routes_workflows.router,
+    routes_runs.router,
+    routes_changes.router,
+    routes_bulk.router,
+    routes_admin.router,
+    routes_streams.router,
+    routes_earlier.router,
+)
 """Groups of routes under /api/v1."""
 
 

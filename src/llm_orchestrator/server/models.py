@@ -10,7 +10,14 @@ import datetime
 from typing import Annotated, Literal
 
 from fastapi import Header, Path
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from llm_orchestrator.model import Json, RunState, StepState
 from llm_orchestrator.store.base import RunFilter
@@ -47,6 +54,18 @@ Key = Annotated[
             "The same key with the same request starts nothing a second time and answers with the "
             "first run; with another request it is refused (422)."
         ),
+    ),
+]
+
+
+SenderKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        alias="Idempotency-Key",
+        description="The same key again delivers nothing a second time.",
     ),
 ]
 
@@ -137,10 +156,10 @@ class RunDetail(RunFacts):
     origin: dict[str, Json] = Field(description="What it was forked from or started by.")
 
 
-class RunQuery(Given):
-    """Which runs, and which page of them."""
+class RunSelect(Given):
+    """Which runs; whoever asks for nothing gets all of them."""
 
-    state: list[RunState] = Field([], description="Only these states; may be repeated.")
+    state: list[RunState] = Field([], max_length=7, description="Only these states.")
     workflow: Word | None = Field(None, description="Only runs of this workflow.")
     label: str | None = Field(
         None,
@@ -152,10 +171,8 @@ class RunQuery(Given):
     parent: RunId | None = Field(None, description="Only the runs that this one started.")
     since: AwareDatetime | None = Field(None, description="Accepted then or later.")
     until: AwareDatetime | None = Field(None, description="Accepted before.")
-    cursor: Word | None = Field(None, description="`next` of the page before.")
-    limit: int = Field(50, ge=1, le=PAGE_MAX, description="At most so many.")
 
-    def to_filter(self, before: str | None, limit: int) -> RunFilter:
+    def to_filter(self, limit: int, *, before: str | None = None) -> RunFilter:
         """As the store takes it."""
         name, _, value = (self.label or "").partition("=")
         return RunFilter(
@@ -169,6 +186,20 @@ class RunQuery(Given):
             before=before,
             limit=limit,
         )
+
+
+class RunQuery(RunSelect):
+    """Which runs, and which page of them."""
+
+    cursor: Word | None = Field(None, description="`next` of the page before.")
+    limit: int = Field(50, ge=1, le=PAGE_MAX, description="At most so many.")
+
+
+class Page(Given):
+    """Which page of a list."""
+
+    cursor: Word | None = Field(None, description="`next` of the page before.")
+    limit: int = Field(100, ge=1, le=PAGE_MAX, description="At most so many.")
 
 
 def micros(moment: datetime.datetime | None) -> int | None:
@@ -229,6 +260,13 @@ class Registered(WorkflowFacts):
     warnings: list[str] = Field(description="What is odd but allowed, each with its place.")
 
 
+class Deleted(Told):
+    """Definitions that are gone."""
+
+    name: str
+    deleted: list[WorkflowFacts]
+
+
 class Mistake(Told):
     """One thing that is wrong with a definition."""
 
@@ -266,35 +304,174 @@ class StepFacts(Told):
     seq: int | None = Field(description="The checkpoint that it made.")
 
 
-Status = Literal["healthy", "degraded", "unhealthy"]
+# -- requests to runs -----------------------------------------------------------------------------
 
 
-class Life(Told):
-    """Whether it lives."""
+class Resume(Given):
+    """Let a paused run go on; with `step`, say what became of one whose outcome is unknown."""
 
-    status: Status
+    step: Word | None = Field(None, description="The step whose outcome is unknown.")
+    decision: Literal["retry", "finished", "failed"] | None = Field(
+        None, description="What became of it; belongs to `step`."
+    )
+    result: Json = Field(None, description="Its result; only with `finished`.")
 
-
-class Readiness(Told):
-    """Whether requests and new work may come here."""
-
-    status: Status
-    reasons: list[str] = Field(description="Why not; empty when they may.")
-
-
-class Component(Told):
-    """How one part does."""
-
-    status: Status
-    latency_ms: float | None = Field(description="What asking it took, milliseconds.")
-    detail: str
+    @model_validator(mode="after")
+    def _belong_together(self) -> Resume:
+        if (self.step is None) != (self.decision is None):
+            raise ValueError("`step` and `decision` belong together")
+        if self.result is not None and self.decision != "finished":
+            raise ValueError("`result` belongs to `decision: finished`")
+        return self
 
 
-class Health(Told):
-    """How all of it does: the worst of its parts."""
+class Fork(Given):
+    """A new run that shares an older one's results."""
 
-    status: Status
+    step: Word | None = Field(
+        None, description="Begin again with this step; without it only what is left is done."
+    )
+    inputs: dict[str, Json] | None = Field(None, description="Edited inputs, by name.")
+    version: Word | None = Field(None, description="The origin's version by default.")
+    dry_run: bool = Field(False, description="Only say what would be done again.")
+
+
+class Forked(Told):
+    """A fork, or with `dry_run` the plan of one."""
+
+    run_id: RunId | None = Field(description="The new run; null for a plan.")
+    fork_of: RunId
+    step: str | None
     version: str
-    region: str
-    node: str | None = Field(description="The node of this process, if it executes runs.")
-    components: dict[str, Component]
+    kept: list[str] = Field(description="Steps whose results are taken over.")
+    redone: list[StepFacts] = Field(
+        description="Steps that are done again, with what they took the first time."
+    )
+    never_done: list[str] = Field(description="Top-level steps that the origin never began.")
+    cost_usd: float = Field(description="What `redone` cost the first time.")
+    input_tokens: int
+    output_tokens: int
+
+
+class Restore(Given):
+    """Go back to a checkpoint."""
+
+    checkpoint: str = Field(
+        pattern=rf"{RUN_ID[:-1]}:[1-9][0-9]{{0,9}}$",
+        description="RUN:SEQ, as `checkpoints` lists them. What came after is hidden, not deleted.",
+    )
+
+
+class Signal(Given):
+    """A message to a run."""
+
+    name: Word = Field(description="What the run waits for.")
+    payload: Json = Field(None, description="What to hand over.")
+
+
+class Approve(Given):
+    """An answer to an approval step."""
+
+    step: Word | None = Field(None, description="May be left out when it waits for one only.")
+    approved: bool = Field(True, description="False rejects.")
+    form: dict[str, Json] | None = Field(None, description="The fields that the step asks for.")
+
+
+class Reject(Given):
+    """A no to an approval step."""
+
+    step: Word | None = Field(None, description="May be left out when it waits for one only.")
+    form: dict[str, Json] | None = Field(None, description="The fields that the step asks for.")
+
+
+class Checkpoint(Told):
+    """An entry that records a finished step: a point to which a run can go back."""
+
+    checkpoint: str = Field(description="RUN:SEQ; what `restore` takes.")
+    seq: int
+    step: str = Field(description="Empty for the beginning.")
+    recorded_at: AwareDatetime | None
+    is_hidden: bool = Field(description="A later restore took it back; it can be restored, too.")
+
+
+class CheckpointPage(Told):
+    """Checkpoints, the oldest first."""
+
+    items: list[Checkpoint]
+    next: str | None = Field(description="The cursor of the next page; null on the last one.")
+
+
+class EntryFacts(Told):
+    """One entry of a journal."""
+
+    id: str = Field(description="RUN:SEQ.")
+    seq: int
+    epoch: int
+    kind: str
+    step: str
+    attempt: int
+    payload: dict[str, Json] = Field(description="What it records, decoded.")
+    digest: str = Field(description="Of the chain up to here, hex.")
+    recorded_at: AwareDatetime | None
+
+
+class FlawFacts(Told):
+    """Something in a journal that does not fit its check."""
+
+    seq: int
+    what: str
+    is_mendable: bool
+
+
+class JournalPage(Told):
+    """Entries in order, and what is wrong with the whole journal."""
+
+    items: list[EntryFacts]
+    flaws: list[FlawFacts] = Field(description="Empty when every byte fits the chain.")
+    next: str | None = Field(description="The cursor of the next page; null on the last one.")
+
+
+class Explained(Told):
+    """Why a run does not move, and what moves it."""
+
+    run_id: RunId
+    state: RunState
+    reason: str
+    sentence: str
+    command: str
+
+
+class StepsView(Told):
+    """A run's steps, in the order in which they were first heard of."""
+
+    items: list[StepFacts]
+    planned: list[str] = Field(description="Top-level steps that have not begun.")
+
+
+class Bulk(Given):
+    """One action on every run that a filter finds, at most 1000 of them."""
+
+    filter: RunSelect = Field(description="Without `state`: the runs that take the action.")
+    action: Literal["cancel", "pause", "resume", "retry"]
+    preview: bool = Field(True, description="True only says which runs; false does it.")
+    limit: int = Field(BULK_MAX, ge=1, le=BULK_MAX, description="At most so many, newest first.")
+
+
+class BulkItem(Told):
+    """What came, or would come, of one run."""
+
+    run_id: RunId
+    state: RunState
+    is_done: bool
+    message: str
+    code: str | None = Field(description="Why nothing came of it; null otherwise.")
+
+
+class BulkResult(Told):
+    """What came of each run."""
+
+    action: str
+    preview: bool
+    count: int
+    has_more: bool = Field(description="The filter finds more: ask again.")
+    items: list[BulkItem]

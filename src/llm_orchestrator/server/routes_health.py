@@ -13,7 +13,7 @@ from llm_orchestrator.engine.breakers import list_breakers
 from llm_orchestrator.errors import Draining, Maintenance, OrchestratorError, StoreError
 from llm_orchestrator.model import Json
 from llm_orchestrator.providers.breaker import State
-from llm_orchestrator.server import models
+from llm_orchestrator.server import models_admin as models
 from llm_orchestrator.server.openapi import answers
 from llm_orchestrator.server.probe import Finding
 from llm_orchestrator.server.replies import Reply

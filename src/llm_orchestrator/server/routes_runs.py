@@ -1,4 +1,4 @@
-"""Looking at runs and changing them, one at a time."""
+"""Looking at runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from llm_orchestrator.server import acts, models, shapes
+from llm_orchestrator.server import acts, looks, models, shapes
 from llm_orchestrator.server.openapi import answers
-from llm_orchestrator.server.principal import Permission, Principal
+from llm_orchestrator.server.principal import Permission
 from llm_orchestrator.server.replies import Reply
 from llm_orchestrator.server.strict import StrictRoute, invalid
 from llm_orchestrator.server.surface import Allowed, TheSurface
@@ -16,7 +16,6 @@ from llm_orchestrator.store.rows import is_run_id
 
 router = APIRouter(tags=["runs"], route_class=StrictRoute)
 READ = Depends(Allowed(Permission.RUN_READ))
-Controller = Annotated[Principal, Depends(Allowed(Permission.RUN_CONTROL))]
 Wait = Annotated[
     float, Query(ge=0, le=models.WAIT_S_MAX, description="Wait so many seconds for its end.")
 ]
@@ -33,7 +32,7 @@ async def list_runs(wanted: Annotated[models.RunQuery, Query()], surface: TheSur
     before = shapes.place_in(wanted.cursor)
     if before is not None and not (isinstance(before, str) and is_run_id(before)):
         raise invalid("query", "cursor", "no page begins there: take `next` of the page before")
-    found = await surface.store.look.runs(wanted.to_filter(before, wanted.limit + 1))
+    found = await surface.store.look.runs(wanted.to_filter(wanted.limit + 1, before=before))
     items = [shapes.run_facts(run) for run in found[: wanted.limit]]
     following = shapes.cursor_of(items[-1]["run_id"]) if len(found) > wanted.limit else None
     return Reply({"items": items, "next": following})
@@ -65,11 +64,61 @@ async def result(run_id: models.RunPath, surface: TheSurface, wait: Wait = 0.0) 
     return Reply(shapes.moving(run_id, row.state, row.reason), 202)
 
 
-@router.post(
-    "/runs/{run_id}/cancel",
-    operation_id="runs_cancel",
-    responses=answers(404, 409, _200=models.Answered),
+@router.get(
+    "/runs/{run_id}/journal",
+    operation_id="runs_journal",
+    responses=answers(404, _200=models.JournalPage),
+    dependencies=[READ],
 )
-async def cancel(run_id: models.RunPath, surface: TheSurface, who: Controller) -> Reply:
-    """End it for good; its children too."""
-    return Reply(shapes.answered(await surface.operator.cancel(run_id, by=who.name)))
+async def journal(
+    run_id: models.RunPath, page: Annotated[models.Page, Query()], surface: TheSurface
+) -> Reply:
+    """The entries of its journal, decoded, with the chain's digests."""
+    return Reply(await looks.journal_page(surface, run_id, page.cursor, page.limit))
+
+
+@router.get(
+    "/runs/{run_id}/checkpoints",
+    operation_id="runs_checkpoints",
+    responses=answers(404, _200=models.CheckpointPage),
+    dependencies=[READ],
+)
+async def list_checkpoints(
+    run_id: models.RunPath, page: Annotated[models.Page, Query()], surface: TheSurface
+) -> Reply:
+    """The points to which it can go back: its beginning, and every finished step."""
+    found = await looks.all_checkpoints(surface, run_id)
+    return Reply(looks.page_of(found, page.cursor, page.limit))
+
+
+@router.post(
+    "/runs/{run_id}/checkpoints",
+    operation_id="runs_checkpoint",
+    responses=answers(404, _200=models.Checkpoint),
+    dependencies=[READ],
+)
+async def name_checkpoint(run_id: models.RunPath, surface: TheSurface) -> Reply:
+    """The newest checkpoint. Each finished step is one, so there is nothing to create."""
+    return Reply(await looks.newest_checkpoint(surface, run_id))
+
+
+@router.get(
+    "/runs/{run_id}/explain",
+    operation_id="runs_explain",
+    responses=answers(404, _200=models.Explained),
+    dependencies=[READ],
+)
+async def explain(run_id: models.RunPath, surface: TheSurface) -> Reply:
+    """Why it does not move, in one sentence, and the command that moves it."""
+    return Reply(await looks.explained(surface, run_id))
+
+
+@router.get(
+    "/runs/{run_id}/steps",
+    operation_id="runs_steps",
+    responses=answers(404, _200=models.StepsView),
+    dependencies=[READ],
+)
+async def steps(run_id: models.RunPath, surface: TheSurface) -> Reply:
+    """Its steps: attempts, tokens, cost, time, waits."""
+    return Reply(await looks.steps(surface, run_id))

@@ -7,7 +7,6 @@ import json
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
-from pydantic import Field
 
 from llm_orchestrator.errors import DefinitionError, NotFound, Refused
 from llm_orchestrator.model import Json, Workflow
@@ -33,13 +32,6 @@ _BODY = {
 }
 
 
-class Page(models.Given):
-    """Which page of a list."""
-
-    cursor: models.Word | None = Field(None, description="`next` of the page before.")
-    limit: int = Field(100, ge=1, le=models.PAGE_MAX, description="At most so many.")
-
-
 @router.post(
     "/workflows",
     operation_id="workflows_register",
@@ -57,7 +49,7 @@ async def register(
     """
     parsed = await _parsed(request, surface)
     stored = parsed.workflow
-    same = await _versions(surface, stored.name, stored.version)
+    same = await acts.versions_of(surface, stored.name, stored.version)
     if same and all(each.digest != stored.digest for each in same):
         raise Refused(
             f"{stored.name} {stored.version} is registered with another content",
@@ -83,7 +75,7 @@ async def replace(
     stored = parsed.workflow
     if stored.name != name:
         raise invalid("body", "name", f"it is {stored.name!r}; the path says {name!r}")
-    known = await _versions(surface, name)
+    known = await acts.versions_of(surface, name)
     if not known:
         raise NotFound(f"no workflow {name!r} is registered", hint="POST /workflows")
     return await _keep(surface, parsed, known)
@@ -121,7 +113,7 @@ async def validate(request: Request, surface: TheSurface) -> Reply:
     responses=answers(_200=models.WorkflowPage),
     dependencies=[READ],
 )
-async def list_workflows(page: Annotated[Page, Query()], surface: TheSurface) -> Reply:
+async def list_workflows(page: Annotated[models.Page, Query()], surface: TheSurface) -> Reply:
     """The registered workflows by name, each by its newest version."""
     after = shapes.place_in(page.cursor)
     newest: dict[str, list[Workflow]] = {}
@@ -151,7 +143,7 @@ async def get(
     stored = await surface.store.shelf.workflow(name, version)
     if stored is None:
         raise NotFound(f"no workflow {name!r} {version or ''}".rstrip() + " is registered")
-    known = await _versions(surface, name)
+    known = await acts.versions_of(surface, name)
     return Reply(
         shapes.workflow_facts(stored)
         | {
@@ -159,6 +151,26 @@ async def get(
             "versions": [shapes.workflow_facts(each) for each in known],
         }
     )
+
+
+@router.delete(
+    "/workflows/{name}",
+    operation_id="workflows_delete",
+    responses=answers(404, 409, _200=models.Deleted),
+    dependencies=[Depends(Allowed(Permission.WORKFLOW_DELETE))],
+)
+async def delete(
+    name: models.NamePath,
+    surface: TheSurface,
+    version: Annotated[models.Word | None, Query(description="All versions by default.")] = None,
+) -> Reply:
+    """Forget a workflow, or one version of it, and its schedule.
+
+    409 while a run refers to it, ended or not: a run that is retried, restored or forked needs its
+    definition. Retention removes runs; the last one's end of keeping frees the definition.
+    """
+    gone = await acts.unregister(surface, name, version)
+    return Reply({"name": name, "deleted": [shapes.workflow_facts(each) for each in gone]})
 
 
 @router.post(
@@ -225,12 +237,6 @@ async def _parsed(request: Request, surface: Surface) -> Parsed:
     content = await request.body()
     # On a thread: a large file takes seconds, and other requests must not wait for it.
     return await asyncio.to_thread(surface.catalogue.parse, content, is_json=as_json)
-
-
-async def _versions(surface: Surface, name: str, version: str | None = None) -> list[Workflow]:
-    """The definitions of that name, the oldest first."""
-    known = await surface.store.shelf.workflows()
-    return [each for each in known if each.name == name and version in (None, each.version)]
 
 
 async def _keep(surface: Surface, parsed: Parsed, known: list[Workflow]) -> Reply:
