@@ -10,6 +10,7 @@ a slice. Must never keep a place in a wave that it has no use for: every way out
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -81,19 +82,21 @@ class SharedBreaker:
         self._cell = Cell(shared, "breaker", key)
         self._tally = Tally()
         self._read_at: float | None = None
+        self._reading = asyncio.Lock()
         self._parsed: tuple[Json, Verdict] = (None, Verdict())
         self._returns = Returns(clock)
 
     async def admit(self) -> int:
         """The wave that this call belongs to (0: closed). Raises ProviderUnavailable."""
-        await self._look()
-        if self._verdict.state is State.CLOSED:
-            return 0
-        answer: Admission = await self._change(
-            lambda verdict: breaker.admit(verdict, self._now(), self._policy)
-        )
-        if answer.is_admitted:
-            return answer.wave_id
+        for fresh_s in (_FRESH_S, _REFUSE_S):
+            await self._look(fresh_s)
+            if self._verdict.state is State.CLOSED:
+                return 0
+            answer: Admission = await self._change(
+                lambda verdict: breaker.admit(verdict, self._now(), self._policy)
+            )
+            if answer.is_admitted:
+                return answer.wave_id
         raise ProviderUnavailable(
             f"{self._key} is not asked at the moment: its breaker is {self._verdict.state}",
             provider=self._key,
@@ -147,11 +150,18 @@ class SharedBreaker:
         )
         return is_open
 
-    async def _look(self) -> None:
-        now = self._clock.monotonic()
-        if self._read_at is None or now - self._read_at >= _FRESH_S:
-            self._read_at = now
-            await self._cell.read()
+    async def _look(self, fresh_s: float) -> None:
+        if self._is_fresh(fresh_s) or (fresh_s == _FRESH_S and self._reading.locked()):
+            return
+        async with self._reading:
+            if not self._is_fresh(fresh_s):
+                now = self._clock.monotonic()
+                await self._cell.read()
+                self._read_at = now
+
+    def _is_fresh(self, fresh_s: float) -> bool:
+        at = self._read_at
+        return at is not None and self._clock.monotonic() - at < fresh_s
 
     async def _change(self, change: Callable[[Verdict], tuple[Verdict, T]]) -> T:
         has_opened = False
