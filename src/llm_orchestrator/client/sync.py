@@ -189,7 +189,7 @@ class Client:
         path = f"/api/v1/runs/{quote(run_id, safe='')}/events"
         last, patience = after, Patience(self._patience_s, self._clock.monotonic())
         while True:
-            url, told_s = self._endpoints.current, None
+            url, told_s, farewell = self._endpoints.current, None, ""
             try:
                 with self._http.stream(
                     "GET",
@@ -209,15 +209,19 @@ class Client:
                         parser = Parser(last)
                         for line in response.iter_lines():
                             for event in parser.feed(line):
+                                if event.kind == "reconnect":
+                                    farewell = str(event.data["message"])
+                                    continue
                                 patience = Patience(self._patience_s, self._clock.monotonic())
                                 last = event.id or last
                                 yield event
                                 if event.kind == "end":
                                     return
-                        self._endpoints.failed(url, "the stream broke off")
+                        self._endpoints.failed(url, farewell or "the stream broke off")
             except httpx.TransportError as error:
                 self._endpoints.failed(url, _name(error))
-            self._pause(patience, told_s)
+            if not farewell:
+                self._pause(patience, told_s)
 
     def text(self, run_id: str, step: str) -> str:
         """What a step has said once the run has ended."""
