@@ -15,6 +15,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from llm_orchestrator import errors
+from llm_orchestrator.model import RunState
+from llm_orchestrator.store.base import NodeState
 from llm_orchestrator.telemetry.metrics_names import ACTIVE, ERRORS, METRICS, OLD
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +48,34 @@ HISTOGRAMS = {
     if metric.kind == "histogram"
 }
 """By the names of both systems."""
+
+
+def _kinds() -> set[str]:
+    """What `outcome` may say of something that failed."""
+    found = [thing for thing in vars(errors).values() if isinstance(thing, type)]
+    return {thing.kind for thing in found if issubclass(thing, errors.OrchestratorError)}
+
+
+_ENDS = {RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED}
+VALUES: Mapping[tuple[str, str], frozenset[str]] = {
+    (f"llm_orchestrator_{metric}", label): frozenset(map(str, values))
+    for metric, label, values in (
+        ("runs", "state", RunState),
+        ("runs_finished_total", "state", _ENDS),
+        ("steps_total", "outcome", ("completed", "failed", "skipped")),
+        ("step_attempts_total", "outcome", ("ok", *_kinds())),
+        ("llm_requests_total", "outcome", ("ok", *_kinds())),
+        ("llm_tokens_total", "direction", ("input", "output", "cached")),
+        ("commits_total", "outcome", ("landed", "refused", "failed")),
+        ("pool_connections", "state", ("idle", "busy")),
+        ("replication_standbys", "sync", ("true", "false")),
+        ("nodes", "state", NodeState),
+        ("breaker_state", "provider", ("store",)),
+        ("breaker_openings_total", "provider", ("store",)),
+    )
+}
+"""Values of labels that a query may ask for. Anything else would never be found."""
+_FREE = frozenset({"job", "route", "status", "alertname", "alertstate", "severity"})
 
 NAME = re.compile(r"\b(?:llm_orchestrator_\w+|orchestrator_\w+|up\b|ALERTS\b)")
 SELECTOR = re.compile(rf"({NAME.pattern})(?:\{{(.*?)\}})?", re.DOTALL)
@@ -161,9 +192,13 @@ def mistakes(query: str) -> list[str]:
             wrong.append(f"no metric {name}")
             continue
         usable |= known
-        for label, _, _ in MATCHER.findall(matchers):
+        for label, _, value in MATCHER.findall(matchers):
             if label not in known:
                 wrong.append(f"{name} has no label {label}")
+            elif label not in _FREE:
+                possible = VALUES.get((metric_of(name), label), frozenset())
+                never = sorted(set(value.split("|")) - possible)
+                wrong += [f"{name} never has {label}={one}" for one in never]
     for group in GROUPING.findall(query):
         wrong += [
             f"nothing here has a label {label}"

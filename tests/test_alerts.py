@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from llm_orchestrator import errors
 from tests.monitoring import (
     ALERTMANAGER,
     CASES,
@@ -196,29 +195,11 @@ def test_a_name_that_nobody_exports_is_noticed() -> None:
     assert mistakes("llm_orchestrator_store_reachable_bucket") != []
     assert mistakes("llm_orchestrator_commit_duration_seconds") != []
     assert mistakes("sum by (le) (llm_orchestrator_commit_duration_seconds_bucket)") == []
+    assert mistakes('llm_orchestrator_commits_total{outcome=~"failed|refused"}') == []
+    assert mistakes('llm_orchestrator_commits_total{outcome=~"failed|lost"}') == [
+        "llm_orchestrator_commits_total never has outcome=lost"
+    ]
     assert mistakes("sum by (le) (llm_orchestrator_commit_duration_seconds_count)") != []
-
-
-def error_kinds() -> set[str]:
-    """What `outcome` may say of something that failed."""
-    found = [thing for thing in vars(errors).values() if isinstance(thing, type)]
-    return {thing.kind for thing in found if issubclass(thing, errors.OrchestratorError)}
-
-
-OUTCOMES = {
-    "llm_orchestrator_commits_total": {"landed", "refused", "failed"},
-    "llm_orchestrator_steps_total": {"completed", "failed", "skipped"},
-    "llm_orchestrator_step_attempts_total": {"ok", *error_kinds()},
-    "llm_orchestrator_llm_requests_total": {"ok", *error_kinds()},
-}
-
-
-@each_alert
-def test_an_alert_selects_outcomes_that_there_are(alert: Alert) -> None:
-    for name, matchers in SELECTOR.findall(alert.expr):
-        for label, _, value in MATCHER.findall(matchers):
-            if label == "outcome":
-                assert set(value.split("|")) <= OUTCOMES[name], value
 
 
 @each_alert
@@ -336,3 +317,14 @@ def test_only_a_larger_trouble_hides_a_smaller_one() -> None:
         assert set(equal) <= TARGET
         assert max(severity[name] for name in sources) <= min(severity[name] for name in targets)
         assert not set(sources) & set(targets)
+
+
+def test_what_hides_and_what_is_hidden_bear_the_labels_in_which_they_must_agree() -> None:
+    """A label that both lack counts as equal: then one cluster's trouble would hide another's."""
+    fired: dict[str, set[str]] = {}
+    for case in ALL_CASES:
+        for labels in case.labels:
+            fired.setdefault(case.alert, set()).update(re.findall(r"(\w+)=", labels))
+    for sources, targets, equal in inhibitions():
+        for name in (*sources, *targets):
+            assert set(equal) <= fired[name], name
