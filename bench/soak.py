@@ -30,7 +30,8 @@ from typing import Any
 from bench.api import percentile, serving
 from bench.database import Database
 from bench.table import align
-from llm_orchestrator.client import ApiError, AsyncClient, Held
+from llm_orchestrator.client import AsyncClient, Held
+from llm_orchestrator.errors import OrchestratorError
 from tests.acceptance.fake_server import FakeServer, fake_server
 
 SAMPLE_S = 5.0
@@ -56,7 +57,7 @@ steps:
     type: map
     items: "{{ range(20) }}"
     steps:
-      - {id: one, type: transform, function: template, template: "{{ item }}", output: [text]}
+      - {id: one, type: transform, function: template, template: "item {{ item }}", output: [text]}
 ---
 name: waits
 steps:
@@ -105,7 +106,7 @@ class Soak:
         try:
             await work(number)
             self.outcomes[f"{kind} ok"] += 1
-        except (ApiError, AssertionError, OSError) as error:
+        except (OrchestratorError, AssertionError, LookupError, OSError) as error:
             self.outcomes[f"{kind} WRONG"] += 1
             self.wrong.append(f"{kind} {number}: {error!r}")
         self.took_ms[kind].append((time.monotonic() - started) * 1_000)
@@ -129,7 +130,7 @@ class Soak:
             held.apply(event)
         found = await self.client.result(run["run_id"])
         assert found["state"] == "completed", found
-        assert held.text["a"] == found["output"]["text"], (held.text, found)
+        assert held.text["a"] == found["output"]["a"]["text"], (held.text, found)
 
     async def many(self, number: int) -> None:
         found = await self.finish("many", {})
