@@ -11,9 +11,11 @@ import json
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from llm_orchestrator.server.app import make_app
 from tests.monitoring import (
     ALERTMANAGER,
     CASES,
@@ -209,6 +211,32 @@ def test_a_quantile_can_pass_its_threshold(alert: Alert) -> None:
         r"^histogram_quantile.*?(llm_orchestrator_\w+)_bucket.*?> ([\d.]+)", alert.expr
     ):
         assert float(threshold) < HISTOGRAMS[name].buckets[-1]
+
+
+def patient_routes() -> set[str]:
+    """The paths whose answers may take long on purpose: they wait for a run, or stream."""
+    surface = Mock(version="0")  # only requests ask it anything
+    found = set()
+    for path, operations in make_app(surface).openapi()["paths"].items():
+        for operation in operations.values():
+            asked = {one["name"] for one in operation.get("parameters", ())}
+            answers = operation["responses"].values()
+            kinds = {kind for one in answers for kind in one.get("content", ())}
+            if "wait" in asked or "text/event-stream" in kinds:
+                found.add(path)
+    return found
+
+
+def test_slow_answers_are_not_those_that_were_asked_to_be_late() -> None:
+    alert = next(alert for alert in ALERTS if alert.name == "ApiSlow")
+    (excluded,) = re.findall(r'route!~"([^"]*)"', alert.expr)
+    patient = patient_routes()
+    assert "/api/v1/workflows/{name}/execute" in patient
+    assert [path for path in patient if not re.fullmatch(excluded, path)] == []
+    for path in ("/health/ready", "/metrics"):
+        assert re.fullmatch(excluded, path)
+    for path in ("/api/v1/runs", "/api/v1/workflows/{name}"):
+        assert not re.fullmatch(excluded, path)
 
 
 # -- what an alert says ---------------------------------------------------------------------------
