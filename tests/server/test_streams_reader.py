@@ -448,3 +448,21 @@ def test_a_position_that_is_none_is_refused_or_proves_nothing(text: str) -> None
     except InputError:
         return
     assert proved(position, "say", WORDS) == -1
+
+
+def test_the_words_of_a_node_that_lost_the_run_are_not_told() -> None:
+    _, reader = holding(300)
+    list(reader.journal(TAKEN))
+    assert not list(reader.told(chunk(300, "zombie")))
+
+
+@pytest.mark.parametrize("is_back", [False, True])
+def test_a_rewind_takes_back_the_text_of_what_was_in_flight(is_back: bool) -> None:
+    client, reader = holding(300)
+    if is_back:
+        reader = back(client)
+        assert not list(reader.journal(BEGUN))
+    rewound = Entry(RUN, 4, 2, Kind.REWOUND, "", 0, encode({"to_seq": 1}), b"", 0)
+    for event in reader.journal([*BEGUN, rewound]):
+        client.take(event)
+    assert client.text == {"say": ""}

@@ -50,6 +50,8 @@ class Attempt(Extras):
         self._notes: dict[str, Json] = {}
         self._started = 0.0
         self._stream = _Stream()
+        self._voids = 0
+        """How often a text was taken back that somebody may have read."""
         self._is_fresh = True
         self.asked: tuple[str, ...] = ("", "")
         """Which provider and model the step names; a fallback may have answered."""
@@ -78,6 +80,7 @@ class Attempt(Extras):
             # Its rows get a number of their own: an earlier life may have kept more than was read.
             own = max(0, kept.attempt - self.attempt * GENERATIONS + 1)
             handle, tokens = facts.get("handle") or {}, facts.get("tokens", 0)
+            self._voids = int(facts.get("voids", 0))
             self._stream = _Stream(kept.text, handle, tokens, generation=own)
             self._stream.parts = 1  # something is there to drop
 
@@ -96,6 +99,7 @@ class Attempt(Extras):
     async def reset_stream(self) -> None:
         """Void what was shown and kept."""
         had_parts = self._stream.parts
+        self._voids += bool(self._stream.text)
         self._stream = _Stream(generation=self._stream.generation + 1)
         self.partial = None
         if had_parts:
@@ -137,6 +141,8 @@ class Attempt(Extras):
             facts["usage"] = self._usage.to_json()
         if self._notes:
             facts["notes"] = dict(self._notes)
+        if self._voids:
+            facts["voids"] = self._voids
         return facts
 
     def changes(self) -> Sequence[Change]:
@@ -184,7 +190,9 @@ class Attempt(Extras):
 
     def _checkpoint(self) -> None:
         stream = self._stream
-        facts = {"tokens": stream.tokens, "handle": stream.handle}
+        facts: dict[str, Json] = {"tokens": stream.tokens, "handle": stream.handle}
+        if self._voids:
+            facts["voids"] = self._voids
         part = PutProgress(
             self.run_id,
             self.step,

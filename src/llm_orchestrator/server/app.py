@@ -13,6 +13,7 @@ from llm_orchestrator.server import (
     routes_earlier,
     routes_health,
     routes_metrics,
+    routes_model,
     routes_runs,
     routes_streams,
     routes_workflows,
@@ -26,9 +27,9 @@ TITLE = "LLM Orchestrator"
 API = "/api/v1"
 _API: tuple[APIRouter, ...] = (
     routes_workflows.router,
+    routes_bulk.router,
     routes_runs.router,
     routes_changes.router,
-    routes_bulk.router,
     routes_admin.router,
     routes_streams.router,
     routes_earlier.router,
@@ -55,4 +56,6 @@ def make_app(surface: Surface, *, has_api: bool = True) -> FastAPI:
     app.include_router(routes_metrics.router)
     for router in _API if has_api else ():
         app.include_router(router, prefix=API)
+    if has_api:
+        app.include_router(routes_model.router)
     return app

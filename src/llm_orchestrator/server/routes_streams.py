@@ -102,9 +102,4 @@ async def _respond(watch: Watch, streams: Streams, position: Position | None) ->
         watch.close()
         leave()
         return Response(status_code=204)
-
-    def over() -> None:
-        watch.close()
-        leave()
-
-    return EventStream(to_stream(watch), over)
+    return EventStream(to_stream(watch), watch.close, leave)

@@ -28,7 +28,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from llm_orchestrator.engine.attempt import GENERATIONS
-from llm_orchestrator.model import Entry, Json, Kind, RunState
+from llm_orchestrator.model import Entry, Json, Kind, RunState, stamp
 from llm_orchestrator.server.feed import Told
 from llm_orchestrator.server.streams_text import Held, Position, common, is_of, proved
 from llm_orchestrator.store.base import Progress
@@ -98,14 +98,23 @@ class _Text:
 
 
 class Reader:
-    """See the module's docstring. `step`: tell of this step only."""
+    """See the module's docstring.
+
+    `step`: tell of this step only. `text_step`: of all entries, but of this step's text only.
+    """
 
     def __init__(
-        self, after: Position | None = None, *, step: str | None = None, has_text: bool = True
+        self,
+        after: Position | None = None,
+        *,
+        step: str | None = None,
+        has_text: bool = True,
+        text_step: str | None = None,
     ) -> None:
         self._after = after
         self._step = step
         self._has_text = has_text
+        self._text_step = step if text_step is None else text_step
         self._read = 0
         self._texts: dict[str, _Text] = {}
         self._settled: dict[str, tuple[int, int]] = {}
@@ -316,7 +325,7 @@ class Reader:
     # -- text ----------------------------------------------------------------------------------
 
     def _is_wanted(self, step: str) -> bool:
-        return self._step is None or step == self._step
+        return self._text_step is None or step == self._text_step
 
     def _text(self, step: str) -> _Text:
         found = self._texts.get(step)
@@ -425,13 +434,13 @@ def shown(entry: Entry, data: dict[str, Json]) -> dict[str, Json]:
         "step": entry.step,
         "attempt": entry.attempt,
         "epoch": entry.epoch,
-        "recorded_at": entry.recorded_at,
-        "data": data,
+        "recorded_at": stamp(entry.recorded_at),
+        "payload": data,
     }
     is_plain = entry.payload[:1] == b"{"
     if (len(entry.payload) if is_plain else _size(data)) > DATA_BYTES_MAX:
         small = {key: value for key, value in data.items() if _size(value) <= VALUE_BYTES_MAX}
-        head |= {"data": small, "cut": sorted(set(data) - set(small))}
+        head |= {"payload": small, "cut": sorted(set(data) - set(small))}
     return head
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from fastapi import Request
@@ -16,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llm_orchestrator.errors import StoreUnavailable
+from llm_orchestrator.server.replies import to_json
 from llm_orchestrator.server.streams import Event
 from llm_orchestrator.server.streams_watch import Crowd, Watch
 
@@ -71,8 +71,7 @@ def streams_of(request: Request) -> Streams:
 def to_bytes(event: Event) -> bytes:
     """One event on the wire."""
     head = f"id: {event.id}\n" if event.id else ""
-    data = json.dumps(event.data, separators=(",", ":"), default=str)
-    return f"{head}event: {event.name}\ndata: {data}\n\n".encode()
+    return f"{head}event: {event.name}\ndata: ".encode() + to_json(event.data) + b"\n\n"
 
 
 async def to_stream(watch: Watch) -> AsyncIterator[bytes]:
@@ -83,10 +82,10 @@ async def to_stream(watch: Watch) -> AsyncIterator[bytes]:
 
 
 class EventStream(Response):
-    """Sends what `pieces` gives, as it comes; calls `leave` when it is over, however it ends."""
+    """Sends what `pieces` gives, as it comes; calls each `leave` when it is over, in any case."""
 
     def __init__(
-        self, pieces: AsyncIterator[bytes], leave: Callable[[], None], *, slow_s: float = SLOW_S
+        self, pieces: AsyncIterator[bytes], *leave: Callable[[], None], slow_s: float = SLOW_S
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
@@ -105,7 +104,8 @@ class EventStream(Response):
                 task.cancel()
             with contextlib.suppress(Exception):
                 await asyncio.gather(sending, going, return_exceptions=True)
-            self._leave()
+            for each in self._leave:
+                each()
         if not sending.cancelled() and (error := sending.exception()) is not None:
             raise error
 
