@@ -3,7 +3,7 @@
 It takes over what an engine before it left, runs whatever is due, answers requests over HTTP, and
 takes those of other processes through the store's local socket. The first SIGTERM or SIGINT lets
 steps in flight end and releases every run; the second ends the process at once, which loses nothing
-either.
+either. SIGHUP reads the settings again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import typer
 from llm_orchestrator.cli.options import make_app
 from llm_orchestrator.cli.output import count
 from llm_orchestrator.cli.session import Session, session_of
+from llm_orchestrator.cli.signals import on_hangup
+from llm_orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
-    from llm_orchestrator.cli.notify import Notifier
+    from collections.abc import Callable
+
     from llm_orchestrator.cli.signals import Stop
     from llm_orchestrator.config import Config
     from llm_orchestrator.language.code import CodeWorkflow
@@ -72,7 +75,8 @@ def serve(
         publish=_teller(session),
         is_insecure=is_insecure,
     )
-    return session.run(_serve(session, config, options), serving=config)
+    process = _Process(session, config, lambda: session.config_with(given))
+    return session.run(process.serve(options), serving=config)
 
 
 def _parts(text: str) -> frozenset[str]:
@@ -97,44 +101,64 @@ def _workflows(modules: list[str]) -> list[CodeWorkflow[Any]]:
     return list(found.values())
 
 
-async def _serve(session: Session, config: Config, options: ServeOptions) -> int:
-    from llm_orchestrator.cli.notify import Notifier
-    from llm_orchestrator.cli.signals import Stop
-    from llm_orchestrator.config import supervisor
-    from llm_orchestrator.wire.serving import Serving
+class _Process:
+    """One life of `llmo serve`: what its signals do. `read` reads the settings again."""
 
-    notifier = Notifier(supervisor(), session.clock)
+    def __init__(self, session: Session, config: Config, read: Callable[[], Config]) -> None:
+        from llm_orchestrator.cli.notify import Notifier
+        from llm_orchestrator.config import supervisor
 
-    def stopping() -> None:
-        notifier.stopping("steps in flight may end")
-        session.note("stopping: steps in flight may end (again to stop at once)")
+        self._session = session
+        self._config = config
+        self._read = read
+        self._notifier = Notifier(supervisor(), session.clock)
 
-    stop = Stop(stopping)
-    async with Serving(config, session.clock, options) as serving:
-        for workflow in options.workflows:
-            await serving.register(workflow)
-        session.log_facts["node"] = serving.name
-        session.note(f"ready: {session.store_url} is served by {serving.name} on {serving.url}")
-        if serving.driven:
-            session.note(f"{count(serving.driven, 'run')} taken over")
-        notifier.ready(f"{serving.name} on {serving.url}")
-        await _until(stop, serving, notifier)
-        left = serving.driven
-        is_whole = await serving.drain(config.drain_timeout_s)
-    if not is_whole:
-        session.warn("the store does not take the last entries; what it lacks runs again")
-    session.note(f"stopped: {count(left, 'run')} released for the next engine")
-    return 0 if stop.number else 1
+    async def serve(self, options: ServeOptions) -> int:
+        """Until a signal; the exit code."""
+        from llm_orchestrator.cli.signals import Stop
+        from llm_orchestrator.wire.serving import Serving
 
+        session = self._session
+        stop = Stop(self._stopping)
+        on_hangup(lambda: None)  # too early: the settings are only just being put into force
+        async with Serving(self._config, session.clock, options) as serving:
+            for workflow in options.workflows:
+                await serving.register(workflow)
+            session.log_facts["node"] = serving.name
+            on_hangup(lambda: self._reload(serving))
+            session.note(f"ready: {session.store_url} is served by {serving.name} on {serving.url}")
+            if serving.driven:
+                session.note(f"{count(serving.driven, 'run')} taken over")
+            self._notifier.ready(f"{serving.name} on {serving.url}")
+            await self._until(stop, serving)
+            left = serving.driven
+            is_whole = await serving.drain(self._config.drain_timeout_s)
+        if not is_whole:
+            session.warn("the store does not take the last entries; what it lacks runs again")
+        session.note(f"stopped: {count(left, 'run')} released for the next engine")
+        return 0 if stop.number else 1
 
-async def _until(stop: Stop, serving: Serving, notifier: Notifier) -> None:
-    """Until a signal, or until the server breaks; the watchdog is fed meanwhile."""
-    watching = asyncio.create_task(notifier.watch(serving.is_alive))
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopped, serving.answering], return_when=asyncio.FIRST_COMPLETED)
-    for task in (watching, stopped):
-        task.cancel()
-    await asyncio.gather(watching, stopped, return_exceptions=True)
+    async def _until(self, stop: Stop, serving: Serving) -> None:
+        """Until a signal, or until the server breaks; the watchdog is fed meanwhile."""
+        watching = asyncio.create_task(self._notifier.watch(serving.is_alive))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([stopped, serving.answering], return_when=asyncio.FIRST_COMPLETED)
+        for task in (watching, stopped):
+            task.cancel()
+        await asyncio.gather(watching, stopped, return_exceptions=True)
+
+    def _stopping(self) -> None:
+        self._notifier.stopping("steps in flight may end")
+        self._session.note("stopping: steps in flight may end (again to stop at once)")
+
+    def _reload(self, serving: Serving) -> None:
+        """Settings that make no sense change nothing: what was in force goes on."""
+        self._notifier.reloading()
+        try:
+            self._config = serving.reload(self._read())
+        except OrchestratorError as error:
+            self._session.warn(f"settings stay as they were: {error.message}")
+        self._notifier.ready()
 
 
 def _teller(session: Session) -> Any:

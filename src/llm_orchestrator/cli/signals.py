@@ -52,3 +52,8 @@ class Stop:
         self.number, self._first_at = number, now
         self._event.set()
         self._on_first()
+
+
+def on_hangup(act: Callable[[], None]) -> None:
+    """Call `act` on the loop at each SIGHUP, for as long as the loop lives."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, act)

@@ -36,6 +36,7 @@ from llm_orchestrator.store.base import Database
 from llm_orchestrator.telemetry.metrics import Metrics
 from llm_orchestrator.wire.catalogue import Definitions
 from llm_orchestrator.wire.orchestrator import Orchestrator, make_store
+from llm_orchestrator.wire.reload import reload
 
 PARTS = frozenset({"api", "worker"})
 BACKLOG = 2048
@@ -164,6 +165,15 @@ class Serving:
         """How many runs are in this process."""
         return len(list(self.surface.node.driver.driven)) if self.surface.node else 0
 
+    def reload(self, config: Config) -> Config:
+        """Put into force what can change; the configuration that is in force then.
+
+        Raises ConfigError for values that make no sense: then nothing has changed.
+        """
+        self._config = reload(self._config, config, self._orchestrator).config
+        self.surface.settings = _shown(self._config)
+        return self._config
+
     def is_alive(self) -> bool:
         """True while the heart beats; that the event loop turns shows in the asking."""
         return self.surface.node is None or self.surface.node.heart.is_beating()
@@ -202,9 +212,6 @@ class Serving:
     def _make_surface(self, store: Database, node: Node | None) -> Surface:
         config = self._config
         guard: Guard = TokenGuard(config.token) if config.token else OpenGuard()
-        settings = [
-            Setting(each.name, _plain(each.value), each.origin) for each in config.settings()
-        ]
         return Surface(
             store=store,
             clock=store.clock,
@@ -214,7 +221,7 @@ class Serving:
             guard=guard,
             admission=node.admission if node else Admission(Watch(store, store.clock)),
             node=node,
-            settings=settings,
+            settings=_shown(config),
             version=__version__,
             region=config.region,
             metrics=self._metrics,
@@ -249,6 +256,10 @@ def _both(first: Publish, second: Publish | None) -> Publish:
         other(*told)
 
     return publish
+
+
+def _shown(config: Config) -> list[Setting]:
+    return [Setting(each.name, _plain(each.value), each.origin) for each in config.settings()]
 
 
 def _plain(value: object) -> Any:
