@@ -204,20 +204,25 @@ class Metrics:
 
     def asked(self, provider: str, model: str, *, outcome: str, seconds: float | None) -> None:
         """A question to a model has ended. `seconds` None: nothing was sent."""
-        labels = self.names(provider), self.models(model)
+        labels = self._asked(provider, model)
         self.count("llm_requests_total", *labels, "ok" if outcome == "ok" else self.words(outcome))
         if seconds is not None:
             self.observe("llm_request_duration_seconds", seconds, *labels)
 
     def used(self, provider: str, model: str, *, tokens: tuple[int, int], cost_usd: float) -> None:
         """What an answer used: input and output tokens, and its price."""
-        labels = self.names(provider), self.models(model)
+        labels = self._asked(provider, model)
         for direction, number in zip(("input", "output"), tokens, strict=True):
             self.count("llm_tokens_total", *labels, direction, amount=number)
         self.count("llm_cost_usd_total", *labels, amount=max(0.0, cost_usd))
 
     def respent(self, provider: str, model: str, *, tokens: int, cost_usd: float) -> None:
         """Paid again, because a crash left it unknown whether the first time was answered."""
-        labels = self.names(provider), self.models(model)
+        labels = self._asked(provider, model)
         self.count("respent_tokens_total", *labels, amount=tokens)
         self.count("respent_usd_total", *labels, amount=max(0.0, cost_usd))
+
+    def _asked(self, provider: str, model: str) -> Labels:
+        """Bounded as a pair, or there could be as many as the product of both bounds."""
+        provider, pair = self.names(provider), f"{provider}/{model}"
+        return provider, model if model and self.models(pair) == pair else OTHER
