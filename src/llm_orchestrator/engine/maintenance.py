@@ -169,18 +169,24 @@ class Watch:
         if self._is_fresh():
             return self.orders
         async with self._lock:
-            if self._is_fresh():
-                return self.orders
-            now, told = self._clock.monotonic(), self._told
-            try:
-                self.orders = await self._gate.call(lambda: read_orders(self._shelf))
-            except StoreError as error:
-                if not self._is_known:
-                    raise
-                logger.debug("the last known orders stand: %s", error.message)
-            self._is_known = True
-            self._looked_at = now if told == self._told else None
-            return self.orders
+            return self.orders if self._is_fresh() else await self._read()
+
+    async def refresh(self) -> Orders:
+        """The orders as they are now; raises as `look` does."""
+        async with self._lock:
+            return await self._read()
+
+    async def _read(self) -> Orders:
+        now, told = self._clock.monotonic(), self._told
+        try:
+            self.orders = await self._gate.call(lambda: read_orders(self._shelf))
+        except StoreError as error:
+            if not self._is_known:
+                raise
+            logger.debug("the last known orders stand: %s", error.message)
+        self._is_known = True
+        self._looked_at = now if told == self._told else None
+        return self.orders
 
     def _is_fresh(self) -> bool:
         at = self._looked_at
@@ -213,9 +219,9 @@ class Admission:
         """Raises Maintenance, Draining, StoreResting; StoreError when nothing is known yet."""
         if self._gate is not None:
             self._gate.demand()
+        orders = await self._watch.look()
         if why := self._leaving():
             raise Draining(why, retry_after_s=1.0, hint="ask another node")
-        orders = await self._watch.look()
         if orders.standing.enabled:
             raise orders.standing.refusal()
 

@@ -121,7 +121,7 @@ class Upkeep:
         while True:
             self._wake.clear()
             try:
-                await self.watch.look()
+                await self.watch.refresh()
                 self._obey()
             except StoreError as error:
                 logger.debug("orders cannot be read: %s", error.message)

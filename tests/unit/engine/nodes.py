@@ -215,6 +215,10 @@ class House:
         assert found.state == state, (found.state, found.reason, found.error)
         return found
 
+    def row_state(self, run_id: str) -> str:
+        """What the row of a run says. (A refused commit puts other tables in place: ask anew.)"""
+        return self.store.tables.runs[run_id].change.state
+
     def state_of(self, node_id: str) -> NodeState | None:
         """How a node stands to the others."""
         member: Member | None = self.store.nodes.get(node_id)
