@@ -143,11 +143,10 @@ async def test_a_fork_with_inputs_that_do_not_fit_is_refused(site: Site) -> None
 async def test_what_became_of_a_step_is_decided_only_where_it_is_unknown(site: Site) -> None:
     run_id = await waiting(site)
     await site.post(f"/runs/{run_id}/pause")
-    half = await site.post(f"/runs/{run_id}/resume", {"step": "first"})
+    half = await site.post(f"/runs/{run_id}/resume", {"decide": {"step": "first"}})
     assert half.status_code == 422
-    unknown = await site.post(
-        f"/runs/{run_id}/resume", {"step": "first", "decision": "finished", "result": 1}
-    )
+    decided = {"step": "first", "outcome": "finished", "result": 1}
+    unknown = await site.post(f"/runs/{run_id}/resume", {"decide": decided})
     assert unknown.status_code == 404
 
 

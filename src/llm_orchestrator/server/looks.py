@@ -12,7 +12,6 @@ from llm_orchestrator.engine.steps_view import steps_of
 from llm_orchestrator.errors import NotFound, StoreDamaged
 from llm_orchestrator.model import Entry, Json, RunState, Workflow, stamp
 from llm_orchestrator.server import acts, shapes
-from llm_orchestrator.server.strict import invalid
 from llm_orchestrator.server.surface import Surface
 from llm_orchestrator.server.waiting import read_journal
 from llm_orchestrator.store.base import RunFilter
@@ -22,11 +21,9 @@ Page = dict[str, Json]
 
 def page_of(rows: list[dict[str, Json]], cursor: str | None, limit: int) -> Page:
     """`limit` rows behind a cursor; `seq` orders them."""
-    after = shapes.place_in(cursor)
-    if isinstance(after, str):
-        raise invalid("query", "cursor", "no page begins there: take `next` of the page before")
-    left = [row for row in rows if after is None or row["seq"] > after]
-    following = shapes.cursor_of(left[limit - 1]["seq"]) if len(left) > limit else None
+    after = int(cursor or 0)
+    left = [row for row in rows if row["seq"] > after]
+    following = str(left[limit - 1]["seq"]) if len(left) > limit else None
     return {"items": left[:limit], "next": following}
 
 
@@ -49,7 +46,7 @@ async def journal_page(surface: Surface, run_id: str, cursor: str | None, limit:
 
 
 async def all_checkpoints(surface: Surface, run_id: str) -> list[dict[str, Json]]:
-    """models.Checkpoint of the beginning and of every finished step."""
+    """models.CheckpointFacts of the beginning and of every finished step."""
     entries = (await read_journal(surface.store, run_id)).entries
     taken_back = hidden(entries)
     points = [*entries[:1], *checkpoints(entries)]

@@ -13,10 +13,10 @@ from fastapi import Header, Path
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
-    model_validator,
 )
 
 from llm_orchestrator.model import Json, RunState, StepState
@@ -30,9 +30,23 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 BULK_MAX = 1_000
 WAIT_S_MAX = 300.0
 
+
+def _in_words(value: object) -> object:
+    """A moment is a text with a date, a T and a time; pydantic would also take numbers."""
+    if isinstance(value, str) and "T" not in value.upper():
+        raise ValueError("write it as RFC 3339 says: 2027-01-31T08:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_in_words)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=rf"^[^{CONTROL}]+$")]
 Text = Annotated[str, StringConstraints(max_length=2_000, pattern=rf"^[^{CONTROL}]*$")]
 RunId = Annotated[str, StringConstraints(pattern=RUN_ID)]
+RunCursor = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+SeqCursor = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,11}$")]
+NameCursor = Annotated[
+    str, StringConstraints(min_length=2, max_length=1_600, pattern=r"^([0-9a-f]{2})+$")
+]
 RunPath = Annotated[str, Path(pattern=RUN_ID, description="A run's id.")]
 NamePath = Annotated[
     str,
@@ -169,8 +183,8 @@ class RunSelect(Given):
     )
     queue: Word | None = Field(None, description="Only runs of this queue.")
     parent: RunId | None = Field(None, description="Only the runs that this one started.")
-    since: AwareDatetime | None = Field(None, description="Accepted then or later.")
-    until: AwareDatetime | None = Field(None, description="Accepted before.")
+    since: Moment | None = Field(None, description="Accepted then or later.")
+    until: Moment | None = Field(None, description="Accepted before.")
 
     def to_filter(self, limit: int, *, before: str | None = None) -> RunFilter:
         """As the store takes it."""
@@ -191,14 +205,21 @@ class RunSelect(Given):
 class RunQuery(RunSelect):
     """Which runs, and which page of them."""
 
-    cursor: Word | None = Field(None, description="`next` of the page before.")
+    cursor: RunCursor | None = Field(None, description="`next` of the page before.")
     limit: int = Field(50, ge=1, le=PAGE_MAX, description="At most so many.")
 
 
 class Page(Given):
     """Which page of a list."""
 
-    cursor: Word | None = Field(None, description="`next` of the page before.")
+    cursor: SeqCursor | None = Field(None, description="`next` of the page before.")
+    limit: int = Field(100, ge=1, le=PAGE_MAX, description="At most so many.")
+
+
+class NamePage(Given):
+    """Which page of a list by name."""
+
+    cursor: NameCursor | None = Field(None, description="`next` of the page before.")
     limit: int = Field(100, ge=1, le=PAGE_MAX, description="At most so many.")
 
 
@@ -307,22 +328,27 @@ class StepFacts(Told):
 # -- requests to runs -----------------------------------------------------------------------------
 
 
+class DecideFinished(Given):
+    """A step whose outcome is unknown has finished."""
+
+    step: Word
+    outcome: Literal["finished"]
+    result: Json = Field(None, description="What it made.")
+
+
+class DecideAgain(Given):
+    """A step whose outcome is unknown is to be done again, or has failed."""
+
+    step: Word
+    outcome: Literal["retry", "failed"]
+
+
 class Resume(Given):
-    """Let a paused run go on; with `step`, say what became of one whose outcome is unknown."""
+    """Let a paused run go on."""
 
-    step: Word | None = Field(None, description="The step whose outcome is unknown.")
-    decision: Literal["retry", "finished", "failed"] | None = Field(
-        None, description="What became of it; belongs to `step`."
+    decide: DecideFinished | DecideAgain | None = Field(
+        None, description="What became of a step whose outcome is unknown."
     )
-    result: Json = Field(None, description="Its result; only with `finished`.")
-
-    @model_validator(mode="after")
-    def _belong_together(self) -> Resume:
-        if (self.step is None) != (self.decision is None):
-            raise ValueError("`step` and `decision` belong together")
-        if self.result is not None and self.decision != "finished":
-            raise ValueError("`result` belongs to `decision: finished`")
-        return self
 
 
 class Fork(Given):
@@ -384,7 +410,7 @@ class Reject(Given):
     form: dict[str, Json] | None = Field(None, description="The fields that the step asks for.")
 
 
-class Checkpoint(Told):
+class CheckpointFacts(Told):
     """An entry that records a finished step: a point to which a run can go back."""
 
     checkpoint: str = Field(description="RUN:SEQ; what `restore` takes.")
@@ -397,7 +423,7 @@ class Checkpoint(Told):
 class CheckpointPage(Told):
     """Checkpoints, the oldest first."""
 
-    items: list[Checkpoint]
+    items: list[CheckpointFacts]
     next: str | None = Field(description="The cursor of the next page; null on the last one.")
 
 

@@ -7,17 +7,16 @@ tests/test_docs.py compares.
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
-
-from llm_orchestrator.server.problems import MEDIA_TYPE
-from llm_orchestrator.server.strict import StrictRoute
 
 Json = dict[str, Any]
+MEDIA_TYPE = "application/problem+json"
 _DESCRIPTION = """Durable workflows of LLM calls.
 
 Errors are problem details (RFC 9457) with a stable `type` and `code`; `retryable` says whether the
@@ -83,47 +82,75 @@ def make(app: FastAPI) -> Json:
     schemas: Json = components.setdefault("schemas", {})
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
-    models: list[type[BaseModel]] = [Problem]
-    for route in app.routes:
-        if isinstance(route, StrictRoute):
-            models += [body.model for body in route.bodies]
-            for method in route.methods or ():
-                operation = document["paths"][route.path_format][method.lower()]
-                _complete(operation, route)
-    _, found = models_json_schema(
-        [(model, "validation") for model in dict.fromkeys(models)],
-        ref_template="#/components/schemas/{model}",
-    )
-    schemas.update(found["$defs"])
+    schemas["Problem"] = Problem.model_json_schema()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _complete(operation, schemas, is_public=not path.startswith(("/api", "/v1")))
+    components["schemas"] = dict(sorted(schemas.items()))
     components["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer", "description": "LLM_ORCHESTRATOR_TOKEN"}
     }
     return document
 
 
-def _complete(operation: Json, route: StrictRoute) -> None:
-    is_public = route.path_format.startswith("/health")
+def methods_at(app: FastAPI, path: str) -> list[str]:
+    """The methods that the document has for a path; what Allow says."""
+    found: set[str] = set()
+    paths: Json = app.openapi()["paths"]
+    for template, operations in {path: paths[path]}.items() if path in paths else paths.items():
+        if _pattern(template).fullmatch(path):
+            found |= {method.upper() for method in operations}
+    return sorted(found)
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    parts = re.split(r"(\{\w+\})", template)
+    return re.compile("".join("[^/]+" if part[:1] == "{" else re.escape(part) for part in parts))
+
+
+def _complete(operation: Json, schemas: Json, *, is_public: bool) -> None:
     if not is_public:
         operation["security"] = [{"token": []}]
-    for body in route.bodies:
-        reference = {"$ref": f"#/components/schemas/{body.model.__name__}"}
-        operation["requestBody"] = {
-            "required": body.is_required,
-            "content": {"application/json": {"schema": reference}},
-        }
+    for parameter in operation.get("parameters", ()):
+        _never_null(parameter)
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        _hoist(content, schemas)
     answers: Json = operation["responses"]
-    shared = {**_ALWAYS, "415": "Another media type is wanted."}
+    shared = dict(_ALWAYS)
+    if "requestBody" in operation:
+        shared["415"] = "Another media type is wanted."
     for status, text in shared.items():
-        if status == "415" and "requestBody" not in operation:
-            continue
         if is_public and status in _PUBLIC:
             continue
-        answers[status] = {"description": text}
+        if not answers.get(status, {}).get("content") or status == "422":
+            answers[status] = {"description": text}
     for status, answer in answers.items():
         if int(status) >= 400 and not answer.get("content"):
             reference = {"$ref": "#/components/schemas/Problem"}
             answer["content"] = {MEDIA_TYPE: {"schema": reference}}
     operation["responses"] = dict(sorted(answers.items()))
+
+
+def _never_null(parameter: Json) -> None:
+    """A parameter that is left out is left out; nobody can send null in a query or a header."""
+    schema: Json = parameter["schema"]
+    kinds = [kind for kind in schema.pop("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        parameter["schema"] = {**kinds[0], **schema}
+    elif kinds:
+        schema["anyOf"] = kinds
+
+
+def _hoist(content: Json, schemas: Json) -> None:
+    """Move a body's schema, and those that it stands on, to the document's components."""
+    schema: Json = content["schema"]
+    found = dict(schema.pop("$defs", {}))
+    if "title" in schema and "properties" in schema:
+        found[schema["title"]] = schema
+        content["schema"] = {"$ref": f"#/components/schemas/{schema['title']}"}
+    for name, each in found.items():
+        assert schemas.setdefault(name, each) == each, f"two models are called {name}"
 
 
 def answers(*statuses: int, **models: type[BaseModel]) -> Any:

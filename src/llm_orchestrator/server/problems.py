@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException
 
 from llm_orchestrator import errors
 from llm_orchestrator.model import Json
+from llm_orchestrator.server.openapi import MEDIA_TYPE, methods_at
 
 logger = logging.getLogger(__name__)
 BASE = "urn:llm-orchestrator:problem:"
-MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
 _STATUS: tuple[tuple[type[errors.OrchestratorError], int], ...] = (
     (errors.Unauthenticated, 401),
@@ -33,6 +33,7 @@ _STATUS: tuple[tuple[type[errors.OrchestratorError], int], ...] = (
     (errors.StoreLocked, 503),
 )
 """First match wins; a `retryable` error is 503 and everything else 500."""
+_CODES = {404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
 _TITLES = {
     400: "The request makes no sense",
     401: "Who are you?",
@@ -116,8 +117,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
-        return problem(error.status_code, code, str(error.detail), headers=error.headers)
+        code = _CODES.get(error.status_code, "http")
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the framework names one operation's methods only
+            headers = {"allow": ", ".join(methods_at(app, request.url.path))}
+        return problem(error.status_code, code, str(error.detail), headers=headers)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:

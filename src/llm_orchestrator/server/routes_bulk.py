@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, HTTPException
 
 from llm_orchestrator.engine.machine import TRANSITIONS, Event
 from llm_orchestrator.errors import OrchestratorError
@@ -57,6 +57,12 @@ async def bulk(
             "items": items,
         }
     )
+
+
+@router.get("/runs/bulk", include_in_schema=False)
+async def no_run() -> Reply:
+    """Not the run of that id: there is none."""
+    raise HTTPException(405)
 
 
 async def _select(surface: Surface, body: models.Bulk) -> list[Run]:

@@ -45,12 +45,14 @@ async def resume(
     who: Controller,
     body: Annotated[models.Resume, Depends(JsonBody(models.Resume, is_required=False))],
 ) -> Reply:
-    """Let a paused run go on; with `step`, say what became of one whose outcome is unknown."""
-    if body.step is None or body.decision is None:
+    """Let a paused run go on; with `decide`, say what became of a step's unknown outcome."""
+    told = body.decide
+    if told is None:
         answer = await surface.operator.resume(run_id, by=who.name)
     else:
+        result = told.result if isinstance(told, models.DecideFinished) else None
         answer = await surface.operator.decide(
-            run_id, body.step, body.decision, result=body.result, by=who.name
+            run_id, told.step, told.outcome, result=result, by=who.name
         )
     return Reply(shapes.answered(answer))
 

@@ -40,7 +40,7 @@ Execution = Annotated[
 ]
 
 
-class Restore(models.Given):
+class EarlierRestore(models.Given):
     """Back to which checkpoint; the newest one by default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
@@ -78,7 +78,7 @@ class State(Status):
     output: Json
 
 
-class Checkpoint(models.Told):
+class EarlierCheckpoint(models.Told):
     """A point to which a run can go back."""
 
     id: str
@@ -90,7 +90,7 @@ class Checkpoint(models.Told):
 class Checkpoints(models.Told):
     """All of them, the newest first."""
 
-    items: list[Checkpoint]
+    items: list[EarlierCheckpoint]
     total: int
 
 
@@ -184,7 +184,7 @@ async def list_checkpoints(
 @router.post(
     "/state/{id}/checkpoints",
     operation_id="earlier_checkpoint",
-    responses=answers(404, 409, _200=Checkpoint),
+    responses=answers(404, 409, _200=EarlierCheckpoint),
 )
 async def checkpoint(
     name: Name,
@@ -211,7 +211,7 @@ async def restore_workflow(
     name: Name,
     surface: TheSurface,
     who: Controller,
-    wanted: Annotated[Restore, Depends(JsonBody(Restore, is_required=False))],
+    wanted: Annotated[EarlierRestore, Depends(JsonBody(EarlierRestore, is_required=False))],
     execution: Execution = None,
 ) -> Reply:
     """Go back to a checkpoint; what came after is hidden, never deleted."""
@@ -229,7 +229,7 @@ async def restore_state(
     name: Name,
     surface: TheSurface,
     who: Controller,
-    wanted: Annotated[Restore, Depends(JsonBody(Restore, is_required=False))],
+    wanted: Annotated[EarlierRestore, Depends(JsonBody(EarlierRestore, is_required=False))],
     execution: Execution = None,
     checkpoint_id: Annotated[models.Word | None, Query(alias="checkpointId")] = None,
 ) -> Reply:

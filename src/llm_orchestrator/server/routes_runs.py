@@ -10,9 +10,8 @@ from llm_orchestrator.server import acts, looks, models, shapes
 from llm_orchestrator.server.openapi import answers
 from llm_orchestrator.server.principal import Permission
 from llm_orchestrator.server.replies import Reply
-from llm_orchestrator.server.strict import StrictRoute, invalid
+from llm_orchestrator.server.strict import StrictRoute
 from llm_orchestrator.server.surface import Allowed, TheSurface
-from llm_orchestrator.store.rows import is_run_id
 
 router = APIRouter(tags=["runs"], route_class=StrictRoute)
 READ = Depends(Allowed(Permission.RUN_READ))
@@ -29,12 +28,10 @@ Wait = Annotated[
 )
 async def list_runs(wanted: Annotated[models.RunQuery, Query()], surface: TheSurface) -> Reply:
     """Runs, the newest first."""
-    before = shapes.place_in(wanted.cursor)
-    if before is not None and not (isinstance(before, str) and is_run_id(before)):
-        raise invalid("query", "cursor", "no page begins there: take `next` of the page before")
+    before = shapes.run_in(wanted.cursor)
     found = await surface.store.look.runs(wanted.to_filter(wanted.limit + 1, before=before))
     items = [shapes.run_facts(run) for run in found[: wanted.limit]]
-    following = shapes.cursor_of(items[-1]["run_id"]) if len(found) > wanted.limit else None
+    following = shapes.run_cursor(items[-1]["run_id"]) if len(found) > wanted.limit else None
     return Reply({"items": items, "next": following})
 
 
@@ -94,7 +91,7 @@ async def list_checkpoints(
 @router.post(
     "/runs/{run_id}/checkpoints",
     operation_id="runs_checkpoint",
-    responses=answers(404, _200=models.Checkpoint),
+    responses=answers(404, _200=models.CheckpointFacts),
     dependencies=[READ],
 )
 async def name_checkpoint(run_id: models.RunPath, surface: TheSurface) -> Reply:

@@ -20,22 +20,33 @@ from llm_orchestrator.server.surface import Allowed, Parsed, Surface, TheSurface
 router = APIRouter(tags=["workflows"], route_class=StrictRoute)
 READ = Depends(Allowed(Permission.WORKFLOW_READ))
 YAML = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "description": "A workflow file: docs/reference/workflow-files.md.",
-        "content": {
-            "application/json": {"schema": {"type": "object", "required": ["steps"]}},
-            "application/yaml": {"schema": {"type": "string"}},
-        },
-    }
+_STEP: dict[str, Json] = {"type": "object", "required": ["id", "type"]}
+_FILE: dict[str, Json] = {
+    "type": "object",
+    "required": ["name", "steps"],
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[^/]+$"},
+        "steps": {"type": "array", "minItems": 1, "items": _STEP},
+    },
 }
+
+
+def _body(schema: dict[str, Json]) -> dict[str, Json]:
+    """A workflow file as a request's body."""
+    kinds = ("application/json", "application/yaml")
+    return {
+        "requestBody": {
+            "required": True,
+            "description": "A workflow file: docs/reference/workflow-files.md.",
+            "content": {kind: {"schema": schema} for kind in kinds},
+        }
+    }
 
 
 @router.post(
     "/workflows",
     operation_id="workflows_register",
-    openapi_extra=_BODY,
+    openapi_extra=_body(_FILE),
     responses=answers(409, _200=models.Registered, _201=models.Registered),
 )
 async def register(
@@ -61,7 +72,7 @@ async def register(
 @router.put(
     "/workflows/{name}",
     operation_id="workflows_replace",
-    openapi_extra=_BODY,
+    openapi_extra=_body(_FILE),
     responses=answers(404, _200=models.Registered, _201=models.Registered),
 )
 async def replace(
@@ -84,7 +95,7 @@ async def replace(
 @router.post(
     "/workflows/validate",
     operation_id="workflows_validate",
-    openapi_extra=_BODY,
+    openapi_extra=_body({}),
     responses=answers(_200=models.Validated),
     dependencies=[READ],
 )
@@ -113,18 +124,18 @@ async def validate(request: Request, surface: TheSurface) -> Reply:
     responses=answers(_200=models.WorkflowPage),
     dependencies=[READ],
 )
-async def list_workflows(page: Annotated[models.Page, Query()], surface: TheSurface) -> Reply:
+async def list_workflows(page: Annotated[models.NamePage, Query()], surface: TheSurface) -> Reply:
     """The registered workflows by name, each by its newest version."""
-    after = shapes.place_in(page.cursor)
+    after = shapes.name_in(page.cursor)
     newest: dict[str, list[Workflow]] = {}
     for each in await surface.store.shelf.workflows():
         newest.setdefault(each.name, []).append(each)
-    names = sorted(name for name in newest if after is None or name > str(after))
+    names = sorted(name for name in newest if name > after)
     items = [
         shapes.workflow_facts(newest[name][-1]) | {"versions": len(newest[name])}
         for name in names[: page.limit]
     ]
-    following = shapes.cursor_of(names[page.limit - 1]) if len(names) > page.limit else None
+    following = shapes.name_cursor(names[page.limit - 1]) if len(names) > page.limit else None
     return Reply({"items": items, "next": following})
 
 

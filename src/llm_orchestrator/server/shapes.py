@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
+import itertools
 
 from llm_orchestrator.engine.control import Answer
 from llm_orchestrator.engine.driver import End
@@ -12,7 +10,6 @@ from llm_orchestrator.engine.flows import is_code
 from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Entry, Json, Run, RunState, Workflow, stamp
-from llm_orchestrator.server.strict import invalid
 from llm_orchestrator.store.journal import decode
 
 _WAKE_MAX = 1 << 60
@@ -127,21 +124,27 @@ def entry_facts(entry: Entry) -> dict[str, Json]:
 
 
 # -- pages ----------------------------------------------------------------------------------------
+# A cursor says where the next page begins; whoever gets one need not know how.
 
 
-def cursor_of(after: str | int) -> str:
-    """Where the next page begins, opaque to whoever gets it."""
-    return base64.urlsafe_b64encode(json.dumps(after).encode()).decode().rstrip("=")
+def run_cursor(run_id: str) -> str:
+    """Behind a run."""
+    return run_id.replace("-", "")
 
 
-def place_in(cursor: str | None) -> str | int | None:
-    """The inverse. Raises RequestValidationError for what `cursor_of` never made."""
+def run_in(cursor: str | None) -> str | None:
+    """The inverse; any 32 hexadecimal digits are a place among run ids."""
     if cursor is None:
         return None
-    try:
-        place = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", True))
-    except (ValueError, binascii.Error, RecursionError):
-        place = None
-    if isinstance(place, bool) or not isinstance(place, str | int):
-        raise invalid("query", "cursor", "no page begins there: take `next` of the page before")
-    return place
+    ends = (0, 8, 12, 16, 20, 32)
+    return "-".join(cursor[start:end] for start, end in itertools.pairwise(ends))
+
+
+def name_cursor(name: str) -> str:
+    """Behind a name."""
+    return name.encode().hex()
+
+
+def name_in(cursor: str | None) -> str:
+    """The inverse; empty for the first page."""
+    return bytes.fromhex(cursor or "").decode(errors="replace")

@@ -1,8 +1,8 @@
 """Requests are taken at their word or refused: nothing in them is ignored, nothing is guessed.
 
-`StrictRoute` refuses query parameters that the operation does not have (or that come twice), a body
-that it does not take, and another method with every method that the path has. `JsonBody` reads a
-body straight into its model: 415 for another media type, 422 with the place of each mistake.
+`StrictRoute` refuses query parameters that the operation does not have (or that come twice), and a
+body that it does not take. `JsonBody` reads a body straight into its model: 415 for another media
+type, 422 with the place of each mistake.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from starlette.routing import Match
-from starlette.types import Receive, Scope, Send
 
 M = TypeVar("M", bound=BaseModel)
 _NO_BODY = (b"", b"{}")
@@ -31,6 +29,14 @@ class JsonBody(Generic[M]):
         self.is_required = is_required
         self._validate = model.__pydantic_validator__.validate_json
 
+    def document(self) -> dict[str, Any]:
+        """The body in OpenAPI's words; openapi.py moves the schema to where the others are."""
+        schema = self.model.model_json_schema(ref_template="#/components/schemas/{model}")
+        return {
+            "required": self.is_required,
+            "content": {"application/json": {"schema": schema}},
+        }
+
     async def __call__(self, request: Request) -> M:
         """Raises HTTPException 415, RequestValidationError."""
         content = await request.body()
@@ -39,7 +45,7 @@ class JsonBody(Generic[M]):
         elif not is_json(request.headers.get("content-type")):
             raise HTTPException(415, "send application/json")
         try:
-            found: M = self._validate(content)
+            found: M = self._validate(content, strict=True)
         except ValidationError as error:
             raise in_body(error) from error
         return found
@@ -64,15 +70,23 @@ def invalid(where: str, name: str, message: str) -> RequestValidationError:
 class StrictRoute(APIRoute):
     """See the module's docstring."""
 
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        for body in _bodies(self.dependant):
+            self.openapi_extra = {**(self.openapi_extra or {}), "requestBody": body.document()}
+
     def get_route_handler(self) -> Handler:
         """FastAPI's handler behind the checks of the query and of a body that is not wanted."""
         handler = super().get_route_handler()
         known = _query_names(self.dependant)
+        is_anything = not self.include_in_schema
         takes_body = any(_bodies(self.dependant)) or bool(
             (self.openapi_extra or {}).get("requestBody")
         )
 
         async def strict(request: Request) -> Response:
+            if is_anything:
+                return await handler(request)
             if request.scope["query_string"]:
                 _check_query(request, known)
             if not takes_body and await request.body() not in _NO_BODY:
@@ -80,21 +94,6 @@ class StrictRoute(APIRoute):
             return await handler(request)
 
         return strict
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Another method than ours: the answer names all methods of the path."""
-        if scope["method"] not in (self.methods or ()):
-            others: set[str] = set()
-            for route in scope["app"].routes:
-                if route.matches(scope)[0] is not Match.NONE:
-                    others |= set(getattr(route, "methods", None) or ())
-            raise HTTPException(405, headers={"allow": ", ".join(sorted(others))})
-        await super().handle(scope, receive, send)
-
-    @property
-    def bodies(self) -> list[JsonBody[Any]]:
-        """The models that the operation reads; for the document."""
-        return list(_bodies(self.dependant))
 
 
 def _bodies(dependant: Dependant) -> list[JsonBody[Any]]:
