@@ -131,13 +131,11 @@ def test_it_sheds_from_high_until_low_and_says_so_once(caplog: pytest.LogCapture
 
 def test_an_empty_process_claims_again_although_it_does_not_shrink() -> None:
     pressure = Pressure(runs_max=100)
-    pressure.take(at(0.9), driven=10)
-    pressure.take(at(0.75), driven=1)
-    assert pressure.is_shedding
-    pressure.take(at(0.75), driven=0)
-    assert not pressure.is_shedding
-    pressure.take(at(0.9), driven=0)
-    assert pressure.is_shedding, "nothing fits, however empty it is"
+    states = []
+    for share, driven in ((0.9, 10), (0.75, 1), (0.75, 0), (0.9, 0)):
+        pressure.take(at(share), driven=driven)
+        states.append(pressure.is_shedding)
+    assert states == [True, True, False, True], "at last nothing fits, however empty it is"
 
 
 def test_the_ceiling_falls_to_half_and_grows_only_where_it_is_reached() -> None:

@@ -22,6 +22,7 @@ from llm_orchestrator.engine.maintenance import (
 from llm_orchestrator.engine.memory import Memory, Reading
 from llm_orchestrator.errors import Draining, Maintenance, NotFound, Refused, StoreResting
 from llm_orchestrator.language.definition import Definition
+from llm_orchestrator.model import Json
 from llm_orchestrator.store.base import Batch, News, PutRecord, news_of
 from tests.unit.engine.nodes import House
 from tests.unit.engine.support import definition, virtually
@@ -285,7 +286,8 @@ def test_only_orders_are_news_of_orders() -> None:
 
 
 def test_a_record_that_makes_no_sense_is_no_order() -> None:
-    for value in (None, [], "on", {"enabled": True}, {**refusing().to_json(), "mode": "explode"}):
+    strange: list[Json] = [None, [], "on", {"enabled": True}]
+    for value in [*strange, {**refusing().to_json(), "mode": "explode"}]:
         assert Standing.from_json(value) == Standing()
     assert Standing.from_json(refusing().to_json()) == refusing()
     assert not Orders().drains("a")
