@@ -352,7 +352,7 @@ def entries(*kinds: tuple[Kind, str, int]) -> list[Entry]:
 
 
 BEGUN = entries((Kind.ACCEPTED, "", 0), (Kind.CLAIMED, "", 1), (Kind.INTENT, "say", 1))
-TAKEN = entries(*((e.kind, e.step, e.epoch) for e in BEGUN), (Kind.CLAIMED, "", 2))
+TAKEN = entries(*((Kind(e.kind), e.step, e.epoch) for e in BEGUN), (Kind.CLAIMED, "", 2))
 
 
 def chunk(offset: int, text: str, *, row: int = 1000, epoch: int = 1) -> Told:
