@@ -29,12 +29,15 @@ async def test_an_exhausted_pool_names_its_setting_and_counts(
         busy = [asyncio.create_task(store.look.run(writer.run_id)) for _ in range(2)]
         await witness.until_waiting("reader", "relation", count=2)
         assert store.exhausted == 0
+        samples = {sample.labels: sample.value for sample in store.metrics.read_gauges()}
+        assert (samples["busy",], samples["idle",]) == (2, 0)
         monkeypatch.setattr(postgres_read, "WAIT_S", 0.1)
         for count in (1, 2):
             with pytest.raises(StoreUnavailable, match="all 2 connections") as caught:
                 await store.look.run(writer.run_id)
             assert caught.value.hint == "raise DB_POOL_SIZE (now 2)"
             assert store.exhausted == count
+            assert store.metrics.counters["pool_timeouts_total"].values == {(): count}
         await holder.see("COMMIT")
         for run in await asyncio.gather(*busy):
             assert run is not None

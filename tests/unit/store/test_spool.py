@@ -230,7 +230,9 @@ async def test_what_the_store_did_not_take_is_an_offer_in_this_life_and_the_next
             await paid(writer, head, "b")
         await paid(writer, Head("two"))
         assert names(spool.offers()) == ["one/a", "one/b"]
+        assert spool.held == (2, 2 * len(PAYLOAD))
     spool = open_spool(tmp_path)
+    assert spool.held == (2, 2 * len(PAYLOAD))
     first, _ = spool.offers()["one"]
     assert first == Offer("one", "a", 1, 5, STORE, 3, b"\x07" * 32, START_US, PAYLOAD)
     assert first.draft == Draft(Kind.STEP_FINISHED, "a", 1, PAYLOAD)
@@ -241,6 +243,7 @@ async def test_what_the_store_did_not_take_is_an_offer_in_this_life_and_the_next
     assert files(tmp_path), "the other offer is in the same file"
     spool.forget("one", "b")
     spool.forget("one", "never was")
+    assert spool.held == (0, 0)
     await spool.close()
     assert files(tmp_path) == []
 
