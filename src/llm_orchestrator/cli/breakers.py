@@ -64,7 +64,12 @@ def reset(
             chosen = names or [
                 each.name for each in await list_breakers(store.shelf, store.clock.now_us())
             ]
-            return [name for name in chosen if await reset_breaker(store, name, by=by or whoami())]
+            closed = []
+            for name in chosen:
+                async with session.audited(store, "breakers.reset", target=name, detail={"by": by}):
+                    if await reset_breaker(store, name, by=by or whoami()):
+                        closed.append(name)
+            return closed
 
     closed = session.run(work())
     for name in closed:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llm_orchestrator.errors import InputError
-from llm_orchestrator.model import Json
+from llm_orchestrator.model import MICROSECONDS, Json
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def read_json(text: str, option: str) -> Json:
@@ -76,6 +79,25 @@ def read_ids(given: Sequence[str]) -> list[str]:
         for one in sys.stdin.read().split() if item == "-" else [item]:
             ids[one] = None
     return list(ids)
+
+
+def read_moment(text: str, option: str, *, now_us: int) -> int:
+    """`90s`, `15m`, `2h` or `7d` ago, or an ISO 8601 time (UTC unless it says otherwise).
+
+    Microseconds since the epoch. Raises InputError.
+    """
+    amount, unit = text[:-1], text[-1:]
+    if amount.isdecimal() and unit in _UNITS_S:
+        return now_us - int(amount) * _UNITS_S[unit] * MICROSECONDS
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InputError(
+            f"{option} {text!r} is no time", hint=f"{option} 2h, or {option} 2026-01-31T12:00Z"
+        ) from error
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return int(moment.timestamp() * MICROSECONDS)
 
 
 def _kind(value: Json) -> str:

@@ -145,7 +145,10 @@ async def _repair(session: Session, run_id: str, *, is_dry: bool) -> int:
             return _not_changed(session, run_id)
         writer.start()
         try:
-            mended = await mender.mend(plan)
+            async with session.audited(
+                store, "journal.repair", target=run_id, detail={"plan": plan.summary()}
+            ):
+                mended = await mender.mend(plan)
         finally:
             await writer.close()
         session.note(f"run {run_id} is mended: {len(mended.entries)} entries stand")
@@ -166,7 +169,8 @@ async def _repair_row(session: Session, store: Database, run_id: str, *, is_dry:
     emit(f"run {run_id}: {flaws[0]['what']}; it would be rebuilt from the journal")
     if is_dry:
         return _not_changed(session, run_id)
-    wrong = await Mender(store, GroupWriter(store, store.clock)).set_row(run_id)
+    async with session.audited(store, "journal.repair", target=run_id):
+        wrong = await Mender(store, GroupWriter(store, store.clock)).set_row(run_id)
     session.note(f"run {run_id} is mended" if wrong else f"run {run_id} moved meanwhile")
     return 0
 

@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "maintenance": ("maintenance", "refuse new runs for a while, on every node"),
     "breakers": ("breakers", "list the providers' circuit breakers, close them by hand"),
     "journal": ("journal", "verify what is recorded, repair what is damaged"),
+    "audit": ("audit", "list who did what, verify that nobody has changed it"),
     "schema": ("schema", "print the JSON Schema of workflow files, for editors"),
     "local": ("local", "fetch, start and stop the local model"),
     "config": ("config", "show the settings and where they come from"),
@@ -40,6 +41,7 @@ DEFAULTS = {
     "nodes": "list",
     "maintenance": "show",
     "breakers": "list",
+    "audit": "list",
     "config": "show",
 }
 """What a group does when it is called without a verb of its own."""

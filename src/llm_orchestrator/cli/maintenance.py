@@ -54,7 +54,9 @@ def enable(
                 mode=mode,
                 retry_after_s=retry_after_s,
             )
-            return await set_standing(store, wanted)
+            detail: dict[str, Json] = {"by": wanted.by, "reason": reason, "mode": mode.value}
+            async with session.audited(store, "maintenance.enable", detail=detail):
+                return await set_standing(store, wanted)
 
     standing = session.run(work())
     what = "is let go" if is_draining else "goes on"
@@ -77,7 +79,9 @@ def disable(
 
         async with session.client() as store:
             wanted = Standing(by=by or whoami(), since=store.clock.now_us())
-            return await set_standing(store, wanted)
+            detail: dict[str, Json] = {"by": wanted.by}
+            async with session.audited(store, "maintenance.disable", detail=detail):
+                return await set_standing(store, wanted)
 
     standing = session.run(work())
     session.note("maintenance is off")

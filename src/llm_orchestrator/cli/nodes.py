@@ -65,10 +65,17 @@ def drain(
         from llm_orchestrator.engine.maintenance import drain_node, undrain_node
 
         async with session.client() as store:
-            if is_undone:
-                return await undrain_node(store, node)
             now = store.clock.now_us()
-            return await drain_node(store, node, by=by or whoami(), reason=reason, since=now)
+            detail: dict[str, Json] = {"by": by, "reason": reason}
+            action = "nodes.undrain" if is_undone else "nodes.drain"
+            async with session.audited(store, action, target=node, detail=detail) as told:
+                if is_undone:
+                    found = await undrain_node(store, node)
+                else:
+                    who = by or whoami()
+                    found = await drain_node(store, node, by=who, reason=reason, since=now)
+                told["target"] = found
+            return found
 
     node_id = session.run(work())
     if is_undone:

@@ -7,7 +7,7 @@ done, the rest is named, and the exit code is 3 when only some could.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -30,6 +30,8 @@ T = TypeVar("T")
 COLUMNS = ("run_id", "state", "message")
 By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides (you).")]
 Act = Callable[["Operator", str], Awaitable["Answer"]]
+Done = tuple[list[dict[str, Json]], list[OrchestratorError]]
+"""What came of each, and the errors of those of which nothing came."""
 
 
 class Choice(StrEnum):
@@ -55,6 +57,7 @@ def cancel(
         run_ids,
         "cancel",
         act=lambda operator, run_id: operator.cancel(run_id, by=name),
+        detail={"by": name},
         is_dry=is_dry,
         output=output,
     )
@@ -75,6 +78,7 @@ def pause(
         run_ids,
         "pause",
         act=lambda operator, run_id: operator.pause(run_id, by=name),
+        detail={"by": name},
         is_dry=is_dry,
         output=output,
     )
@@ -109,8 +113,15 @@ def resume(
             return operator.resume(run_id, by=name)
         return operator.decide(run_id, step, choice.value, result=value, by=name)
 
+    chosen: dict[str, Json] = {"step": step, "as": choice.value} if choice is not None else {}
     return _change_all(
-        session_of(context), run_ids, "resume", act=act, is_dry=is_dry, output=output
+        session_of(context),
+        run_ids,
+        "resume",
+        act=act,
+        detail={"by": name, **chosen},
+        is_dry=is_dry,
+        output=output,
     )
 
 
@@ -129,6 +140,7 @@ def retry(
         run_ids,
         "retry",
         act=lambda operator, run_id: operator.retry(run_id, by=name),
+        detail={"by": name},
         is_dry=is_dry,
         output=output,
     )
@@ -161,6 +173,7 @@ def rewind(
         list(targets),
         "rewind",
         act=lambda operator, one: operator.rewind(one, targets[one], by=name),
+        detail={"by": name, "to": checkpoints},
         is_dry=is_dry,
         output=output,
     )
@@ -198,8 +211,11 @@ def fork(
             state = await read_fold(store, run_id)
             session.note(f"would fork run {run_id} ({state.state}); nothing was changed")
             return None
-        await check_admission(store.shelf)
-        new_id = await Operator(store, store.clock).fork(run_id, step, inputs=edited or None)
+        detail: dict[str, Json] = {"step": step, "edited": sorted(edited)}
+        async with session.audited(store, "runs.fork", target=run_id, detail=detail) as told:
+            await check_admission(store.shelf)
+            new_id = await Operator(store, store.clock).fork(run_id, step, inputs=edited or None)
+            told["new_run_id"] = new_id
         return {"run_id": new_id, "fork_of": run_id, "step": step}
 
     rows, failures = session.run(_do_all(session, ids, one))
@@ -229,8 +245,9 @@ def signal(
     return _change_all(
         session_of(context),
         [run_id],
-        None,
+        "signal",
         act=lambda operator, one: operator.signal(one, name, value, sender_key=key),
+        detail={"name": name},
         is_dry=is_dry,
         output=output,
     )
@@ -265,10 +282,11 @@ def approve(
     return _change_all(
         session_of(context),
         [run_id],
-        None,
+        "approve",
         act=lambda operator, one: operator.approve(
             one, step, approved=not is_rejected, form=fields or None, by=name
         ),
+        detail={"by": name, "step": step, "approved": not is_rejected},
         is_dry=is_dry,
         output=output,
     )
@@ -280,15 +298,21 @@ def approve(
 def _change_all(
     session: Session,
     given: list[str],
-    event: str | None,
+    verb: str,
     *,
     act: Act,
+    detail: Mapping[str, Json],
     is_dry: bool,
     output: Format,
 ) -> int:
-    """Ask for each run; print what came of it. `event` None: it is only a message to the run."""
+    """Ask for each run; print what came of it. `detail` is for the audit log."""
     ids = read_ids(given)
-    rows, failures = session.run(_ask_all(session, ids, event, act=act, is_dry=is_dry))
+    asking = (
+        _would_all(session, ids, verb)
+        if is_dry
+        else _ask_all(session, ids, verb, act=act, detail=detail)
+    )
+    rows, failures = session.run(asking)
     print_rows(rows, output, columns=COLUMNS)
     if is_dry and rows:
         session.note("nothing was changed")
@@ -310,21 +334,25 @@ def _refuse_two(given: list[str], other: str) -> None:
 
 
 async def _ask_all(
-    session: Session, ids: list[str], event: str | None, *, act: Act, is_dry: bool
-) -> tuple[list[dict[str, Json]], list[OrchestratorError]]:
+    session: Session, ids: list[str], verb: str, *, act: Act, detail: Mapping[str, Json]
+) -> Done:
     from llm_orchestrator.engine.control import Operator
-    from llm_orchestrator.engine.machine import Event
-
-    wanted = Event(event) if event is not None else None
 
     async def one(store: Database, run_id: str) -> dict[str, Json]:
-        if is_dry:
-            return await _would(store, run_id, wanted)
-        answer = await act(Operator(store, store.clock), run_id)
+        async with session.audited(store, f"runs.{verb}", target=run_id, detail=detail) as told:
+            answer = await act(Operator(store, store.clock), run_id)
+            told["answer"] = answer.message
         facts = {"run_id": run_id, "state": str(answer.state), "message": answer.message}
         return {**facts, "is_done": answer.is_done}
 
     return await _do_all(session, ids, one)
+
+
+async def _would_all(session: Session, ids: list[str], verb: str) -> Done:
+    from llm_orchestrator.engine.machine import Event
+
+    event = Event(verb) if verb in set(Event) else None  # None: it is only a message to the run
+    return await _do_all(session, ids, lambda store, run_id: _would(store, run_id, event))
 
 
 async def _do_all(

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from llm_orchestrator.cli.main import Flags
     from llm_orchestrator.clock import RealClock
     from llm_orchestrator.config import Config
+    from llm_orchestrator.errors import StoreDamaged
+    from llm_orchestrator.model import Json
+    from llm_orchestrator.security.audit import AuditLog
     from llm_orchestrator.store.base import Database
 
 T = TypeVar("T")
@@ -37,6 +40,8 @@ class Session:
     flags: Flags
     log_facts: dict[str, str] = field(default_factory=dict)
     """What stands in each line of a JSON log: a server's name."""
+    audit_logs: dict[str, AuditLog] = field(default_factory=dict)
+    """By the store's client: a chain of the audit log each."""
     is_json: bool = False
     """True while the log is JSON: then notes are lines of it, too."""
 
@@ -94,6 +99,34 @@ class Session:
             yield store
         finally:
             await store.close()
+
+    @asynccontextmanager
+    async def audited(
+        self,
+        store: Database,
+        action: str,
+        *,
+        target: str = "",
+        detail: Mapping[str, Json] | None = None,
+        is_announced: bool = True,
+    ) -> AsyncIterator[dict[str, Json]]:
+        """What the block changes stands in the audit log, in the name of whoever runs this command.
+
+        See security/audit.py, `AuditLog.action`.
+        """
+        from llm_orchestrator.security.audit import AuditLog
+
+        log = self.audit_logs.get(store.node_id)
+        if log is None:
+            log = AuditLog(store, store.clock, store.node_id, on_damage=self._unaudited)
+            self.audit_logs[store.node_id] = log
+        async with log.action(
+            actor=whoami(), action=action, target=target, detail=detail, is_announced=is_announced
+        ) as facts:
+            yield facts
+
+    def _unaudited(self, error: StoreDamaged) -> None:
+        self.warn(f"this does not get into the audit log: {error.message}")
 
     def run(self, work: Coroutine[Any, Any, T], *, serving: Config | None = None) -> T:
         """Run a verb's coroutine on a loop of its own, with the log on stderr.

@@ -116,7 +116,13 @@ async def _register(
                         "take the new one. Better: raise its version"
                     )
                 if not is_dry:
-                    await Operator(store, store.clock).register(item)
+                    async with session.audited(
+                        store,
+                        "workflows.register",
+                        target=f"{item.name}@{item.version}",
+                        detail={"digest": item.digest},
+                    ):
+                        await Operator(store, store.clock).register(item)
                 what = "unchanged" if is_there else "would be new" if is_dry else "registered"
                 rows.append({**_facts(item), "what": what})
     except StoreAbsent:

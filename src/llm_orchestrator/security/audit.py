@@ -26,13 +26,15 @@ its journal), the result alone is written.
 
 `detail` holds few small facts and never a secret: values under a secret's name are replaced, long
 ones are cut. A log that cannot be written stops what it should record: the caller gets the error.
+Only the command line goes on when the log is damaged (and says so): it is what mends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -41,9 +43,9 @@ from typing import NamedTuple
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import OrchestratorError, StoreDamaged, StoreError
-from llm_orchestrator.model import Json
+from llm_orchestrator.model import Json, stamp
 from llm_orchestrator.steps.action_log import redact
-from llm_orchestrator.store.audit import Audit, AuditEntry, AuditFilter
+from llm_orchestrator.store.audit import Audit, AuditEntry, AuditFilter, AuditShelf
 from llm_orchestrator.store.base import Batch, PutRecord, Store
 from llm_orchestrator.store.journal import GENESIS, canonical
 from llm_orchestrator.store.rows import row_digest
@@ -61,6 +63,7 @@ _TEXT_MAX = 200
 _VALUE_MAX = 500
 _ITEMS_MAX = 32
 _DEPTH_MAX = 4
+_DIGITS_MAX = 15
 _HEADS_NAMED = 8
 _LOOK_BACK = 64
 _TOGETHER = 200
@@ -107,9 +110,17 @@ class AuditLog:
     """A process's own chain. Calls may overlap: what waits meanwhile goes into one commit."""
 
     def __init__(
-        self, store: Store, clock: Clock, chain_id: str, *, metrics: Metrics | None = None
+        self,
+        store: Store,
+        clock: Clock,
+        chain_id: str,
+        *,
+        metrics: Metrics | None = None,
+        on_damage: Callable[[StoreDamaged], None] | None = None,
     ) -> None:
+        """`on_damage` is told of a damaged log, and then what it should record goes on."""
         self._store = store
+        self._on_damage = on_damage
         self._clock = clock
         self._chain_id = chain_id
         self._metrics = metrics or Metrics()
@@ -135,7 +146,13 @@ class AuditLog:
         self._waiting.append(draft)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_all())
-        return await done
+        try:
+            return await done
+        except StoreDamaged as error:
+            if self._on_damage is None:
+                raise
+            self._on_damage(error)
+            return _entry(draft, (self._chain_id, 0, 0), GENESIS)
 
     @asynccontextmanager
     async def action(
@@ -146,21 +163,24 @@ class AuditLog:
         target: str = "",
         detail: Mapping[str, Json] | None = None,
         request_id: str = "",
+        is_announced: bool = True,
     ) -> AsyncIterator[dict[str, Json]]:
-        """An entry before the block and one after it, with its result.
+        """An entry before the block (if `is_announced`) and one after it, with its result.
 
         Yields a dict: facts put into it become part of the second one's detail; `target` there
         replaces the target (an id that is not known before).
         """
-        intent = await self.write(
-            actor=actor,
-            action=action,
-            target=target,
-            result=Result.INTENDED,
-            detail=detail,
-            request_id=request_id,
-        )
-        facts: dict[str, Json] = {**(detail or {}), "intent": [intent.chain_id, intent.number]}
+        facts: dict[str, Json] = dict(detail or {})
+        if is_announced:
+            intent = await self.write(
+                actor=actor,
+                action=action,
+                target=target,
+                result=Result.INTENDED,
+                detail=detail,
+                request_id=request_id,
+            )
+            facts["intent"] = [intent.chain_id, intent.number]
 
         async def end(result: Result) -> None:
             found = str(facts.pop("target", None) or target)
@@ -239,7 +259,11 @@ class AuditLog:
     async def _beginning(self, chain_id: str) -> _Draft:
         """What a chain begins with: the heads that it found, the ones that moved last."""
         heads: dict[str, AuditEntry] = {}
-        for entry in await self._store.shelf.audit(AuditFilter(limit=_LOOK_BACK)):
+        try:
+            newest = await self._store.shelf.audit(AuditFilter(limit=_LOOK_BACK))
+        except StoreDamaged:
+            newest = []  # what is left of the others is no reason not to begin
+        for entry in newest:
             known = heads.get(entry.chain_id)
             if known is None or known.number < entry.number:
                 heads[entry.chain_id] = entry
@@ -280,6 +304,39 @@ def _entry(draft: _Draft, where: tuple[str, int, int], previous: bytes) -> Audit
 def digest_of(entry: AuditEntry) -> bytes:
     """What an entry's digest must be."""
     return row_digest(entry.previous, *entry[:9])
+
+
+def facts_of(entry: AuditEntry) -> dict[str, Json]:
+    """An entry for programs: command line and API."""
+    try:
+        detail: Json = json.loads(entry.detail)
+    except (ValueError, TypeError):
+        detail = None  # damaged: `llmo audit verify` says so
+    return {
+        "id": id_of(entry),
+        "at": stamp(entry.recorded_at),
+        "actor": entry.actor,
+        "action": entry.action,
+        "target": entry.target,
+        "result": entry.result,
+        "detail": detail,
+        "request_id": entry.request_id,
+        "digest": entry.digest.hex(),
+    }
+
+
+def id_of(entry: AuditEntry) -> str:
+    """How people name an entry."""
+    return f"{entry.chain_id}/{entry.number}"
+
+
+async def find_entry(shelf: AuditShelf, entry_id: str) -> AuditEntry | None:
+    """The entry of an id; None when there is none."""
+    chain_id, _, number = entry_id.rpartition("/")
+    if not number.isdecimal() or len(number) > _DIGITS_MAX:
+        return None
+    found = await shelf.audit_chains((chain_id, int(number) - 1), 1)
+    return found[0] if found and found[0][:2] == (chain_id, int(number)) else None
 
 
 async def read_head(store: Store, chain_id: str) -> Head:

@@ -27,7 +27,13 @@ from llm_orchestrator.store.measure import measured
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.shelf import TableShelf
 from llm_orchestrator.store.sqlite_claims import SQLiteClaims
-from llm_orchestrator.store.sqlite_file import EngineLock, extend_log, prepare, translate
+from llm_orchestrator.store.sqlite_file import (
+    SCHEMA_VERSION,
+    EngineLock,
+    extend_log,
+    prepare,
+    translate,
+)
 from llm_orchestrator.store.sqlite_look import SQLiteLook
 from llm_orchestrator.store.sqlite_members import SQLiteMembers
 from llm_orchestrator.store.sqlite_reader import SQLiteReader
@@ -102,14 +108,30 @@ class SQLiteStore:
 
     async def open_as_client(self, *, may_create: bool = False) -> None:
         """Read now; write through the engine if there is one."""
-        if may_create and not self.path.exists() and self._lock.acquire(self.node_id):
+        version = await self._version()
+        is_wanted = may_create if version == 0 else version < SCHEMA_VERSION
+        if is_wanted and self._lock.acquire(self.node_id):
             try:
                 await self._open_writer()
+            except StoreError:
+                if version == 0:
+                    raise  # an older one can be read, at least
             finally:
                 await self._close_writer()
         with contextlib.suppress(StoreDamaged):  # empty as yet: its first writer makes the tables
             for row in await self._reader.rows("incarnation"):
                 self.incarnation, self.generation = row
+
+    async def _version(self) -> int:
+        """The schema's; 0 when there is none as yet."""
+        if not self.path.exists():
+            return 0
+
+        def work(database: sqlite3.Connection) -> int:
+            [version] = database.execute("PRAGMA user_version").fetchone()
+            return int(version)
+
+        return await self._reader.read(work)
 
     async def _open_writer(self, *, is_engine: bool = False) -> None:
         self._write_thread = DatabaseThread("store-writer")
