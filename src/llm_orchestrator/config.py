@@ -7,7 +7,7 @@ the only ones that read the environment.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ class Config:
     """Named OpenAI-compatible servers and limits: {name: {base_url, api_key_env, rpm, tpm}}."""
     local_url: str = ""
     """A llama.cpp server that is already there; empty: one is found or started when needed."""
+    outgoing_allow: Sequence[str] = ()
+    """What workflows may reach besides public addresses: host names, addresses, networks."""
     log_format: str = ""
     """`text` or `json`. Empty: `llmo serve` logs JSON when stderr is no terminal."""
     log_level: str = ""

@@ -377,7 +377,7 @@ async def test_webhook_is_sent_until_it_is_taken_always_with_one_id(
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/hooks"
-    async with lab(tmp_path) as here:
+    async with lab(tmp_path, Config(outgoing_allow=["127.0.0.1"])) as here:
         result = await here.run("webhook.yaml", {"url": url, "amount": 100})
         state = await here.last()
     await runner.cleanup()

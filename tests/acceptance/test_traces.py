@@ -50,6 +50,7 @@ def receiver() -> Iterator[Receiver]:
 
 def trace_to(site: Site, url: str) -> None:
     """Every node that starts from now on sends its spans there, soon."""
+    site.configure('outgoing_allow = ["127.0.0.1"]')
     site.cluster._environment |= {
         "OTEL_EXPORTER_OTLP_ENDPOINT": url,
         "OTEL_BSP_SCHEDULE_DELAY": "50",

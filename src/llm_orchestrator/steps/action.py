@@ -9,7 +9,7 @@ action whose outcome is unknown says so, and the engine decides by the step's po
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, cast
@@ -25,6 +25,8 @@ _BUILT_IN = {
     "webhook": ("llm_orchestrator.steps.action_http", "Webhook"),
     "file_write": ("llm_orchestrator.steps.action_file", "FileWrite"),
 }
+_OUTGOING = frozenset({"http", "webhook"})
+"""These are told where requests may go (outgoing.py)."""
 
 
 class Handler(Protocol):
@@ -44,8 +46,14 @@ class Handler(Protocol):
 class Actions:
     """Actions by name: built-in, handed in, or plug-ins. Each is loaded when first used."""
 
-    def __init__(self, extra: Mapping[str, Callable[[], Handler]] | None = None) -> None:
+    def __init__(
+        self,
+        extra: Mapping[str, Callable[[], Handler]] | None = None,
+        *,
+        outgoing_allow: Sequence[str] = (),
+    ) -> None:
         self._extra = dict(extra or {})
+        self._outgoing_allow = outgoing_allow
         self._loaded: dict[str, Handler] = {}
         self._has_looked = False
 
@@ -63,7 +71,9 @@ class Actions:
     def _load(self, name: str) -> Handler:
         if name in _BUILT_IN:
             module, attribute = _BUILT_IN[name]
-            return cast("Handler", getattr(import_module(module), attribute)())
+            make = getattr(import_module(module), attribute)
+            given = (self._outgoing_allow,) if name in _OUTGOING else ()
+            return cast("Handler", make(*given))
         if name not in self._extra:
             self._look_for_plug_ins()
         return self._extra[name]() if name in self._extra else Outbox(name)

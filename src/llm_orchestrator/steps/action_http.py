@@ -22,7 +22,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
@@ -43,6 +43,7 @@ from llm_orchestrator.errors import (
 from llm_orchestrator.model import MICROSECONDS, Effect, Json
 from llm_orchestrator.steps.action import check_parameters
 from llm_orchestrator.steps.base import Outputs, StepContext
+from llm_orchestrator.steps.outgoing import CheckedConnector, Outgoing
 from llm_orchestrator.steps.values import describe, is_number, to_json
 from llm_orchestrator.telemetry.propagation import outgoing
 
@@ -78,6 +79,9 @@ class Http:
 
     known = ("url", "method", "headers", "json", "body", "timeout", "expect_status")
 
+    def __init__(self, outgoing_allow: Sequence[str] = ()) -> None:
+        self._outgoing = Outgoing(outgoing_allow)
+
     def effect(self, parameters: Mapping[str, Json]) -> Effect:
         """GET and HEAD change nothing."""
         method = str(parameters.get("method", "GET")).upper()
@@ -95,9 +99,8 @@ class Http:
         body = _body(parameters, headers)
         if method not in REPEATABLE_METHODS:
             headers.setdefault("idempotency-key", _header_key(context))
-        return await send(
-            context, _request(method, parameters, headers=headers, body=body, effect=effect)
-        )
+        request = _request(method, parameters, headers=headers, body=body, effect=effect)
+        return await send(context, request, self._outgoing)
 
 
 class Webhook:
@@ -107,6 +110,9 @@ class Webhook:
     """
 
     known = ("url", "payload", "secret", "headers", "timeout", "expect_status")
+
+    def __init__(self, outgoing_allow: Sequence[str] = ()) -> None:
+        self._outgoing = Outgoing(outgoing_allow)
 
     def effect(self, parameters: Mapping[str, Json]) -> Effect:
         """A receiver need not remember ids."""
@@ -126,9 +132,8 @@ class Webhook:
         if secret := parameters.get("secret"):
             signed = f"{headers['webhook-id']}.{timestamp}.".encode() + body
             headers["webhook-signature"] = sign(str(secret), signed)
-        return await send(
-            context, _request("POST", parameters, headers=headers, body=body, effect=effect)
-        )
+        request = _request("POST", parameters, headers=headers, body=body, effect=effect)
+        return await send(context, request, self._outgoing)
 
 
 def sign(secret: str, message: bytes) -> str:
@@ -146,12 +151,12 @@ def sign(secret: str, message: bytes) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
-async def send(context: StepContext, request: Request) -> Outputs:
+async def send(context: StepContext, request: Request, policy: Outgoing) -> Outputs:
     """Issue one request. Raises ProviderError's subclasses, as the module's docstring says."""
     progress = _Progress()
     try:
         async with (
-            _open_session(request, progress) as session,
+            _open_session(request, progress, policy.connector()) as session,
             session.request(
                 request.method,
                 request.url,
@@ -206,13 +211,23 @@ async def _never_send_again(
         raise _Broken(type(error).__name__) from error
 
 
-def _open_session(request: Request, progress: _Progress) -> aiohttp.ClientSession:
+def _open_session(
+    request: Request, progress: _Progress, connector: CheckedConnector
+) -> aiohttp.ClientSession:
     """A session for one request: no cookies, no proxies or passwords out of the environment."""
+
+    async def name_host(
+        hop: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        connector.host = hop.url.host or ""
+        return await handler(hop)
+
     return aiohttp.ClientSession(
+        connector=connector,
         timeout=aiohttp.ClientTimeout(total=request.timeout_s),
         cookie_jar=aiohttp.DummyCookieJar(),
         trace_configs=[progress.trace()],
-        middlewares=(_never_send_again,),
+        middlewares=(name_host, _never_send_again),
         trust_env=False,
     )
 

@@ -25,6 +25,7 @@ from llm_orchestrator.providers.base import VectorStore
 from llm_orchestrator.providers.limits import Limit
 from llm_orchestrator.providers.registry import Registry
 from llm_orchestrator.providers.settings import Address, ProviderSettings
+from llm_orchestrator.steps.action import Actions
 from llm_orchestrator.steps.registry import StepTypes
 from llm_orchestrator.store.base import Store
 from llm_orchestrator.store.shared import StoreState
@@ -109,7 +110,8 @@ def make_tools(
     vectors = {"sql": cast("VectorStore", SqlVectors(store))}
     settings = replace(provider_settings(config), vectors=vectors)
     registry = Registry(settings, clock=clock, shared=StoreState(store), metrics=metrics)
-    return Tools(StepTypes(), Templates(), registry, resolve_secret, registry.close)
+    step_types = StepTypes(Actions(outgoing_allow=config.outgoing_allow))
+    return Tools(step_types, Templates(), registry, resolve_secret, registry.close)
 
 
 def limit_providers(tools: Tools, config: Config) -> None:

@@ -92,6 +92,7 @@ async def _bounded(order: dict[str, Any], folder: Path) -> None:
 def _config(order: dict[str, Any], folder: Path) -> Config:
     return Config(
         data_dir=folder,
+        outgoing_allow=["127.0.0.1"],
         secrets={
             "OPENAI_API_KEY": "key",
             "OPENAI_BASE_URL": order["url"] + "/v1",

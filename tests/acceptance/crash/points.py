@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+from llm_orchestrator.steps.action import Actions
 from llm_orchestrator.steps.base import Leaf, Outputs
 from llm_orchestrator.steps.registry import StepTypes
 from llm_orchestrator.store.base import Batch, Receipt
@@ -116,7 +117,7 @@ class StoppingOrchestrator(Orchestrator):
 
     def _make_tools(self) -> Any:
         tools = super()._make_tools()
-        tools.step_types = StoppingTypes()
+        tools.step_types = StoppingTypes(Actions(outgoing_allow=self.config.outgoing_allow))
         tools.step_types.points = self.points
         return tools
 

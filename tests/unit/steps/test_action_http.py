@@ -22,11 +22,12 @@ from llm_orchestrator.errors import (
     ProviderUnknownOutcome,
 )
 from llm_orchestrator.model import Effect, Json
-from llm_orchestrator.steps.action import Action
+from llm_orchestrator.steps.action import Action, Actions
 from llm_orchestrator.steps.action_http import sign
 from tests.unit.steps.support import Room, config
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+HERE = Action(Actions(outgoing_allow=["127.0.0.0/8", "::1"]))
 MUTE = ["POST", "PUT", "DELETE", "PATCH"]
 
 
@@ -79,7 +80,7 @@ async def server() -> AsyncIterator[Server]:
 
 async def call(action: str, room: Room | None = None, **parameters: Json) -> Json:
     step = config("action", action=action, **parameters)
-    return await Action().execute(room or Room(), step)
+    return await HERE.execute(room or Room(), step)
 
 
 async def test_a_get_gives_parsed_body_status_and_headers_in_that_order(server: Server) -> None:
