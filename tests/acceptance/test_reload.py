@@ -19,19 +19,32 @@ from llm_orchestrator.wire import Orchestrator
 from llm_orchestrator.wire.orchestrator import node_options
 from llm_orchestrator.wire.reload import RELOADABLE, reload
 
-running: set[int] = set()
-least = most = 0
+
+class Meter:
+    """How many steps are done at a time; each waits until `wanted` have been."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.running = self.most = 0
+        self.reached = asyncio.Event()
+
+    async def pass_through(self) -> None:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        if self.most >= self.wanted:
+            self.reached.set()
+        await self.reached.wait()
+        await asyncio.sleep(0)
+        self.running -= 1
+
+
+meters: list[Meter] = []
 
 
 @step
 async def count(number: int) -> int:
-    """Notes how many do this at a time, and waits until `least` have."""
-    global most  # noqa: PLW0603 (steps are functions of the module)
-    running.add(number)
-    most = max(most, len(running))
-    while most < least:
-        await asyncio.sleep(0)
-    running.discard(number)
+    """As the meter has it."""
+    await meters[-1].pass_through()
     return number
 
 
@@ -45,16 +58,15 @@ def settings(folder: Path, **more: Any) -> Config:
 
 
 async def test_queues_and_bounds_change_while_it_runs(tmp_path: Path) -> None:
-    global least, most  # noqa: PLW0603 (as above)
     old = settings(tmp_path, queues={"narrow": 1}, steps_max=10)
     async with Orchestrator(config=old) as engine:
         for limit in (1, 3):
             new = replace(old, queues={"narrow": limit}, memory_limit_mb=123_456)
             reload(old, new, engine)
-            least, most = limit, 0
+            meters.append(Meter(limit))
             ids = [await engine.start(narrow, {"number": n}) for n in range(12)]
             assert [await engine.result(run_id) for run_id in ids] == list(range(12))
-            assert most == limit
+            assert meters[-1].most == limit
         options = engine.node.driver.options
         assert options.queues == {"narrow": QueueLimit(3)}
         assert options.memory is not None
