@@ -222,3 +222,41 @@ async def test_the_run_goes_on_when_its_client_goes(site: Site, client: openai.A
     assert row["output"] == {"answer": ANSWER}
     journal = await site.serving.surface.store.look.load([run_id])
     assert fold(run_id, journal[run_id].entries).attempts == 1
+
+
+ANEW = """
+name: anew
+inputs: {prompt: string}
+steps:
+  - {id: say, type: llm, provider: echo, model: echo, stream: true, delay_ms: 400,
+     prompt: "{{ inputs.prompt }}", reply: "wonderful two three four", fail: transient,
+     fail_after: 3,
+     fallback: [{provider: echo, model: other, reply: "quite another answer", fail: "",
+                 delay_ms: 10}]}
+outputs: {answer: {value: "{{ steps.say.text }}"}}
+"""
+
+
+async def test_an_answer_that_is_begun_anew_is_never_mixed_with_the_old_one(
+    site: Site, client: openai.AsyncOpenAI
+) -> None:
+    assert (await site.register(ANEW)).is_success
+    chat = await client.chat.completions.create(model="anew", messages=HELLO, stream=True)
+    with pytest.raises(openai.APIError) as broken:
+        _ = [chunk async for chunk in chat]
+    assert broken.value.code == "stream_reset"
+    stream = await client.responses.create(
+        model="anew", input="hello", stream=True, background=True
+    )
+    events: list[Any] = [event async for event in stream]
+    assert (events[-1].type, events[-1].code) == ("error", "stream_reset")
+    assert events[-2].type == "response.output_text.delta"
+    made = events[0].response
+    await site.until(made.id.removeprefix("resp_"), "completed")
+    for after in (4, 5, 6):  # what is left of the old answer proves nothing
+        resumed = await client.responses.retrieve(made.id, stream=True, starting_after=after)
+        rest: list[Any] = [event async for event in resumed]
+        assert [(event.type, event.code) for event in rest] == [("error", "stream_reset")]
+    fresh = [event async for event in await client.responses.retrieve(made.id, stream=True)]
+    deltas = [event.delta for event in fresh if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == "quite another answer"

@@ -39,9 +39,9 @@ class TooManyStreams(StoreUnavailable):
 class Streams(Crowd):
     """The open streams of one process. `count` is the metric `streams_open`."""
 
-    def __init__(self, limit: int = STREAMS_MAX) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         super().__init__()
-        self.limit = limit
+        self.limit = STREAMS_MAX if limit is None else limit
 
     def enter(self) -> Callable[[], None]:
         """Take a place; call what is returned to leave it. Raises TooManyStreams."""
