@@ -7,6 +7,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path, fake: FakeServer) -> It
 def url_of(node: NodeProcess) -> str:
     assert node.node_id
     line = next(line for line in node.said.splitlines() if "ready: " in line)
-    return re.findall(r"http://[\w.:]+", line)[-1]
+    return str(re.findall(r"http://[\w.:]+", line)[-1])
 
 
 def ask(url: str, body: Any = None) -> tuple[int, dict[str, str], Any]:
@@ -65,6 +66,16 @@ def execute(node: NodeProcess) -> tuple[int, dict[str, str], Any]:
     return ask(f"{url_of(node)}/api/v1/workflows/slow/execute", {"inputs": {"number": 9}})
 
 
+def refuses(node: NodeProcess) -> bool:
+    """True while a new run is sent away."""
+    return execute(node)[0] == 503
+
+
+def takes(node: NodeProcess) -> bool:
+    """True when a new run is taken."""
+    return execute(node)[0] < 300
+
+
 def switch(cluster: Cluster, *words: str) -> None:
     cluster.ok("maintenance", *words)
 
@@ -76,7 +87,7 @@ def test_new_runs_are_refused_at_every_door_and_the_old_ones_go_on(site: Site) -
     until(lambda: len(site.calls()) == 6, "first steps under way")
     switch(site.cluster, "enable", "--reason", "new disks", "--retry-after", "77", "--by", "ada")
     for node in nodes:
-        until(lambda node=node: execute(node)[0] == 503, "a node that has heard of it")  # type: ignore[misc]
+        until(partial(refuses, node), "a node that has heard of it")
         status, headers, problem = execute(node)
         assert (status, headers["retry-after"], problem["code"]) == (503, "77", "maintenance")
         assert problem["retryable"]
@@ -97,7 +108,7 @@ def test_new_runs_are_refused_at_every_door_and_the_old_ones_go_on(site: Site) -
     assert '"reason": "new disks"' in site.cluster.ok("maintenance", "show", "-o", "json")
     switch(site.cluster, "disable")
     for node in nodes:
-        until(lambda node=node: execute(node)[0] < 300, "a node that takes runs again")  # type: ignore[misc]
+        until(partial(takes, node), "a node that takes runs again")
     site.wait_completed(6 + len(nodes))
 
 
@@ -125,7 +136,7 @@ def test_an_order_is_found_by_looking_when_nobody_tells_of_it(
         site.wait_completed(1)
         record = {"enabled": True, "mode": "keep", "by": "sql", "reason": "by hand", "since": 0}
         put_unheard(site, {**record, "retry_after_s": 5.0})
-        until(lambda: execute(node)[0] == 503, "a node that looks by itself")
+        until(partial(refuses, node), "a node that looks by itself")
 
 
 def put_unheard(site: Site, value: Any) -> None:
