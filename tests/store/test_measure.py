@@ -9,7 +9,6 @@ from llm_orchestrator.store.base import Outcome, PutRecord, Store
 from llm_orchestrator.telemetry.metrics import Metrics
 from tests.store.support import accepted, accepting, draft, land, new_run, outcome
 
-
 pytestmark = pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
 """The model counts nothing."""
 
