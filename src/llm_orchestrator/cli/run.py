@@ -164,7 +164,7 @@ def _facts(new: NewRun) -> dict[str, object]:
     }
 
 
-async def _accept(session: Session, store: Database, target: targets.Target, new: NewRun) -> str:
+async def _accept(session: Session, store: Database, target: targets.Target, *, new: NewRun) -> str:
     """Its journal says that it was to begin; the audit log says afterwards who began it."""
     async with session.audited(
         store,
@@ -183,7 +183,7 @@ async def _accept(session: Session, store: Database, target: targets.Target, new
 
 async def _detach(session: Session, ask: Ask, *, target: targets.Target, new: NewRun) -> int:
     async with session.client(may_create=True) as store:
-        run_id = await _accept(session, store, target, new)
+        run_id = await _accept(session, store, target, new=new)
         emit(run_id)
         if not await store.is_served():
             session.note("accepted; no engine serves the store now\nhint: llmo serve")
@@ -196,7 +196,7 @@ async def _submit(session: Session, ask: Ask, *, target: targets.Target, new: Ne
     from llm_orchestrator.cli.follow import Follower
 
     async with session.client() as store:
-        run_id = await _accept(session, store, target, new)
+        run_id = await _accept(session, store, target, new=new)
         session.note(f"run {run_id} accepted; the engine that serves the store executes it")
         if target.code is not None:
             session.note(_needs_code(ask))
@@ -243,7 +243,7 @@ async def _execute(session: Session, ask: Ask, *, target: targets.Target, new: N
     await orchestrator.__aenter__()
     try:
         progress.run_id = new.run_id
-        run_id = await _accept(session, orchestrator.store, target, new)
+        run_id = await _accept(session, orchestrator.store, target, new=new)
         progress.run_id = run_id
         session.note(f"run {run_id} accepted ({new.workflow} {new.version})")
         ending = asyncio.create_task(_ended(orchestrator, run_id))

@@ -28,12 +28,8 @@ ANSWER_S = 10.0
 _ENDED = frozenset({"completed", "failed", "cancelled", "paused"})
 
 
-class Client:
-    """One server, or several that serve the same store. Safe to share between threads.
-
-    `patience_s`: how long a call goes on asking while nobody answers (a failover takes up to 30 s).
-    Every call raises ApiError (the server's refusal) or NoEndpoint.
-    """
+class Transport:
+    """Asks one endpoint after the other until one answers."""
 
     def __init__(
         self,
@@ -67,6 +63,59 @@ class Client:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Json = None,
+        content: bytes | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        patience_s: float = 0.0,
+    ) -> Json:
+        """One call of the API; its JSON. `patience_s` is how much longer than usual it may take."""
+        shown = {key: value for key, value in (parameters or {}).items() if value is not None}
+        patience = Patience(self._patience_s, self._clock.monotonic())
+        while True:
+            told_s = None
+            for _ in range(len(self._endpoints)):
+                url = self._endpoints.current
+                try:
+                    response = self._http.request(
+                        method,
+                        url + path,
+                        json=body,
+                        content=content,
+                        params=shown,
+                        headers=headers,
+                        timeout=httpx.Timeout(ANSWER_S + patience_s, connect=CONNECT_S),
+                    )
+                except httpx.TransportError as error:
+                    self._endpoints.failed(url, _name(error))
+                    continue
+                if response.status_code in PASSING:
+                    told_s = retry_after_s(response)
+                    self._endpoints.failed(url, refusal_of(response))
+                    continue
+                self._endpoints.worked(url)
+                return content_of(response)
+            self._pause(patience, told_s)
+
+    def _pause(self, patience: Patience, told_s: float | None) -> None:
+        pause_s = patience.pause_s(self._clock.monotonic(), told_s)
+        if pause_s is None:
+            raise NoEndpoint(self._endpoints.troubles)
+        self._clock.pause(pause_s)
+
+
+class Client(Transport):
+    """One server, or several that serve the same store. Safe to share between threads.
+
+    `patience_s`: how long a call goes on asking while nobody answers (a failover takes up to 30 s).
+    Every call raises ApiError (the server's refusal) or NoEndpoint.
+    """
 
     # -- workflows -----------------------------------------------------------------------------
 
@@ -170,7 +219,7 @@ class Client:
         """Hand it a message; asking again delivers it once."""
         headers = {"idempotency-key": key or new_run_id(self._clock)}
         body = {"name": name, "payload": payload}
-        return self._ask(run_id, "signal", body, headers)
+        return self._ask(run_id, "signal", body, headers=headers)
 
     def approve(
         self, run_id: str, step: str | None = None, *, approved: bool = True, form: Json = None
@@ -248,55 +297,11 @@ class Client:
         run_id: str,
         verb: str,
         body: Json = None,
+        *,
         headers: Mapping[str, str] | None = None,
     ) -> Json:
         path = f"/api/v1/runs/{quote(run_id, safe='')}/{verb}"
         return self.request("POST", path, body=body, headers=headers)
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Json = None,
-        content: bytes | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        patience_s: float = 0.0,
-    ) -> Json:
-        """One call of the API; its JSON. `patience_s` is how much longer than usual it may take."""
-        shown = {key: value for key, value in (parameters or {}).items() if value is not None}
-        patience = Patience(self._patience_s, self._clock.monotonic())
-        while True:
-            told_s = None
-            for _ in range(len(self._endpoints)):
-                url = self._endpoints.current
-                try:
-                    response = self._http.request(
-                        method,
-                        url + path,
-                        json=body,
-                        content=content,
-                        params=shown,
-                        headers=headers,
-                        timeout=httpx.Timeout(ANSWER_S + patience_s, connect=CONNECT_S),
-                    )
-                except httpx.TransportError as error:
-                    self._endpoints.failed(url, _name(error))
-                    continue
-                if response.status_code in PASSING:
-                    told_s = retry_after_s(response)
-                    self._endpoints.failed(url, refusal_of(response))
-                    continue
-                self._endpoints.worked(url)
-                return content_of(response)
-            self._pause(patience, told_s)
-
-    def _pause(self, patience: Patience, told_s: float | None) -> None:
-        pause_s = patience.pause_s(self._clock.monotonic(), told_s)
-        if pause_s is None:
-            raise NoEndpoint(self._endpoints.troubles)
-        self._clock.pause(pause_s)
 
 
 def _name(error: httpx.TransportError) -> str:

@@ -7,7 +7,7 @@ listener that comes late, or sits on another node, reads those.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llm_orchestrator.model import Json
 
@@ -32,14 +32,13 @@ class Feed:
         self._listeners: dict[str, list[Listener]] = {}
         self._all: list[Listener] = []
 
-    def publish(
-        self, run_id: str, what: str, step: str, attempt: int, data: dict[str, Json]
-    ) -> None:
+    def publish(self, *words: Any) -> None:
         """Handed to the node (engine.execution.Publish)."""
+        run_id = words[0]
         here = self._listeners.get(run_id)
         if here is None and not self._all:
             return
-        told = Told(run_id, what, step, attempt, data)
+        told = Told(*words)
         for listener in (*(here or ()), *self._all):
             listener(told)
 

@@ -27,7 +27,7 @@ def page_of(rows: list[dict[str, Json]], cursor: str | None, limit: int) -> Page
     return {"items": left[:limit], "next": following}
 
 
-async def journal_page(surface: Surface, run_id: str, cursor: str | None, limit: int) -> Page:
+async def journal_page(surface: Surface, run_id: str, cursor: str | None, *, limit: int) -> Page:
     """models.JournalPage. A damaged journal's rows are shown as they are stored."""
     journal = (await surface.store.look.load([run_id])).get(run_id)
     if journal is None:

@@ -71,7 +71,7 @@ async def journal(
     run_id: models.RunPath, page: Annotated[models.Page, Query()], surface: TheSurface
 ) -> Reply:
     """The entries of its journal, decoded, with the chain's digests."""
-    return Reply(await looks.journal_page(surface, run_id, page.cursor, page.limit))
+    return Reply(await looks.journal_page(surface, run_id, page.cursor, limit=page.limit))
 
 
 @router.get(

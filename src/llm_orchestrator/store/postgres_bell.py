@@ -138,8 +138,9 @@ def unpack(payload: str) -> tuple[str, News]:
         data = json.loads(payload)
         posted, freed, mended = (frozenset(data.get(key, ())) for key in "pfm")
         if all(map(is_run_id, posted | freed | mended)):
-            flags = {"is_order": bool(data.get("o")), "is_workflow": bool(data.get("w"))}
-            news = News(bool(data["d"]), posted, freed, mended=mended, **flags)
+            is_order, is_workflow = bool(data.get("o")), bool(data.get("w"))
+            told = {"posted": posted, "freed": freed, "mended": mended}
+            news = News(bool(data["d"]), **told, is_order=is_order, is_workflow=is_workflow)
             return str(data["n"]), news
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass

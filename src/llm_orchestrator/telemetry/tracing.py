@@ -87,7 +87,7 @@ class Tracing:
         """
         run = self._start_run(stay, past)
         if run.is_recording():
-            return SpanTrace(self, stay, past, run)
+            return SpanTrace(self, stay, past, run=run)
         here.enter_run(stay, SpanRecording(run, self.names))
         return UNTRACED
 
@@ -186,7 +186,7 @@ class SpanRecording:
 class SpanTrace(Trace):
     """The spans of one stay: the run's, the stay's, and those of the steps that are open."""
 
-    def __init__(self, tracing: Tracing, stay: Stay, past: Past, run: Span) -> None:
+    def __init__(self, tracing: Tracing, stay: Stay, past: Past, *, run: Span) -> None:
         self._tracing = tracing
         self._stay = stay
         self._past = past

@@ -7,14 +7,11 @@ nodes execute; `worker` alone executes, and answers only for its health and its 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
-
-import uvicorn
 
 from llm_orchestrator import __version__
 from llm_orchestrator.clock import Clock
@@ -27,10 +24,9 @@ from llm_orchestrator.engine.node import Node, registration
 from llm_orchestrator.errors import ConfigError
 from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import MICROSECONDS
-from llm_orchestrator.server.app import make_app
 from llm_orchestrator.server.feed import Feed
+from llm_orchestrator.server.listen import HttpServer, make_server
 from llm_orchestrator.server.principal import Guard, OpenGuard, TokenGuard
-from llm_orchestrator.server.protocol import BoundedHttp
 from llm_orchestrator.server.surface import Setting, Surface
 from llm_orchestrator.store.base import Database
 from llm_orchestrator.telemetry.metrics import Metrics
@@ -40,8 +36,6 @@ from llm_orchestrator.wire.reload import reload
 
 PARTS = frozenset({"api", "worker"})
 BACKLOG = 2048
-CLOSE_S = 3
-"""What requests in flight get once the node has stopped."""
 PATIENCE_S = 5.0
 """What the store gets, beside the steps' grace, to take the last entries."""
 
@@ -55,15 +49,6 @@ class ServeOptions:
     node: NodeOptions | None = None
     publish: Publish | None = None
     is_insecure: bool = False
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the command line owns the signals."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave them alone."""
-        yield
 
 
 def bind(config: Config, *, is_insecure: bool = False) -> socket.socket:
@@ -117,7 +102,7 @@ class Serving:
         self._feed = Feed()
         self._orchestrator: Orchestrator | None = None
         self._store: Database | None = None
-        self._server: uvicorn.Server | None = None
+        self._server: HttpServer | None = None
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -227,23 +212,6 @@ class Serving:
             metrics=self._metrics,
             is_stopping=lambda: self._is_stopping,
         )
-
-
-def make_server(surface: Surface, *, has_api: bool) -> uvicorn.Server:
-    """An HTTP server for the running loop."""
-    return _Server(
-        uvicorn.Config(
-            make_app(surface, has_api=has_api),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=CLOSE_S,
-            timeout_keep_alive=65,
-            http=BoundedHttp,
-            server_header=False,
-            ws="none",
-        )
-    )
 
 
 def _both(first: Publish, second: Publish | None) -> Publish:
