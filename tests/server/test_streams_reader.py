@@ -17,7 +17,8 @@ from llm_orchestrator.engine.attempt import GENERATIONS
 from llm_orchestrator.errors import InputError
 from llm_orchestrator.model import Entry, Kind
 from llm_orchestrator.server.feed import Told
-from llm_orchestrator.server.streams import LOOKS_MAX, Event, Reader
+from llm_orchestrator.server.streams import LOOKS_MAX, Reader
+from llm_orchestrator.server.streams_entries import Event
 from llm_orchestrator.server.streams_text import Position, proved
 from llm_orchestrator.store.base import Progress
 from llm_orchestrator.store.journal import encode

@@ -25,7 +25,7 @@ from llm_orchestrator.server.model_run import (
     voids,
     watch_of,
 )
-from llm_orchestrator.server.streams import Event
+from llm_orchestrator.server.streams_entries import Event
 from llm_orchestrator.server.streams_sse import Streams
 from llm_orchestrator.server.surface import Surface
 

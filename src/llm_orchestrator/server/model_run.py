@@ -11,7 +11,8 @@ from llm_orchestrator.model import Json, Kind, RunState
 from llm_orchestrator.server import acts
 from llm_orchestrator.server.model_inputs import Asked, streamed_step, to_run
 from llm_orchestrator.server.model_shapes import error_message
-from llm_orchestrator.server.streams import Event, Reader
+from llm_orchestrator.server.streams import Reader
+from llm_orchestrator.server.streams_entries import Event
 from llm_orchestrator.server.streams_sse import SILENCE_S
 from llm_orchestrator.server.streams_watch import Crowd, Watch
 from llm_orchestrator.server.surface import Surface

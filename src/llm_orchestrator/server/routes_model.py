@@ -107,7 +107,7 @@ async def get_model(model: str, surface: TheSurface) -> Reply:
 
 @router.post("/chat/completions")
 async def chat(
-    request: Request, surface: TheSurface, streams: TheStreams, _: Runner, key: models.Key = None
+    request: Request, *, surface: TheSurface, streams: TheStreams, _: Runner, key: models.Key = None
 ) -> Response:
     """Run a workflow; its answer as a completion, at once or as it comes."""
     wanted, raw = model_chat.parse(model_chat.ChatRequest, await request.body())
@@ -125,7 +125,7 @@ async def chat(
 
 @router.post("/responses")
 async def create_response(
-    request: Request, surface: TheSurface, streams: TheStreams, _: Runner, key: models.Key = None
+    request: Request, *, surface: TheSurface, streams: TheStreams, _: Runner, key: models.Key = None
 ) -> Response:
     """Run a workflow; its answer as a response, waited for, streamed, or in the background."""
     wanted, raw = model_chat.parse(model_responses.ResponseRequest, await request.body())
@@ -147,6 +147,7 @@ async def create_response(
 @router.get("/responses/{response_id}", dependencies=[READ])
 async def get_response(
     response_id: str,
+    *,
     surface: TheSurface,
     streams: TheStreams,
     stream: Annotated[bool, Query()] = False,

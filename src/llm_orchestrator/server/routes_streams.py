@@ -24,6 +24,17 @@ from llm_orchestrator.server.surface import Allowed, TheSurface
 router = APIRouter(tags=["streams"], route_class=StrictRoute)
 READ = Depends(Allowed(Permission.RUN_READ))
 TheStreams = Annotated[Streams, Depends(streams_of)]
+PLACE = r"^([0-9]{1,18}(\.end|\.[0-9]{1,18}\.[0-9]{1,18}(\.[!-~]*)?)?)?$"
+"""The form of an event's id; none at all is the beginning."""
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {"type": "string", "description": "JSON."},
+    },
+    "required": ["event", "data"],
+}
 _STREAM: dict[int | str, Any] = {
     **answers(404),
     200: {
@@ -32,7 +43,7 @@ _STREAM: dict[int | str, Any] = {
             "attempt, offset}: forget the step's text from `offset` on; `end` {state, output or "
             "error}; `reconnect` {reason}: come back with the last id."
         ),
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     },
     204: {"description": "The run has ended, and the reader has seen it."},
 }
@@ -40,9 +51,12 @@ _STREAM: dict[int | str, Any] = {
 
 def position_of(
     after: Annotated[
-        str, Query(max_length=200, description="The id of the last event that was read.")
+        str,
+        Query(max_length=200, pattern=PLACE, description="The id of the last event that was read."),
     ] = "",
-    last_event_id: Annotated[str, Header(max_length=200)] = "",
+    last_event_id: Annotated[
+        str, Header(max_length=200, pattern=PLACE, description="The same, as browsers send it.")
+    ] = "",
 ) -> Position | None:
     """Where the reader stands: a browser repeats the query, so the header counts first.
 
@@ -64,6 +78,7 @@ Place = Annotated[Position | None, Depends(position_of)]
 )
 async def run_events(
     run_id: models.RunPath,
+    *,
     surface: TheSurface,
     streams: TheStreams,
     position: Place,
@@ -84,6 +99,7 @@ async def run_events(
 async def step_events(
     run_id: models.RunPath,
     step: Annotated[str, Path(max_length=1_000, description="The step's path in the run.")],
+    *,
     surface: TheSurface,
     streams: TheStreams,
     position: Place,

@@ -21,36 +21,23 @@ without `stream` gives it as one piece. Child runs are runs of their own and hav
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
 
 from llm_orchestrator.engine.attempt import GENERATIONS
-from llm_orchestrator.model import Entry, Json, Kind, RunState, stamp
+from llm_orchestrator.model import Entry, Json, Kind, RunState
 from llm_orchestrator.server.feed import Told
+from llm_orchestrator.server.streams_entries import Ends, Event, shown, text_of
 from llm_orchestrator.server.streams_text import Held, Position, common, is_of, proved
 from llm_orchestrator.store.base import Progress
 from llm_orchestrator.store.journal import decode
 
-DATA_BYTES_MAX = 64 * 1024
-"""A larger entry is sent without its large values; the API has it whole."""
-VALUE_BYTES_MAX = 4 * 1024
-OUTPUT_BYTES_MAX = 1024 * 1024
 PIECE_CHARS_MAX = 16 * 1024
 HELD_CHARS_MAX = 4 * 1024 * 1024
 """Mirrored per stream; a step beyond it comes whole when it is finished."""
 LOOKS_MAX = 12
 """How often a text that is kept is asked for a position that it does not reach yet."""
-
-
-class Event(NamedTuple):
-    """One event. An empty `id` leaves the reader's position as it is."""
-
-    name: str
-    id: str
-    data: dict[str, Json]
 
 
 class Doubt(Enum):
@@ -129,8 +116,7 @@ class Reader:
         """Steps that have begun and are not finished."""
         self._is_taken_over = False
         """Somebody claimed the run after the position that the reader brought."""
-        self._end_of_run: dict[str, Json] = {}
-        self._end_of_step: dict[str, Json] = {}
+        self._ends = Ends(step)
 
     # -- what there is to look at --------------------------------------------------------------
 
@@ -217,10 +203,10 @@ class Reader:
                     yield Event(entry.kind, str(entry.seq), shown(entry, data))
         self.seq = min(self.seq, self._read)
         yield from self._forget_void()
-        last = self._end_of_step if "state" in self._end_of_step else self._end_of_run
-        if "state" in self._end_of_step or self.state.is_final:
+        last = self._ends.last(self.seq)
+        if last is not None:
             self.has_ended = True
-            yield self._end(last)
+            yield last
 
     # -- entries -------------------------------------------------------------------------------
 
@@ -232,7 +218,7 @@ class Reader:
             self._is_taken_over = self._is_taken_over or is_new
             self._take_over(entry.epoch)
         elif kind is Kind.STATE:
-            self.state, self._end_of_run = RunState(data["state"]), data
+            self.state = RunState(data["state"])
         elif kind is Kind.INTENT:
             self.in_flight[step] = entry.attempt
             self._begun.add(step)
@@ -246,8 +232,7 @@ class Reader:
             if not data.get("is_repair"):
                 self.state = RunState.PENDING
             yield from self._rewind(int(data.get("to_seq", entry.seq)), is_new=is_new)
-        if step and step == self._step:
-            self._note_end(kind, data | {"seq": entry.seq})
+        self._ends.note(entry, data)
 
     def _take_over(self, epoch: int) -> None:
         self.epoch = epoch
@@ -280,8 +265,6 @@ class Reader:
 
     def _rewind(self, to_seq: int, *, is_new: bool) -> Iterator[Event]:
         """Texts behind the point are void, and their steps may come again."""
-        if self._end_of_step.get("seq", 0) > to_seq:
-            self._end_of_step = {}
         for step, (seq, _) in list(self._settled.items()):
             if seq <= to_seq:
                 continue
@@ -297,30 +280,6 @@ class Reader:
                 text = self._text(step)
                 if text.epoch <= self.epoch:  # else its next life has begun already
                     yield from self._void(text, 0)
-
-    def _note_end(self, kind: Kind, data: dict[str, Json]) -> None:
-        """How the one step that is asked for stands."""
-        self._end_of_step = {}
-        if kind is Kind.STEP_FINISHED:
-            self._end_of_step = {"state": "completed", "output": data.get("result")}
-        elif kind is Kind.STEP_SKIPPED:
-            self._end_of_step = {"state": "skipped", "reason": data.get("reason")}
-        elif kind is Kind.ATTEMPT_FAILED and data.get("final"):
-            self._end_of_step = {"state": "failed", "error": data.get("error")}
-        self._end_of_step["seq"] = data["seq"]
-
-    def _end(self, how: dict[str, Json]) -> Event:
-        data: dict[str, Json] = {"state": how["state"], "reason": how.get("reason", "")}
-        if self._step is not None:
-            data["step"] = self._step
-        output = how.get("output")
-        if how.get("error") is not None:
-            data["error"] = how["error"]
-        elif _size(output) > OUTPUT_BYTES_MAX:
-            data["cut"] = ["output"]
-        else:
-            data["output"] = output
-        return Event("end", f"{self.seq}.end", data)
 
     # -- text ----------------------------------------------------------------------------------
 
@@ -413,36 +372,3 @@ class Reader:
 
     def _id(self, text: _Text) -> str:
         return f"{self.seq}.{text.attempt}.{len(text.held)}.{text.held.proof()}"
-
-
-def text_of(result: Json, *, is_known: bool) -> str | None:
-    """The text that a step's result says; None for a step that has none.
-
-    `is_known`: the step has streamed, so that `text` is what it streamed.
-    """
-    if not isinstance(result, dict) or not isinstance(result.get("text"), str):
-        return None
-    is_llm = "model" in result and "tokens" in result
-    return str(result["text"]) if is_known or is_llm else None
-
-
-def shown(entry: Entry, data: dict[str, Json]) -> dict[str, Json]:
-    """An entry as the data of an event, at most about DATA_BYTES_MAX large."""
-    head: dict[str, Json] = {
-        "seq": entry.seq,
-        "kind": entry.kind,
-        "step": entry.step,
-        "attempt": entry.attempt,
-        "epoch": entry.epoch,
-        "recorded_at": stamp(entry.recorded_at),
-        "payload": data,
-    }
-    is_plain = entry.payload[:1] == b"{"
-    if (len(entry.payload) if is_plain else _size(data)) > DATA_BYTES_MAX:
-        small = {key: value for key, value in data.items() if _size(value) <= VALUE_BYTES_MAX}
-        head |= {"payload": small, "cut": sorted(set(data) - set(small))}
-    return head
-
-
-def _size(value: Json) -> int:
-    return len(json.dumps(value, default=str)) if value is not None else 0

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from llm_orchestrator.errors import StoreUnavailable
 from llm_orchestrator.server.replies import to_json
-from llm_orchestrator.server.streams import Event
+from llm_orchestrator.server.streams_entries import Event
 from llm_orchestrator.server.streams_watch import Crowd, Watch
 
 STREAMS_MAX = 1_000
