@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from llm_orchestrator.clock import Clock
@@ -204,20 +204,13 @@ class Claims:
             again.append(run_id)
         try:
             journals = await self._store.look.load(again)
-            ours = [run_id for run_id in again if self._is_mine(journals.get(run_id))]
+            ours = [run_id for run_id in again if _is_of(self.node_id, journals.get(run_id))]
             await self._claim(ours, is_ours=True)
         except StoreError as error:
             if _passes(error):
                 left = [run_id for run_id in again if run_id not in self._driver.driven]
                 self._driver.lost.update(dict.fromkeys(left, error))
             raise
-
-    def _is_mine(self, journal: Journal | None) -> bool:
-        """True when nobody else has taken the run, as far as its journal can be read."""
-        if journal is None or not journal.entries:
-            return True
-        last = fold(journal.run_id, journal.entries)
-        return last.state is not RunState.RUNNING or last.owner == self.node_id
 
     async def _claim_due(self) -> float:
         """Claim what is due and fits; returns how long nothing more will be due."""
@@ -226,7 +219,7 @@ class Claims:
             self._has_orphans = self._is_deaf = True  # some news may never have come
         if self._is_deaf:
             self._is_deaf = False
-            await self._check_mail()
+            await _check_mail(self._store, self._driver)
             await self._offers.drop_stale()
         if self._driver.lost:
             await self._take_back()
@@ -269,16 +262,6 @@ class Claims:
             await self._quotas.give_back(queue, granted - len(runs))
             found += runs
         return [run for run in found if run.run_id not in self._driver.driven]
-
-    async def _check_mail(self) -> None:
-        """Ask for the mail of every run that is here: somebody's news may not have come."""
-        if not self._driver.seen:
-            return
-        seqs = await self._store.look.inbox_seqs(list(self._driver.seen))
-        seen = self._driver.seen
-        for run_id, seq in seqs.items():
-            if seq > seen.get(run_id, seq):
-                self._driver.deliver(run_id)
 
     async def _claim(
         self,
@@ -333,7 +316,8 @@ class Claims:
             end = End(run_id, state.state, state.reason, state.output, state.error)
             self._driver.ended(end)
             return False
-        happening = self._how(state, states)
+        suspect = self._driver.admit_suspect
+        happening = _how(state, states, node_id=self.node_id, admit_suspect=suspect)
         if happening is None:
             self._put_back.append(run_id)
             return True  # another suspect is here: one at a time
@@ -363,25 +347,51 @@ class Claims:
             self.times.took_over()
         return True
 
-    def _how(self, state: Fold, states: Mapping[str, str]) -> Happening | None:
-        """The event that begins this node's work on a run; None when it has to wait for that."""
-        claim = Happening(Event.CLAIM, owner=self.node_id)
-        if state.state is not RunState.RUNNING:
-            return claim
-        claim = replace(claim, event=Event.TAKEOVER)
-        if state.owner == self.node_id or states.get(str(state.owner)) != NodeState.DEAD:
-            return claim  # it was announced, or the run came back to us: nobody died of it
-        deaths = state.deaths + 1
-        if deaths >= DEATHS_MAX:
-            message = (
-                f"{deaths} nodes died while they drove it, the last one was {state.owner}; "
-                "no step finished in between"
-            )
-            facts = {"kind": "quarantine", "message": message}
-            return Happening(Event.PAUSE, "quarantine", error=facts, data={"deaths": deaths})
-        if deaths >= _SUSPECT and not self._driver.admit_suspect(state.run_id):
-            return None
-        return replace(claim, data={"deaths": deaths})
+
+def _how(
+    state: Fold,
+    states: Mapping[str, str],
+    *,
+    node_id: str,
+    admit_suspect: Callable[[str], bool],
+) -> Happening | None:
+    """The event that begins a node's work on a run; None when it has to wait for that."""
+    claim = Happening(Event.CLAIM, owner=node_id)
+    if state.state is not RunState.RUNNING:
+        return claim
+    claim = replace(claim, event=Event.TAKEOVER)
+    if state.owner == node_id or states.get(str(state.owner)) != NodeState.DEAD:
+        return claim  # it was announced, or the run came back to us: nobody died of it
+    deaths = state.deaths + 1
+    if deaths >= DEATHS_MAX:
+        message = (
+            f"{deaths} nodes died while they drove it, the last one was {state.owner}; "
+            "no step finished in between"
+        )
+        facts = {"kind": "quarantine", "message": message}
+        return Happening(Event.PAUSE, "quarantine", error=facts, data={"deaths": deaths})
+    if deaths >= _SUSPECT and not admit_suspect(state.run_id):
+        return None
+    return replace(claim, data={"deaths": deaths})
+
+
+async def _check_mail(store: Store, driver: Driver) -> None:
+    """Ask for the mail of every run that is here: somebody's news may not have come."""
+    if not driver.seen:
+        return
+    seqs = await store.look.inbox_seqs(list(driver.seen))
+    seen = driver.seen
+    for run_id, seq in seqs.items():
+        if seq > seen.get(run_id, seq):
+            driver.deliver(run_id)
+
+
+def _is_of(node_id: str, journal: Journal | None) -> bool:
+    """True when nobody else has taken the run, as far as its journal can be read."""
+    if journal is None or not journal.entries:
+        return True
+    last = fold(journal.run_id, journal.entries)
+    return last.state is not RunState.RUNNING or last.owner == node_id
 
 
 def _passes(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from llm_orchestrator.clock import Clock
@@ -139,8 +140,8 @@ def unpack(payload: str) -> tuple[str, News]:
         posted, freed, mended = (frozenset(data.get(key, ())) for key in "pfm")
         if all(map(is_run_id, posted | freed | mended)):
             is_order, is_workflow = bool(data.get("o")), bool(data.get("w"))
-            told = {"posted": posted, "freed": freed, "mended": mended}
-            news = News(bool(data["d"]), **told, is_order=is_order, is_workflow=is_workflow)
+            news = News(bool(data["d"]), posted, freed, mended=mended)
+            news = replace(news, is_order=is_order, is_workflow=is_workflow)
             return str(data["n"]), news
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
