@@ -17,7 +17,9 @@ STEP = "story"
 class Life:
     """One process that asks for an answer, until it is killed."""
 
-    def __init__(self, store: MemoryStore, clock: HandClock, writer: Any) -> None:
+    def __init__(
+        self, store: MemoryStore, clock: HandClock, writer: Any, *, is_rewound: bool = False
+    ) -> None:
         self.store = store
         self.clock = clock
         self.writer = writer
@@ -27,7 +29,9 @@ class Life:
         )
         execution: Any = SimpleNamespace(
             run_id=writer.run_id,
-            fold=Fold(writer.run_id, intents={STEP: 1}),
+            fold=Fold(writer.run_id, redone={STEP: 3})
+            if is_rewound
+            else Fold(writer.run_id, intents={STEP: 1}),
             services=services,
             head=None,
             idempotency_key=lambda key: key,
@@ -88,3 +92,14 @@ async def test_a_piece_is_no_write_and_what_came_is_kept_when_the_attempt_is_cut
     assert kept.handle["handle"]["handle"] == {"id": "y", "output_tokens": 100}
     life.attempt.interrupted()
     assert len(life.pending) == 4, "nothing new, nothing to keep"
+
+
+async def test_pieces_that_a_rewind_took_back_are_no_part_of_the_next_answer() -> None:
+    clock = HandClock()
+    store = MemoryStore(clock)
+    writer = await accepted(store)
+    entry, change = claim()
+    await land(store, writer.append(entry, change=change))
+    assert await Life(store, clock, writer).says("a ", "b ", "c ") == "a b c "
+    assert await Life(store, clock, writer, is_rewound=True).says("x ") == "x "
+    assert await Life(store, clock, writer).says("y ") == "x y "
