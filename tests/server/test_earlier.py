@@ -130,3 +130,24 @@ async def test_restoring_to_what_is_no_checkpoint_is_refused(site: Site) -> None
         answer = await site.post("/workflows/waits/restore", {"checkpointId": wrong})
         assert answer.status_code == 404, wrong
     assert (await site.get("/workflows/waits/status")).json()["status"] == "waiting"
+
+
+async def test_runs_are_listed_by_status_page_by_page(site: Site) -> None:
+    ids = [await waiting(site) for _ in range(3)]
+    found = (await site.get("/workflows", status="running", limit=2)).json()
+    assert [item["id"] for item in found["items"]] == ids[:0:-1]
+    assert (found["total"], found["limit"], found["offset"]) == (3, 2, 0)
+    rest = (await site.get("/workflows", status="running", limit=2, offset=2)).json()
+    assert [item["id"] for item in rest["items"]] == ids[:1]
+    assert (await site.get("/workflows", status="failed")).json()["items"] == []
+    assert (await site.get("/workflows", status="nonsense")).status_code == 422
+    assert "next" in (await site.get("/workflows")).json()
+
+
+async def test_execute_knows_async(site: Site) -> None:
+    await site.register(ECHO)
+    body = {"inputs": {"topic": "a"}, "async": False, "timeout_override": 30}
+    answer = await site.post("/workflows/echo/execute", body)
+    assert (answer.status_code, answer.json()["output"]) == (200, {"said": "a!"})
+    answer = await site.post("/workflows/echo/execute", {"inputs": {"topic": "a"}, "async": True})
+    assert answer.status_code == 202

@@ -8,6 +8,7 @@ ids, where there is none it is the newest run that is meant.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from llm_orchestrator.engine.replay import Fold, checkpoints, hidden
 from llm_orchestrator.engine.steps_view import steps_of
@@ -28,6 +29,8 @@ STATES: dict[str, tuple[RunState, ...]] = {
 """Its statuses, in our states: a run that waits is one of those that it called running."""
 _UNFINISHED = tuple(state for state in RunState if not state.is_final)
 _SHOWN = 5
+OFFSET_MAX = 100_000
+Word = Literal["pending", "running", "paused", "completed", "failed", "cancelled"]
 
 
 async def meant(surface: Surface, name: str, execution_id: str | None) -> str:
@@ -60,6 +63,16 @@ async def _one_of(surface: Surface, workflow: str) -> Run:
     if not found:
         raise NotFound(f"there is no run of {workflow}", hint="llmo runs list")
     return found[0]
+
+
+async def run_page(surface: Surface, status: Word, *, limit: int, offset: int) -> dict[str, Json]:
+    """GET /workflows?status=: runs, the newest first, and how many there are."""
+    states = STATES[status]
+    found = await surface.store.look.runs(RunFilter(states=states, limit=offset + limit))
+    census = await surface.store.counts.census()
+    total = sum(each.number for each in census if each.state in states)
+    items = [row_facts(run) for run in found[offset:]]
+    return {"items": items, "total": total, "limit": limit, "offset": offset}
 
 
 def status_facts(run: Run, state: Fold) -> dict[str, Json]:

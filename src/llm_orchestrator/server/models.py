@@ -33,11 +33,17 @@ WAIT_S_MAX = 300.0
 
 def _in_words(value: object) -> object:
     """A moment is a text with a date, a T and a time; pydantic would also take numbers."""
-    if isinstance(value, str) and "T" not in value.upper():
+    if not isinstance(value, str) or "T" not in value.upper():
         raise ValueError("write it as RFC 3339 says: 2027-01-31T08:00:00Z")
-    return value
+    return datetime.datetime.fromisoformat(value.upper())
 
 
+def _whole(value: object) -> object:
+    """1.0 is an integer in JSON Schema, and in JSON there is only one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Moment = Annotated[AwareDatetime, BeforeValidator(_in_words)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=rf"^[^{CONTROL}]+$")]
 Text = Annotated[str, StringConstraints(max_length=2_000, pattern=rf"^[^{CONTROL}]*$")]
@@ -103,12 +109,18 @@ class Execute(Given):
     labels: dict[Word, Word] | None = Field(
         None, max_length=64, description="Added to the workflow's own labels."
     )
-    priority: int | None = Field(
-        None, ge=-1000, le=1000, description="Higher goes first; the workflow's own by default."
+    priority: Annotated[Whole, Field(ge=-1000, le=1000)] | None = Field(
+        None, description="Higher goes first; the workflow's own by default."
     )
     queue: Word | None = Field(None, description="The workflow's own by default.")
     delay_s: float | None = Field(
         None, ge=0, le=YEAR_S, allow_inf_nan=False, description="Start this much later, seconds."
+    )
+    is_async: bool | None = Field(
+        None, alias="async", description="The earlier system's word: false waits for the end."
+    )
+    timeout_override: float | None = Field(
+        None, gt=0, le=WAIT_S_MAX, allow_inf_nan=False, description="How long it then waits, s."
     )
 
 
@@ -480,7 +492,7 @@ class Bulk(Given):
     filter: RunSelect = Field(description="Without `state`: the runs that take the action.")
     action: Literal["cancel", "pause", "resume", "retry"]
     preview: bool = Field(True, description="True only says which runs; false does it.")
-    limit: int = Field(BULK_MAX, ge=1, le=BULK_MAX, description="At most so many, newest first.")
+    limit: Whole = Field(BULK_MAX, ge=1, le=BULK_MAX, description="At most so many, newest first.")
 
 
 class BulkItem(Told):

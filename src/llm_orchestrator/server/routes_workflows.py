@@ -7,10 +7,11 @@ import json
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from pydantic import Field, RootModel
 
 from llm_orchestrator.errors import DefinitionError, NotFound, Refused
 from llm_orchestrator.model import Json, Workflow
-from llm_orchestrator.server import acts, models, shapes
+from llm_orchestrator.server import acts, earlier, models, shapes
 from llm_orchestrator.server.openapi import answers
 from llm_orchestrator.server.principal import Permission, Principal
 from llm_orchestrator.server.replies import Reply
@@ -41,6 +42,39 @@ def _body(schema: dict[str, Json]) -> dict[str, Json]:
             "content": {kind: {"schema": schema} for kind in kinds},
         }
     }
+
+
+class Wanted(models.NamePage):
+    """Definitions; with `status` runs, as the earlier system listed them."""
+
+    status: earlier.Word | None = Field(None, description="Runs with this status instead.")
+    offset: int = Field(0, ge=0, le=earlier.OFFSET_MAX, description="Only with `status`.")
+
+
+class EarlierRun(models.Told):
+    """A run in the older words."""
+
+    id: models.RunId
+    execution_id: models.RunId
+    workflow_id: str
+    workflow_name: str
+    status: str
+    reason: str
+    started_at: str | None
+    completed_at: str | None
+
+
+class EarlierRuns(models.Told):
+    """A page of runs in the older words."""
+
+    items: list[EarlierRun]
+    total: int
+    limit: int
+    offset: int
+
+
+class WorkflowsOrRuns(RootModel[models.WorkflowPage | EarlierRuns]):
+    """Definitions, or with `status` runs."""
 
 
 @router.post(
@@ -121,11 +155,18 @@ async def validate(request: Request, surface: TheSurface) -> Reply:
 @router.get(
     "/workflows",
     operation_id="workflows_list",
-    responses=answers(_200=models.WorkflowPage),
+    responses=answers(_200=WorkflowsOrRuns),
     dependencies=[READ],
 )
-async def list_workflows(page: Annotated[models.NamePage, Query()], surface: TheSurface) -> Reply:
-    """The registered workflows by name, each by its newest version."""
+async def list_workflows(page: Annotated[Wanted, Query()], surface: TheSurface) -> Reply:
+    """The registered workflows by name, each by its newest version.
+
+    With `status`, as in the earlier system: the runs that have it, page by page of `offset`.
+    """
+    if page.status is not None:
+        return Reply(
+            await earlier.run_page(surface, page.status, limit=page.limit, offset=page.offset)
+        )
     after = shapes.name_in(page.cursor)
     newest: dict[str, list[Workflow]] = {}
     for each in await surface.store.shelf.workflows():
@@ -214,6 +255,8 @@ async def execute(
         key=key,
     )
     started = await acts.start(surface, wish)
+    if order.is_async is False:
+        wait = max(wait, order.timeout_override or models.WAIT_S_MAX)
     return await answer(surface, started, wait)
 
 
