@@ -14,7 +14,14 @@ from typing import Any
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import StoreError, StoreUnavailable
-from llm_orchestrator.store.base import Append, Batch, Change, Outcome, Receipt
+from llm_orchestrator.store.base import (
+    Append,
+    Batch,
+    Change,
+    Outcome,
+    Receipt,
+    TrimCommits,
+)
 from llm_orchestrator.store.postgres_connect import (
     Connection,
     is_data_trouble,
@@ -33,6 +40,14 @@ PATIENCE_S = 10.0
 _PAUSE_S = 0.1
 TURN_S = 300.0
 """A transaction of many statements may take longer than one (retention, new indexes)."""
+
+
+def _is_short(changes: Sequence[Change]) -> bool:
+    """True for a probe of health: it must notice soon that its server is frozen.
+
+    Everything else of this lane waits behind it.
+    """
+    return all(isinstance(each, TrimCommits) and each.limit <= 1 for each in changes)
 
 
 class Applier:
@@ -123,7 +138,8 @@ class Applier:
                 await Turn(connection, now, has_nearest=self._has_nearest).apply(changes)
             return True
 
-        return await self._try(work, late_s=TURN_S) is not None
+        late_s = None if append is None and _is_short(changes) else TURN_S
+        return await self._try(work, late_s=late_s) is not None
 
     async def _send(self, make: Callable[[], Statement]) -> list[Any] | None:
         """The runs whose entries went in; None when it landed, and nobody heard which ones."""
