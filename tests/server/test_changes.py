@@ -96,7 +96,7 @@ async def test_a_checkpoint_of_another_run_or_none_is_refused(site: Site) -> Non
     other = "00000000-0000-7000-8000-000000000000"
     assert (
         await site.post(f"/runs/{run_id}/restore", {"checkpoint": f"{other}:1"})
-    ).status_code == 422
+    ).status_code == 404
     assert (
         await site.post(f"/runs/{run_id}/restore", {"checkpoint": f"{run_id}:99"})
     ).status_code == 404

@@ -20,9 +20,8 @@ heads, to be kept elsewhere.
 
 When an entry is written. What an operator does is rarely one commit, so an entry `intended` is
 durable before it begins and one with its result before the caller hears of it (`action`). Both name
-each other by number. An intention without a result: the process died between them; look. Where the
-action's own first record is durable before the answer and names who asked for it (starting a run:
-its journal), the result alone is written.
+each other by number. An intention without a result: the process died between them; look. What
+leaves a durable record of its own first (starting a run: its journal) needs no intention.
 
 `detail` holds few small facts and never a secret: values under a secret's name are replaced, long
 ones are cut. A log that cannot be written stops what it should record: the caller gets the error.
@@ -42,7 +41,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.errors import OrchestratorError, StoreDamaged, StoreError
+from llm_orchestrator.errors import AuthorError, OrchestratorError, StoreDamaged, StoreError
 from llm_orchestrator.model import Json, stamp
 from llm_orchestrator.steps.action_log import redact
 from llm_orchestrator.store.audit import Audit, AuditEntry, AuditFilter, AuditShelf
@@ -196,7 +195,7 @@ class AuditLog:
         try:
             yield facts
         except OrchestratorError as error:
-            facts["error"] = f"{error.kind}: {error.message}"
+            facts["error"] = reason(error)
             await end(Result.FAILED if isinstance(error, StoreError) else Result.REFUSED)
             raise
         except Exception as error:
@@ -367,6 +366,11 @@ def put_head(head: Head) -> PutRecord:
     """Move a chain's head from the version before."""
     value = {"number": head.number, "digest": head.digest.hex(), "at": head.recorded_at}
     return PutRecord(HEAD, head.chain_id, value, head.version - 1)
+
+
+def reason(error: OrchestratorError) -> str:
+    """Why something was not done. Mistakes of authors are not told: they quote what users wrote."""
+    return error.kind if isinstance(error, AuthorError) else f"{error.kind}: {error.message}"
 
 
 def tidy(text: str) -> str:

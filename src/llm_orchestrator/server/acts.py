@@ -20,6 +20,7 @@ from llm_orchestrator.engine.replay import Fold, fold
 from llm_orchestrator.engine.schedule import KIND as SCHEDULE
 from llm_orchestrator.errors import KeyReused, NotFound, OrchestratorError, Refused
 from llm_orchestrator.model import MICROSECONDS, Json, NewRun, Run, RunState, Workflow
+from llm_orchestrator.server import auditing
 from llm_orchestrator.server.surface import Surface
 from llm_orchestrator.server.waiting import read_journal
 from llm_orchestrator.store.base import Batch, Change, PutRecord, RunFilter, Unregister
@@ -90,7 +91,9 @@ async def start(surface: Surface, wish: Wish) -> Started:
             raise
         accepted = earlier
     if accepted == run_id:
+        auditing.began(run_id, workflow=stored.name, version=stored.version)
         return Started(run_id, stored.name, stored.version, is_repeat=False)
+    auditing.leave_out()  # nothing was begun
     row = await run_row(surface, accepted)
     return Started(accepted, row.workflow, row.version, is_repeat=True)
 

@@ -8,6 +8,7 @@ from llm_orchestrator.server import (
     openapi,
     problems,
     routes_admin,
+    routes_audit,
     routes_bulk,
     routes_changes,
     routes_earlier,
@@ -18,6 +19,7 @@ from llm_orchestrator.server import (
     routes_streams,
     routes_workflows,
 )
+from llm_orchestrator.server.auditing import Auditing
 from llm_orchestrator.server.bounds import Bounds
 from llm_orchestrator.server.measure import Measure
 from llm_orchestrator.server.surface import Surface
@@ -31,6 +33,7 @@ _API: tuple[APIRouter, ...] = (
     routes_runs.router,
     routes_changes.router,
     routes_admin.router,
+    routes_audit.router,
     routes_streams.router,
     routes_earlier.router,
 )
@@ -49,6 +52,7 @@ def make_app(surface: Surface, *, has_api: bool = True) -> FastAPI:
     app.state.surface = surface
     problems.install(app)
     openapi.install(app)
+    app.add_middleware(Auditing, log=surface.audit)
     app.add_middleware(Bounds)
     app.add_middleware(TraceContext)
     app.add_middleware(Measure, metrics=surface.metrics, clock=surface.clock)

@@ -36,6 +36,7 @@ TAGS = (
     ("workflows", "Definitions, and starting runs of them."),
     ("runs", "Looking at runs and changing them."),
     ("earlier names", "The same under the earlier system's paths."),
+    ("audit", "Who did what; that nobody has changed it."),
     ("admin", "The server, its nodes, its settings."),
     ("health", "Whether it works; without a token, at the root."),
 )

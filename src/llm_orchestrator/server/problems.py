@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from llm_orchestrator import errors
 from llm_orchestrator.model import Json
+from llm_orchestrator.server.auditing import went_wrong
 from llm_orchestrator.server.openapi import MEDIA_TYPE, methods_at
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(errors.OrchestratorError)
     async def ours(request: Request, error: errors.OrchestratorError) -> JSONResponse:
+        went_wrong(error)
         return problem_of(error)
 
     @app.exception_handler(RequestValidationError)

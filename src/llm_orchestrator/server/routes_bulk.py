@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, HTTPException
 from llm_orchestrator.engine.machine import TRANSITIONS, Event
 from llm_orchestrator.errors import OrchestratorError
 from llm_orchestrator.model import Json, Run
-from llm_orchestrator.server import models
+from llm_orchestrator.server import auditing, models
 from llm_orchestrator.server.openapi import answers
 from llm_orchestrator.server.principal import Permission, Principal
 from llm_orchestrator.server.replies import Reply
@@ -39,6 +39,7 @@ async def bulk(
     found = await _select(surface, body)
     chosen = found[: body.limit]
     if body.preview:
+        auditing.leave_out()
         items = [_would(run, Event(body.action)) for run in chosen]
     else:
         places = asyncio.Semaphore(AT_ONCE)
@@ -48,6 +49,7 @@ async def bulk(
                 return await _do(surface, run, body.action, by=who.name)
 
         items = list(await asyncio.gather(*(one(run) for run in chosen)))
+        auditing.tell(action=body.action, runs=len(chosen))
     return Reply(
         {
             "action": body.action,
@@ -83,7 +85,14 @@ def _would(run: Run, event: Event) -> dict[str, Json]:
 
 async def _do(surface: Surface, run: Run, action: str, *, by: str) -> dict[str, Json]:
     try:
-        answer = await getattr(surface.operator, action)(run.run_id, by=by)
+        async with surface.audit.action(
+            actor=by,
+            action=f"runs.{action}",
+            target=run.run_id,
+            detail={"via": "bulk"},
+            is_announced=False,
+        ):
+            answer = await getattr(surface.operator, action)(run.run_id, by=by)
     except OrchestratorError as error:
         return _item(run, error.message, code=error.kind)
     return {

@@ -13,11 +13,11 @@ from fastapi import APIRouter, Depends
 
 from llm_orchestrator.errors import NotFound
 from llm_orchestrator.model import Json, NewRun
-from llm_orchestrator.server import acts, looks, models, shapes
+from llm_orchestrator.server import acts, auditing, looks, models, shapes
 from llm_orchestrator.server.openapi import answers
 from llm_orchestrator.server.principal import Permission, Principal
 from llm_orchestrator.server.replies import Reply
-from llm_orchestrator.server.strict import JsonBody, StrictRoute, invalid
+from llm_orchestrator.server.strict import JsonBody, StrictRoute
 from llm_orchestrator.server.surface import Allowed, Surface, TheSurface
 
 router = APIRouter(tags=["runs"], route_class=StrictRoute)
@@ -73,7 +73,7 @@ async def restore(
     """Go back to a checkpoint; what came after is hidden, never deleted."""
     whose, _, seq = body.checkpoint.partition(":")
     if whose != run_id:
-        raise invalid("body", "checkpoint", "it is another run's")
+        raise NotFound(f"{body.checkpoint} is no checkpoint of run {run_id}")
     return Reply(shapes.answered(await surface.operator.rewind(run_id, int(seq), by=who.name)))
 
 
@@ -93,6 +93,7 @@ async def fork(
     edit = await _edit(surface, run_id, body)
     plan["version"] = edit.version
     if body.dry_run:
+        auditing.leave_out()
         return Reply(plan)
     await surface.admission.check()
     plan["run_id"] = await surface.operator.fork(
@@ -100,6 +101,7 @@ async def fork(
         body.step,
         edit=lambda new: replace(new, version=edit.version, digest=edit.digest, input=edit.input),
     )
+    auditing.tell(new_run_id=plan["run_id"], step=body.step)
     headers = {"location": f"/api/v1/runs/{plan['run_id']}"}
     return Reply(plan, 201, headers=headers)
 

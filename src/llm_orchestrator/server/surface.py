@@ -16,6 +16,8 @@ from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.node import Node
 from llm_orchestrator.errors import Refused
 from llm_orchestrator.model import Json, NewRun, Workflow
+from llm_orchestrator.security.audit import AuditLog
+from llm_orchestrator.server.auditing import asked
 from llm_orchestrator.server.collect import Collector
 from llm_orchestrator.server.feed import Feed
 from llm_orchestrator.server.known import Known
@@ -87,8 +89,11 @@ class Surface:
     waiting: Waiting = field(init=False)
     probe: Probe = field(init=False)
     collector: Collector = field(init=False)
+    audit: AuditLog = field(init=False)
+    """This process's chain of the audit log."""
 
     def __post_init__(self) -> None:
+        self.audit = AuditLog(self.store, self.clock, self.store.node_id, metrics=self.metrics)
         self.known = Known(self.store, self.clock)
         self.waiting = Waiting(self.store, self.clock, self.node, is_over=self.is_stopping)
         self.probe = Probe(self.store, self.clock)
@@ -145,7 +150,8 @@ class Allowed:
         self.permission = permission
 
     async def __call__(self, request: Request) -> Principal:
-        """The principal, if it may. Raises Unauthenticated, Denied."""
+        """The principal, if it may. Raises Unauthenticated, Denied, StoreError (auditing.py)."""
         principal = await principal_of(request)
+        await asked(principal, self.permission)
         principal.demand(self.permission)
         return principal
