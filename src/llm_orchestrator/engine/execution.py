@@ -244,7 +244,11 @@ class Execution:
             is_paid=job.policy.is_paid or job.policy.effect is Effect.ONCE,
         )
         self.trace.finished(job.key, attempt)
-        self._count(job, attempt, "ok")
+        step_type = CODE if extras is None else extras.step_type
+        took_s = self.services.clock.monotonic() - job.began
+        self.services.metrics.step_done(step_type, took_s)
+        if extras is not None and self.fold.intents.get(job.key) == attempt:
+            extras.respent()
         if self.services.publish is not None:
             self.publish("finished", job.key, recorded, attempt=attempt)
         return recorded["result"]
@@ -269,7 +273,7 @@ class Execution:
             data["next_at"] = clock.now_us() + max(delay_us, after_us)
         await self.record(Kind.ATTEMPT_FAILED, key, data, attempt=attempt)
         self.trace.failed(key, attempt, facts, is_final=is_final)
-        self._count(job, attempt, str(facts["kind"]), is_final=is_final)
+        self._count_failed(job, attempt, str(facts["kind"]), is_final=is_final)
         self.publish("failed", key, data, attempt=attempt)
         if is_final:
             return _step_failed(key, facts)
@@ -301,15 +305,15 @@ class Execution:
             Kind.ATTEMPT_FAILED, key, {"error": facts, "final": True}, attempt=attempt
         )
         self.trace.failed(key, attempt, facts, is_final=True)
-        self._count(job, attempt, str(facts["kind"]))
+        self._count_failed(job, attempt, str(facts["kind"]))
         raise _step_failed(key, facts)
 
-    def _count(self, job: _Job, attempt: int, outcome: str, *, is_final: bool = True) -> None:
-        """An attempt's end is durable."""
+    def _count_failed(self, job: _Job, attempt: int, kind: str, *, is_final: bool = True) -> None:
+        """A failed attempt's entry is durable."""
         extras, services = job.extras, self.services
         step_type = CODE if extras is None else extras.step_type
-        seconds = services.clock.monotonic() - job.began
-        services.metrics.attempt_ended(step_type, outcome, seconds, is_final=is_final)
+        took_s = services.clock.monotonic() - job.began
+        services.metrics.attempt_failed(step_type, kind, took_s, is_final=is_final)
         if extras is not None and self.fold.intents.get(job.key) == attempt:
             extras.respent()
 

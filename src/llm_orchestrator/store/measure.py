@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.store.base import Batch, Outcome, Receipt
-from llm_orchestrator.telemetry.metrics import Metrics
+from llm_orchestrator.telemetry.metrics import EMPTY, Metrics
 
 
 async def measured(
@@ -17,19 +18,22 @@ async def measured(
     try:
         receipt = await commit
     except Exception:
-        metrics.committed("failed", clock.monotonic() - began, entries=0, fenced=0, accepted=())
+        metrics.committed("failed", clock.monotonic() - began)
         raise
-    refused = receipt.refused
-    accepted = [
-        append.accept.workflow
-        for append in batch.appends
-        if append.accept is not None and append.run_id not in refused
-    ]
+    took_s = clock.monotonic() - began
+    refused, landed = receipt.refused, batch.appends
+    if refused:
+        landed = [append for append in landed if append.run_id not in refused]
+    entries, accepted = 0, []
+    for append in landed:
+        entries += len(append.entries)
+        if append.accept is not None:
+            accepted.append(append.accept.workflow)
     metrics.committed(
         "refused" if refused or receipt.is_refused else "landed",
-        clock.monotonic() - began,
-        entries=sum(len(each.entries) for each in batch.appends if each.run_id not in refused),
+        took_s,
+        entries=entries,
         fenced=sum(outcome is Outcome.FENCED for outcome in refused.values()),
-        accepted=accepted,
+        accepted=Counter(accepted) if accepted else EMPTY,
     )
     return receipt

@@ -1,8 +1,9 @@
 """What a process counts while it works: plain numbers, made into a page only when somebody asks.
 
-Hot paths meet only this module: adding to a counter is one dictionary access, observing a histogram
-one bisection. Everything here belongs to the event loop's thread; nothing locks. The library that
-writes Prometheus' format is loaded by metrics_page.py, at the first request for the page.
+Hot paths meet only this module: what is counted once per step (`step_done`) keeps its numbers at
+hand, everything else costs a dictionary access. Everything here belongs to the event loop's thread;
+nothing locks. The library that writes Prometheus' format is loaded by metrics_page.py, at the first
+request for the page.
 
 A process has one `Metrics`, made by the composition root and handed down; parts that are given none
 count into one of their own that nobody shows.
@@ -11,7 +12,8 @@ count into one of their own that nobody shows.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from llm_orchestrator.telemetry.metrics_names import ERRORS, METRICS, Metric
@@ -22,6 +24,7 @@ MODELS_MAX = 100
 NAMES_MAX = 50
 CHARACTERS_MAX = 100
 Labels = tuple[str, ...]
+EMPTY: Mapping[str, int] = MappingProxyType({})
 
 
 class Sample(NamedTuple):
@@ -56,19 +59,36 @@ class Bounded:
         return value
 
 
+class Cell:
+    """One number that only grows."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+
 class Counter:
     """Numbers that only grow, by labels. Without labels it is there from the start, as 0."""
 
-    __slots__ = ("metric", "values")
+    __slots__ = ("_cells", "metric")
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
-        self.values: dict[Labels, float] = {} if metric.labels else {(): 0.0}
+        self._cells: dict[Labels, Cell] = {} if metric.labels else {(): Cell()}
+
+    @property
+    def values(self) -> dict[Labels, float]:
+        """What was counted."""
+        return {labels: cell.value for labels, cell in self._cells.items()}
+
+    def cell(self, labels: Labels) -> Cell:
+        """The number under these labels: for those who count again and again."""
+        return self._cells.get(labels) or self._cells.setdefault(labels, Cell())
 
     def add(self, amount: float = 1.0, labels: Labels = ()) -> None:
         """Count `amount` (not negative)."""
-        values = self.values
-        values[labels] = values.get(labels, 0.0) + amount
+        self.cell(labels).value += amount
 
 
 class Distribution:
@@ -92,15 +112,28 @@ class Histogram:
         if not metric.labels:
             self._begin(())
 
+    def of(self, labels: Labels) -> Distribution:
+        """The distribution under these labels."""
+        return self.seen.get(labels) or self._begin(labels)
+
     def observe(self, value: float, labels: Labels = ()) -> None:
         """Count one value, in the metric's own unit."""
-        found = self.seen.get(labels) or self._begin(labels)
+        found = self.of(labels)
         found.counts[bisect_left(self.metric.buckets, value)] += 1
         found.total += value
 
     def _begin(self, labels: Labels) -> Distribution:
         found = self.seen[labels] = Distribution(len(self.metric.buckets))
         return found
+
+
+class _Done(NamedTuple):
+    """What a step that has succeeded adds to."""
+
+    attempts: Cell
+    steps: Cell
+    seen: Distribution
+    bounds: Sequence[float]
 
 
 class Metrics:
@@ -127,9 +160,12 @@ class Metrics:
         }
         self.errors = Counter(ERRORS)
         self._gauges: list[Gauges] = []
+        self._done: dict[str, _Done] = {}
         self._steps = self.counters["steps_total"]
         self._attempts = self.counters["step_attempts_total"]
         self._durations = self.histograms["step_duration_seconds"]
+        self._finished = self.counters["runs_finished_total"]
+        self._run_times = self.histograms["run_duration_seconds"]
         self._commits = self.counters["commits_total"]
         self._batches = self.histograms["commit_batch_entries"]
         self._commit_times = self.histograms["commit_duration_seconds"]
@@ -163,17 +199,32 @@ class Metrics:
         """The same for a histogram."""
         self.histograms[word].observe(value, labels)
 
-    def attempt_ended(
-        self, step_type: str, outcome: str, seconds: float, *, is_final: bool = True
+    def step_done(self, step_type: str, seconds: float) -> None:
+        """An attempt of a step has succeeded, and so has the step."""
+        attempts, steps, seen, bounds = self._done.get(step_type) or self._begin_done(step_type)
+        attempts.value += 1.0
+        steps.value += 1.0
+        seen.counts[bisect_left(bounds, seconds)] += 1
+        seen.total += seconds
+
+    def _begin_done(self, step_type: str) -> _Done:
+        name = self.names(step_type)
+        done = _Done(
+            self._attempts.cell((name, "ok")),
+            self._steps.cell((name, "completed")),
+            self._durations.of((name,)),
+            self._durations.metric.buckets,
+        )
+        if name == step_type:
+            self._done[step_type] = done
+        return done
+
+    def attempt_failed(
+        self, step_type: str, kind: str, seconds: float, *, is_final: bool = True
     ) -> None:
-        """An attempt of a step has ended: `ok`, or the kind of its error. `is_final`: so has it."""
-        step_type = self.names(step_type)
+        """An attempt of a step has failed with an error of that kind. `is_final`: so has it."""
+        step_type, outcome = self.names(step_type), self.words(kind)
         self._durations.observe(seconds, (step_type,))
-        if outcome == "ok":
-            self._attempts.add(1.0, (step_type, outcome))
-            self._steps.add(1.0, (step_type, "completed"))
-            return
-        outcome = self.words(outcome)
         self._attempts.add(1.0, (step_type, outcome))
         self.errors.add(1.0, (outcome, step_type))
         if is_final:
@@ -186,21 +237,27 @@ class Metrics:
     def run_ended(self, workflow: str, state: str, seconds: float) -> None:
         """A run has ended, so many seconds after it was accepted."""
         workflow = self.workflows(workflow)
-        self.count("runs_finished_total", workflow, state)
-        self.observe("run_duration_seconds", max(0.0, seconds), workflow)
+        self._finished.add(1.0, (workflow, state))
+        self._run_times.observe(max(0.0, seconds), (workflow,))
 
     def committed(
-        self, outcome: str, seconds: float, *, entries: int, fenced: int, accepted: Sequence[str]
+        self,
+        outcome: str,
+        seconds: float,
+        *,
+        entries: int = 0,
+        fenced: int = 0,
+        accepted: Mapping[str, int] = EMPTY,
     ) -> None:
-        """A commit has ended. `accepted`: the workflows of the runs that it made durable."""
+        """A commit has ended. `accepted`: how many runs it made durable, by workflow."""
         self._commits.add(1.0, (outcome,))
         self._commit_times.observe(seconds)
         if entries:
             self._batches.observe(entries)
         if fenced:
             self.count("fenced_writes_total", amount=fenced)
-        for workflow in accepted:
-            self.count("runs_accepted_total", self.workflows(workflow))
+        for workflow, number in accepted.items():
+            self.count("runs_accepted_total", self.workflows(workflow), amount=number)
 
     def asked(self, provider: str, model: str, *, outcome: str, seconds: float | None) -> None:
         """A question to a model has ended. `seconds` None: nothing was sent."""

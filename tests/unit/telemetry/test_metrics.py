@@ -65,11 +65,11 @@ def named(text: str) -> dict[str, set[str]]:
 def busy() -> Metrics:
     """Something of everything that is counted."""
     metrics = Metrics(started_at=1_700_000_000.0, version="1.2.3")
-    metrics.attempt_ended("llm", "ok", 0.2)
-    metrics.attempt_ended("llm", "timeout", 3.0, is_final=False)
+    metrics.step_done("llm", 0.2)
+    metrics.attempt_failed("llm", "timeout", 3.0, is_final=False)
     metrics.step_skipped("action")
     metrics.run_ended("report", "completed", 2.0)
-    metrics.committed("landed", 0.004, entries=3, fenced=1, accepted=["report"])
+    metrics.committed("landed", 0.004, entries=3, fenced=1, accepted={"report": 1})
     metrics.asked("openai", "gpt", outcome="ok", seconds=1.5)
     metrics.asked("openai", "gpt", outcome="unavailable", seconds=None)
     metrics.used("openai", "gpt", tokens=(10, 4), cost_usd=0.25)
@@ -219,18 +219,19 @@ def test_nobody_can_make_more_series_than_the_bounds_allow() -> None:
     for number in range(1_000):
         name = f"name-{number}"
         metrics.run_ended(name, "completed", 1.0)
-        metrics.committed("landed", 0.1, entries=1, fenced=0, accepted=[name])
+        metrics.committed("landed", 0.1, entries=1, accepted={name: 1})
         metrics.asked("house", name, outcome="ok", seconds=0.1)
         metrics.used("house", name, tokens=(1, 1), cost_usd=0.1)
         metrics.respent("house", name, tokens=1, cost_usd=0.1)
-        metrics.attempt_ended(name, name, 0.1)
+        metrics.attempt_failed(name, name, 0.1)
+        metrics.step_done(name, 0.1)
         metrics.step_skipped(name)
     for word in ("runs_accepted_total", "runs_finished_total", "run_duration_seconds"):
         assert series(metrics, word) == WORKFLOWS_MAX + 1
     for word in ("llm_requests_total", "llm_cost_usd_total", "respent_usd_total"):
         assert series(metrics, word) == MODELS_MAX + 1
     assert series(metrics, "step_duration_seconds") == NAMES_MAX  # `house` has a place, too
-    assert series(metrics, "step_attempts_total") == NAMES_MAX + 1
+    assert series(metrics, "step_attempts_total") == 2 * NAMES_MAX + 1
     assert metrics.counters["runs_finished_total"].values[OTHER, "completed"] == 800
     assert len(page_of(metrics)) < 2_000_000
 
