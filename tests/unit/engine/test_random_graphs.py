@@ -297,6 +297,13 @@ def test_fail_fast_ends_as_continue_does_and_does_no_more(steps: Steps) -> None:
     assert ran.state == ("completed" if is_good else "failed")
 
 
+def _plain(output: Any) -> Any:
+    """Without the words of errors: of two steps that fail at one moment either may be named."""
+    if isinstance(output, dict):
+        return {key: key == "error" or _plain(value) for key, value in output.items()}
+    return [_plain(each) for each in output] if isinstance(output, list) else output
+
+
 @given(graphs, st.sampled_from(["continue", "fail_fast"]), st.floats(0, 1))
 @SETTINGS
 def test_a_journal_cut_anywhere_goes_on_to_the_same_end(
@@ -306,7 +313,7 @@ def test_a_journal_cut_anywhere_goes_on_to_the_same_end(
         ran = virtually(_run(Path(folder), steps, on_failure))
         cut = 1 + round(where * (len(ran.entries) - 1))
         again = virtually(_go_on(Path(folder), steps, ran, cut=cut, on_failure=on_failure))
-    assert (again.state, again.output) == (ran.state, ran.output)
+    assert (again.state, _plain(again.output)) == (ran.state, _plain(ran.output))
     assert again.entries[:cut] == ran.entries[:cut]
     was_done = set(_keys(ran.entries[:cut], "step_finished"))
     assert was_done.isdisjoint(again.calls), "a finished step was called again"
