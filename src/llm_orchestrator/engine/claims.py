@@ -341,10 +341,7 @@ class Claims:
         if len(drafts) > 1:
             self._offers.forget(run_id)
         self._driver.start(execution, flow, queue)
-        if happening.event is not Event.TAKEOVER:
-            self.times.claimed(state, journal)
-        elif state.owner != self.node_id:
-            self.times.took_over()
+        self.times.driven(state, journal, self.node_id)
         return True
 
 

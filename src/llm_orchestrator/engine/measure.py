@@ -40,14 +40,21 @@ class ClaimTimes:
         """Nothing is left of dead nodes."""
         self._death_at = None
 
-    def took_over(self) -> None:
-        """A run of a node that does not live is driven here."""
+    def driven(self, before: Fold, journal: Journal, node_id: str) -> None:
+        """A run is driven here, by `node_id`; `before` is how it was found."""
+        if before.state is not RunState.RUNNING:
+            self._claimed(before, journal)
+        elif before.owner != node_id:
+            self._took_over()
+
+    def _took_over(self) -> None:
+        """A run of a node that does not live."""
         since = self._looked_at if self._death_at is None else self._death_at
         self._metrics.count("takeovers_total")
         self._metrics.observe("recovery_time_seconds", self._clock.monotonic() - since)
 
-    def claimed(self, before: Fold, journal: Journal) -> None:
-        """A run that was due is driven here. Of one that a message woke nobody knows since when."""
+    def _claimed(self, before: Fold, journal: Journal) -> None:
+        """A run that was due. Of one that a message woke nobody knows since when."""
         is_woken = before.state is RunState.WAITING and before.wake_at > self._clock.now_us()
         if is_woken or not journal.entries:
             return

@@ -164,10 +164,14 @@ class Times:
     def later(self, seconds: float) -> None:
         self.clock.now += int(seconds * MICROSECONDS)
 
+    def take_over(self, owner: str = "dead") -> None:
+        state = Fold("r", state=RunState.RUNNING, owner=owner)
+        self.times.driven(state, Journal("r", ()), "me")
+
     def claim(self, state: RunState, *, wake_at: int, last_at: int) -> tuple[int, float]:
         before = Fold("r", state=state, wake_at=wake_at)
         entry = Entry("r", 1, 1, "state", "", 0, b"", b"", last_at)
-        self.times.claimed(before, Journal("r", (entry,)))
+        self.times.driven(before, Journal("r", (entry,)), "me")
         return seen(self.metrics, "claim_latency_seconds")
 
 
@@ -192,14 +196,15 @@ def test_recovery_counts_from_the_death_until_all_runs_are_taken() -> None:
     bench.times.saw_death()  # another one, before the runs of the first are taken
     bench.times.look()
     bench.later(1)
-    bench.times.took_over()
+    bench.take_over()
     assert seen(bench.metrics, "recovery_time_seconds") == (1, 5.0)
     bench.times.took_all()
     bench.later(100)
     bench.times.look()  # nobody told of this death: from here on
     bench.later(2)
-    bench.times.took_over()
+    bench.take_over()
     assert seen(bench.metrics, "recovery_time_seconds") == (2, 7.0)
+    bench.take_over("me")  # it had left for a moment: nobody died
     assert counted(bench.metrics, "takeovers_total") == {(): 2}
 
 
