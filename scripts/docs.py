@@ -9,6 +9,7 @@ import ast
 import enum
 import inspect
 import itertools
+import json
 import re
 import sys
 import textwrap
@@ -19,15 +20,23 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from llm_orchestrator import config, errors, model
+from llm_orchestrator import __version__, config, errors, model
 from llm_orchestrator.cli.main import VERBS, command_of, help_text
+from llm_orchestrator.clock import RealClock
+from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.machine import TRANSITIONS
 from llm_orchestrator.language import base, definition, steps
 from llm_orchestrator.language.templates import FILTERS
 from llm_orchestrator.language.templates import FUNCTIONS as TEMPLATE_FUNCTIONS
+from llm_orchestrator.server.app import make_app
+from llm_orchestrator.server.feed import Feed
+from llm_orchestrator.server.principal import OpenGuard
+from llm_orchestrator.server.surface import Surface
 from llm_orchestrator.steps.functions import FUNCTIONS as TRANSFORMS
 from llm_orchestrator.steps.registry import StepTypes
+from llm_orchestrator.store.memory import MemoryStore
 from llm_orchestrator.telemetry import genai, logs, metrics, metrics_names, propagation
+from llm_orchestrator.wire.catalogue import Definitions
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "docs" / "reference"
@@ -485,6 +494,29 @@ def logs_and_traces_page() -> str:
     )
 
 
+def openapi_document() -> str:
+    """The document of the API, from an application that serves nothing."""
+
+    class Open:
+        async def check(self) -> None: ...
+
+    clock = RealClock()
+    store = MemoryStore(clock)
+    surface = Surface(
+        store=store,
+        clock=clock,
+        operator=Operator(store, clock),
+        catalogue=Definitions(config.Config()),
+        feed=Feed(),
+        guard=OpenGuard(),
+        admission=Open(),
+        version=__version__,
+    )
+    return json.dumps(make_app(surface).openapi(), indent=1, ensure_ascii=False) + "\n"
+
+
+DOCUMENTS = {"openapi.json": openapi_document}
+"""What is written beside the pages, without a note on top."""
 PAGES = {
     "cli.md": cli_page,
     "errors.md": error_page,
@@ -500,7 +532,7 @@ PAGES = {
 def main(arguments: list[str]) -> int:
     stale = []
     PLACE.mkdir(parents=True, exist_ok=True)
-    for name, make in PAGES.items():
+    for name, make in {**PAGES, **DOCUMENTS}.items():
         file, text = PLACE / name, make()
         if not file.exists() or file.read_text() != text:
             stale.append(name)

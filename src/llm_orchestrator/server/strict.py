@@ -7,6 +7,8 @@ type, 422 with the place of each mistake.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
@@ -44,11 +46,23 @@ class JsonBody(Generic[M]):
             content = b"{}"
         elif not is_json(request.headers.get("content-type")):
             raise HTTPException(415, "send application/json")
+        if b"NaN" in content or b"Infinity" in content:
+            _refuse_constants(content)
         try:
             found: M = self._validate(content, strict=True)
         except ValidationError as error:
             raise in_body(error) from error
         return found
+
+
+def _refuse_constants(content: bytes) -> None:
+    """NaN and Infinity are no JSON, though the parser would take them; as words they may stand."""
+
+    def refuse(name: str) -> None:
+        raise invalid("body", "", f"{name} is no JSON")
+
+    with contextlib.suppress(ValueError):  # whatever else is wrong, the parser says better
+        json.loads(content, parse_constant=refuse)
 
 
 def is_json(content_type: str | None) -> bool:
