@@ -117,6 +117,18 @@ def test_a_whole_log_is_verified_with_its_heads(llmo: Shell) -> None:
     assert "checked 2 chains, 5 entries: nothing wrong" in done.err
 
 
+def test_old_chains_can_go_and_verify_knows(llmo: Shell) -> None:
+    started(llmo)
+    started(llmo)
+    would = llmo("audit", "forget", "--before", "2999-01-01", "--dry-run")
+    assert "2 chains would be removed" in would.err
+    assert len(entries(llmo)) == 4
+    done = llmo("audit", "forget", "--before", "0s")
+    assert "2 chains removed" in done.err
+    assert [row["action"] for row in entries(llmo)] == ["audit.forget", "audit.begin"]
+    assert llmo("audit", "verify").code == 0
+
+
 @pytest.mark.parametrize(
     ("statement", "place"),
     [

@@ -13,6 +13,7 @@ from llm_orchestrator.model import Json
 from llm_orchestrator.security import audit as writing
 from llm_orchestrator.security.audit import BEGIN, HEAD, AuditLog, Head, Result, digest_of, put_head
 from llm_orchestrator.security.audit_check import Checked, Flaw, check_audit
+from llm_orchestrator.security.audit_retention import forget
 from llm_orchestrator.store.audit import Audit, AuditEntry, AuditFilter, ForgetAudit, place
 from llm_orchestrator.store.base import Batch, PutRecord, Store
 from tests.store.support import HandClock, accepted, batches_of
@@ -385,6 +386,43 @@ async def test_retention_of_runs_leaves_the_log_alone(store: Store, clock: HandC
     before = await rows(store)
     await store.commit(Batch(changes=(Expire((writer.run_id,)), TrimCommits(keep=1))))
     assert await rows(store) == before
+    assert await flaws(store) == []
+
+
+async def test_chains_that_are_forgotten_by_policy_are_no_flaw_and_others_still_are(
+    store: Store, clock: HandClock
+) -> None:
+    for chain_id in ("a", "b", "c"):
+        await written(store, clock, chain_id, "a.b")
+    border = clock.now
+    clock.now += 1
+    alive = await written(store, clock, "alive", "a.b")
+    own = await written(store, clock, "own", "a.b")
+    clock.now += 1
+    assert await forget(store, own, before_us=border, actor="ann") == 2
+    assert {row.chain_id for row in await rows(store)} == {"c", "alive", "own"}
+    assert await flaws(store) == []
+    assert await forget(store, own, before_us=border, actor="ann") == 0
+    await store.commit(Batch(changes=(ForgetAudit("c"),)))  # by nobody's policy
+    await set_head(store, "c", None)
+    assert places(await flaws(store)) == [("c", 0)]
+    await alive.write(actor="a", action="b.c")
+    assert places(await flaws(store)) == [("c", 0)]
+
+
+async def test_a_forgotten_chain_whose_process_lives_begins_anew(
+    store: Store, clock: HandClock
+) -> None:
+    idle = await written(store, clock, "idle", "a.b")
+    await written(store, clock, "later", "a.b")
+    clock.now += 1
+    border = clock.now
+    clock.now += 1
+    own = await written(store, clock, "own", "a.b")
+    assert await forget(store, own, before_us=border, actor="ann") == 2
+    clock.now += 1
+    await idle.write(actor="a", action="b.c")
+    assert [row[:2] for row in await rows(store)][:2] == [("idle", 1), ("idle", 2)]
     assert await flaws(store) == []
 
 

@@ -1,7 +1,7 @@
 """`llmo audit`: who did what, and whether anybody has changed what stands there.
 
-Both verbs read only. What happened is listed once: an intention is left out where its result is
-listed, too (--all shows both).
+`list` and `verify` read only. What happened is listed once: an intention is left out where its
+result is listed, too (--all shows both).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_orchestrator.cli.given import read_json, read_moment
-from llm_orchestrator.cli.options import Format, Output, make_app
+from llm_orchestrator.cli.options import DryRun, Format, Output, make_app
 from llm_orchestrator.cli.output import count, print_object, print_rows
-from llm_orchestrator.cli.session import Session, session_of
+from llm_orchestrator.cli.session import Session, session_of, whoami
 from llm_orchestrator.errors import InputError, NotFound, StoreDamaged
 from llm_orchestrator.model import Json, stamp
 
@@ -145,6 +145,32 @@ def verify(
         last = max(found.heads, key=lambda head: head.recorded_at)
         session.note(f"the newest head: {last.chain_id}/{last.number} {last.digest.hex()}")
     return DAMAGED if flaws else 0
+
+
+@app.command()
+def forget(
+    context: typer.Context,
+    *,
+    older: Annotated[
+        str, typer.Option("--before", metavar="TIME", help="365d, or ISO 8601: what is older goes.")
+    ],
+    is_dry: DryRun = False,
+) -> None:
+    """Remove chains that ended before a time; verify knows of it."""
+    session = session_of(context)
+
+    async def work() -> int:
+        from llm_orchestrator.security.audit_retention import forget, old_chains
+
+        async with session.client() as store:
+            before = read_moment(older, "--before", now_us=store.clock.now_us())
+            if is_dry:
+                return len(await old_chains(store, before))
+            log = session.audit_log(store)
+            return await forget(store, log, before_us=before, actor=whoami())
+
+    chains = count(session.run(work()), "chain")
+    session.note(f"{chains} would be removed; nothing was" if is_dry else f"{chains} removed")
 
 
 async def _verify(session: Session, known: list[Head]) -> Checked:

@@ -114,16 +114,20 @@ class Session:
 
         See security/audit.py, `AuditLog.action`.
         """
+        async with self.audit_log(store).action(
+            actor=whoami(), action=action, target=target, detail=detail, is_announced=is_announced
+        ) as facts:
+            yield facts
+
+    def audit_log(self, store: Database) -> AuditLog:
+        """The chain of a store's audit log to which only this command writes."""
         from llm_orchestrator.security.audit import AuditLog
 
         log = self.audit_logs.get(store.node_id)
         if log is None:
             log = AuditLog(store, store.clock, store.node_id, on_damage=self._unaudited)
             self.audit_logs[store.node_id] = log
-        async with log.action(
-            actor=whoami(), action=action, target=target, detail=detail, is_announced=is_announced
-        ) as facts:
-            yield facts
+        return log
 
     def _unaudited(self, error: StoreDamaged) -> None:
         self.warn(f"this does not get into the audit log: {error.message}")
