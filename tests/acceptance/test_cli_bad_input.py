@@ -142,7 +142,8 @@ def test_a_full_disk_is_said_at_once_and_nothing_is_half_made(
 ) -> None:
     store = f"sqlite:///{small_disk}/x.db"
     is_clear(llmo("run", "hello.yaml", "--store", store), 1, "takes no more")
-    for words in (("run", "hello.yaml"), ("run", "hello.yaml", "--detach"), ("serve", "--port", "0")):
+    detached, served = ("run", "hello.yaml", "--detach"), ("serve", "--port", "0")
+    for words in (("run", "hello.yaml"), detached, served):
         is_clear(llmo(*words, "--store", store), 1, "takes no more")
 
 

@@ -50,7 +50,7 @@ class Script:
         """The events before the text."""
         response = {**response, "status": "in_progress", "output": [], "usage": None, "error": None}
         item = {"output_index": 0, "item": message(self._run, "", "in_progress")}
-        events = (
+        events: tuple[tuple[str, dict[str, Json]], ...] = (
             ("response.created", {"response": response}),
             ("response.in_progress", {"response": response}),
             ("response.output_item.added", item),

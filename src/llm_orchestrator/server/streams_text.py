@@ -41,7 +41,8 @@ class Position(NamedTuple):
         if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in numbers):
             raise _strange(text)
         proof = rest[2] if len(rest) > 2 else ""
-        return cls(*(int(part) for part in numbers), *([0] * (3 - len(numbers))), proof, is_end)
+        seq, attempt, offset = [*map(int, numbers), 0, 0][:3]
+        return cls(seq, attempt, offset, proof, is_end)
 
 
 def _strange(text: str) -> InputError:

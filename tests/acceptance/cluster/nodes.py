@@ -122,7 +122,17 @@ class Cluster:
         place.mkdir()
         node = NodeProcess(
             place,
-            [*_LLMO, "serve", "--port", "0", "--store", self.url, "--data", str(place / "data"), *words],
+            [
+                *_LLMO,
+                "serve",
+                "--port",
+                "0",
+                "--store",
+                self.url,
+                "--data",
+                str(place / "data"),
+                *words,
+            ],
             {**self._environment, "LLM_ORCHESTRATOR_NODE_NAME": name},
         )
         self.nodes.append(node)

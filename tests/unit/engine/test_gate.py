@@ -24,7 +24,7 @@ async def drive(body: Callable[[Gate], Awaitable[str]]) -> tuple[Gate, str]:
         return await body(gate)
 
     task = asyncio.ensure_future(run())
-    gate.task = task  # type: ignore[assignment]
+    gate.task = task
     try:
         return gate, await task
     except (asyncio.CancelledError, Suspended):
