@@ -52,6 +52,7 @@ async def test_an_acceptance_that_is_refused_is_none(store: Store, metrics: Metr
     _, append = accepting(new_run(workflow="a", run_id=new.run_id, priority=9))
     assert await outcome(store, append) is not Outcome.LANDED
     assert metrics.counters["runs_accepted_total"].values == {("a",): 1}
+    assert metrics.counters["fenced_writes_total"].values == {(): 0}
 
 
 async def test_a_record_that_moved_is_a_refused_commit(store: Store, metrics: Metrics) -> None:
