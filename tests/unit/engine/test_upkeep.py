@@ -24,6 +24,7 @@ from llm_orchestrator.errors import Draining, Maintenance, NotFound, Refused, St
 from llm_orchestrator.language.definition import Definition
 from llm_orchestrator.model import Json
 from llm_orchestrator.store.base import Batch, News, PutRecord, news_of
+from llm_orchestrator.store.postgres_bell import pack, unpack
 from tests.unit.engine.nodes import House
 from tests.unit.engine.support import definition, virtually
 
@@ -283,6 +284,11 @@ def test_only_orders_are_news_of_orders() -> None:
     assert news_of(Batch(changes=(order,))) == News(is_order=True)
     assert not news_of(Batch(changes=(other,)))
     assert (News(is_order=True) | News()).is_order
+
+
+def test_orders_travel_between_nodes() -> None:
+    for news in (News(is_order=True), News(is_due=True)):
+        assert [unpack(word) for word in pack("a", news)] == [("a", news)]
 
 
 def test_a_record_that_makes_no_sense_is_no_order() -> None:
