@@ -176,6 +176,29 @@ async def test_what_cannot_be_announced_is_not_done(
     assert ("runs.pause", run_id, "success") not in await told(site)
 
 
+async def test_an_answer_ends_once_its_entry_is_durable(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = await waiting(site)
+    store = site.serving.surface.store
+    commit, reached, go_on = store.commit, asyncio.Event(), asyncio.Event()
+
+    async def hold(batch: Batch) -> Receipt:
+        if any(type(change).__name__ == "Audit" for change in batch.changes):
+            reached.set()
+            await go_on.wait()
+        return await commit(batch)
+
+    monkeypatch.setattr(store, "commit", hold)
+    asking = asyncio.create_task(site.post(f"/runs/{run_id}/pause"))
+    await reached.wait()
+    for _ in range(3):
+        assert (await site.get(f"/runs/{run_id}")).status_code == 200
+    assert not asking.done()
+    go_on.set()
+    assert (await asking).status_code == 200
+
+
 async def test_nothing_that_users_have_written_gets_into_the_log(site: Site) -> None:
     await site.register(LISTENS)
     run_id = str((await site.execute("listens", wait=0))["run_id"])

@@ -11,11 +11,20 @@ import pytest
 
 from llm_orchestrator.model import Json
 from llm_orchestrator.security import audit as writing
-from llm_orchestrator.security.audit import BEGIN, HEAD, AuditLog, Head, Result, digest_of, put_head
+from llm_orchestrator.security.audit import (
+    BEGIN,
+    FORGET,
+    HEAD,
+    AuditLog,
+    Head,
+    Result,
+    digest_of,
+    put_head,
+)
 from llm_orchestrator.security.audit_check import Checked, Flaw, check_audit
 from llm_orchestrator.security.audit_retention import forget
 from llm_orchestrator.store.audit import Audit, AuditEntry, AuditFilter, ForgetAudit, place
-from llm_orchestrator.store.base import Batch, PutRecord, Store
+from llm_orchestrator.store.base import Batch, PutRecord, Receipt, Store
 from tests.store.support import HandClock, accepted, batches_of
 
 EVERYTHING = AuditFilter(limit=1_000)
@@ -423,6 +432,28 @@ async def test_a_forgotten_chain_whose_process_lives_begins_anew(
     clock.now += 1
     await idle.write(actor="a", action="b.c")
     assert [row[:2] for row in await rows(store)][:2] == [("idle", 1), ("idle", 2)]
+    assert await flaws(store) == []
+
+
+async def test_a_chain_that_moves_while_others_are_forgotten_stays(
+    store: Store, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = await written(store, clock, "idle", "a.b")
+    clock.now += 1
+    border = clock.now
+    own = await written(store, clock, "own", "a.b")
+    commit = store.commit
+
+    async def move_meanwhile(batch: Batch) -> Receipt:
+        receipt = await commit(batch)
+        entries = [each for one in batch.changes if isinstance(one, Audit) for each in one.entries]
+        if any(each.action == FORGET and each.result == "intended" for each in entries):
+            await idle.write(actor="a", action="b.c")
+        return receipt
+
+    monkeypatch.setattr(store, "commit", move_meanwhile)
+    assert await forget(store, own, before_us=border, actor="ann") == 0
+    assert [row.number for row in await rows(store) if row.chain_id == "idle"] == [1, 2, 3]
     assert await flaws(store) == []
 
 
