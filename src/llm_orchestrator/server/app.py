@@ -12,6 +12,7 @@ from llm_orchestrator.server import (
     routes_bulk,
     routes_changes,
     routes_earlier,
+    routes_execute,
     routes_health,
     routes_metrics,
     routes_model,
@@ -28,6 +29,7 @@ from llm_orchestrator.server.trace import TraceContext
 TITLE = "LLM Orchestrator"
 API = "/api/v1"
 _API: tuple[APIRouter, ...] = (
+    routes_execute.router,
     routes_workflows.router,
     routes_bulk.router,
     routes_runs.router,

@@ -15,7 +15,7 @@ from llm_orchestrator.server import acts, earlier, models, shapes
 from llm_orchestrator.server.openapi import answers
 from llm_orchestrator.server.principal import Permission, Principal
 from llm_orchestrator.server.replies import Reply
-from llm_orchestrator.server.strict import JsonBody, StrictRoute, invalid, is_json
+from llm_orchestrator.server.strict import StrictRoute, invalid, is_json
 from llm_orchestrator.server.surface import Allowed, Parsed, Surface, TheSurface
 
 router = APIRouter(tags=["workflows"], route_class=StrictRoute)
@@ -223,60 +223,6 @@ async def delete(
     """
     gone = await acts.unregister(surface, name, version)
     return Reply({"name": name, "deleted": [shapes.workflow_facts(each) for each in gone]})
-
-
-@router.post(
-    "/workflows/{name}/execute",
-    operation_id="workflows_execute",
-    responses=answers(404, 409, _200=models.Executed, _202=models.Executed),
-)
-async def execute(
-    *,
-    name: models.NamePath,
-    surface: TheSurface,
-    _: Annotated[Principal, Depends(Allowed(Permission.RUN_EXECUTE))],
-    order: Annotated[models.Execute, Depends(JsonBody(models.Execute, is_required=False))],
-    key: models.Key = None,
-    version: Annotated[models.Word | None, Query(description="The newest by default.")] = None,
-    wait: Annotated[
-        float,
-        Query(ge=0, le=models.WAIT_S_MAX, description="Answer when it ended, or after seconds."),
-    ] = 0.0,
-) -> Reply:
-    """Start a run: 202, or 200 with its result when it ended within `wait`."""
-    wish = acts.Wish(
-        name,
-        version,
-        inputs=order.inputs,
-        labels=order.labels,
-        priority=order.priority,
-        queue=order.queue,
-        delay_s=order.delay_s,
-        key=key,
-    )
-    started = await acts.start(surface, wish)
-    if order.is_async is False:
-        wait = max(wait, order.timeout_override or models.WAIT_S_MAX)
-    return await answer(surface, started, wait)
-
-
-async def answer(surface: Surface, started: acts.Started, wait_s: float) -> Reply:
-    """models.Executed of a run that was just started, once it has ended or `wait_s` is over."""
-    run_id = started.run_id
-    end = None
-    if wait_s or started.is_repeat:
-        end = await acts.wait_end(surface, run_id, wait_s)
-    if end is not None:
-        body = shapes.outcome_of(end)
-    elif started.is_repeat:
-        row = await acts.run_row(surface, run_id)
-        body = shapes.moving(run_id, row.state, row.reason)
-    else:
-        body = shapes.moving(run_id, acts.state_now(surface, run_id))
-    body["workflow"], body["version"] = started.workflow, started.version
-    body["is_repeat"] = started.is_repeat
-    headers = {"location": f"/api/v1/runs/{run_id}"}
-    return Reply(body, 200 if end is not None else 202, headers=headers)
 
 
 # -- how ------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class JsonBody(Generic[M]):
         try:
             found: M = self._validate(content, strict=True)
         except ValidationError as error:
-            raise in_body(error) from error
+            raise wrong(error, "body") from error
         return found
 
 
@@ -70,10 +70,10 @@ def is_json(content_type: str | None) -> bool:
     return (content_type or "").partition(";")[0].strip().lower() == "application/json"
 
 
-def in_body(error: ValidationError) -> RequestValidationError:
-    """What is wrong with a body, in FastAPI's words."""
+def wrong(error: ValidationError, *where: str) -> RequestValidationError:
+    """What is wrong with a part of a request, in FastAPI's words."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    return RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found])
+    return RequestValidationError([{**each, "loc": (*where, *each["loc"])} for each in found])
 
 
 def invalid(where: str, name: str, message: str) -> RequestValidationError:
@@ -92,7 +92,11 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Handler:
         """FastAPI's handler behind the checks of the query and of a body that is not wanted."""
         handler = super().get_route_handler()
-        known = _query_names(self.dependant)
+        known = _query_names(self.dependant) | {
+            each["name"]: False
+            for each in (self.openapi_extra or {}).get("parameters", ())
+            if each["in"] == "query"
+        }
         is_anything = not self.include_in_schema
         takes_body = any(_bodies(self.dependant)) or bool(
             (self.openapi_extra or {}).get("requestBody")
