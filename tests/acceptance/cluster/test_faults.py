@@ -45,7 +45,7 @@ def loaded(cluster: Cluster, books: Books, *, first: int, rest: int, delay: int)
 
 
 def test_kill_9_of_a_node_with_500_runs_in_flight(cluster: Cluster, books: Books) -> None:
-    run_ids = loaded(cluster, books, first=500, rest=100, delay=4_000)
+    run_ids = loaded(cluster, books, first=500, rest=100, delay=9_000)
     node = cluster.nodes[0]
     name = node.node_id
     node.kill()
