@@ -15,6 +15,7 @@ from typing import Any
 import platformdirs
 
 from llm_orchestrator.errors import ConfigError
+from llm_orchestrator.telemetry.redact import passwords_in, remember
 
 FILE_NAME = "llm-orchestrator.toml"
 _PREFIX = "LLM_ORCHESTRATOR_"
@@ -136,6 +137,8 @@ _SECRETS = (
     "PINECONE_HOST",
     "QDRANT_URL",
 )
+_ADDRESSES = frozenset(name for name in _SECRETS if not name.endswith("_KEY"))
+"""These may be said."""
 
 
 def load_config(
@@ -171,9 +174,27 @@ def load_config(
         wanted |= {str(provider[key]) for key in provider if key.endswith("_env")}
     secrets = {name: environment[name] for name in sorted(wanted) if environment.get(name)}
     try:
-        return Config(**values, secrets=secrets, origins=origins)
+        config = Config(**values, secrets=secrets, origins=origins)
     except TypeError as error:
         raise ConfigError(f"configuration: {error}", hint="llmo config show --origin") from error
+    _remember(config)
+    return config
+
+
+def _remember(config: Config) -> None:
+    """From now on no text that this process writes holds a secret of the configuration."""
+    remember(str(config.token))
+    urls = [config.store, config.direct_url, config.otel_endpoint, config.local_url]
+    for provider in config.providers.values():
+        urls += [provider.get("base_url", ""), *provider.get("fallback_urls", ())]
+    for name, value in config.secrets.items():
+        if "://" in value:
+            urls.append(value)
+        elif name not in _ADDRESSES:
+            remember(value)
+    for url in urls:
+        for password in passwords_in(str(url)):
+            remember(password)
 
 
 def _check_choices(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
@@ -259,7 +280,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def resolve_secret(reference: str) -> str:
-    """The secret behind `env:NAME` or `file:PATH`. Raises ConfigError; never says the value."""
+    """The secret behind `env:NAME` or `file:PATH`. Raises ConfigError; never says the value.
+
+    From then on the process takes it out of what it writes (telemetry/redact.py).
+    """
+    value = _resolve(reference)
+    remember(value)
+    return value
+
+
+def _resolve(reference: str) -> str:
     kind, _, place = reference.partition(":")
     if kind == "env":
         value = os.environ.get(place)

@@ -11,6 +11,8 @@ import re
 import sys
 from typing import Any
 
+from llm_orchestrator.telemetry.redact import redact
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -20,7 +22,11 @@ def printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """One line, or more, on stderr. A stderr that is gone or full is no reason to stop."""
+    """One line, or more, on stderr, without secrets.
+
+    A stderr that is gone or full is no reason to stop.
+    """
+    text = redact(text)
     try:
         print(printable(text), file=sys.stderr, flush=True)
     except UnicodeEncodeError:

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_orchestrator.cli.report import printable, say
+from llm_orchestrator.telemetry.redact import redact
 
 if TYPE_CHECKING:
     import typer
@@ -164,7 +165,14 @@ class _Short(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             text += f": {type(error).__name__}: {error}"
-        return printable(text)
+        return printable(redact(text))
+
+
+class _Long(logging.Formatter):
+    """Everything, tracebacks too, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def set_up_logging(session: Session, serving: Config | None = None) -> None:
@@ -182,10 +190,10 @@ def set_up_logging(session: Session, serving: Config | None = None) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     if session.is_json:
-        handler.setFormatter(logs.json_formatter(session.log_facts))
+        handler.setFormatter(logs.json_formatter(session.log_facts, redact=redact))
         logging.captureWarnings(capture=True)  # on stderr they would be no JSON
     elif flags.is_debug:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Long("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     else:
         handler.setFormatter(_Short())
     level = serving.log_level if serving else ""

@@ -11,6 +11,7 @@ from llm_orchestrator.engine.flows import Flow
 from llm_orchestrator.engine.machine import Event, Happening
 from llm_orchestrator.errors import Diverged, Fenced, StoreError, Suspended
 from llm_orchestrator.model import MICROSECONDS
+from llm_orchestrator.telemetry.redact import redact
 
 
 async def outcome(execution: Execution, flow: Flow, clock: Clock) -> Happening | None:
@@ -71,4 +72,4 @@ def _bounded(stop: Happening, execution: Execution, flow: Flow) -> Happening:
 
 
 def _facts(error: Diverged) -> dict[str, object]:
-    return {"kind": "nondeterminism", "message": str(error)}
+    return {"kind": "nondeterminism", "message": redact(str(error))}

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from llm_orchestrator.errors import AuthorError, OrchestratorError
 from llm_orchestrator.model import Json, Retry
+from llm_orchestrator.telemetry.redact import redact
 
 MESSAGE_CHARACTERS_MAX = 4_000
 
 
 def describe(error: BaseException) -> dict[str, Json]:
-    """An error as it stands in the journal: {kind, message} and what else helps to mend it."""
+    """An error as it stands in the journal: {kind, message} and what else helps to mend it.
+
+    Without the secrets that this process knows.
+    """
     kind = getattr(error, "kind", None) if isinstance(error, OrchestratorError) else None
     message = str(error)
     if not isinstance(error, OrchestratorError):  # a KeyError's text alone is just a key
         message = f"{type(error).__name__}: {message}" if message else type(error).__name__
     facts: dict[str, Json] = {
         "kind": kind or type(error).__name__,
-        "message": message[:MESSAGE_CHARACTERS_MAX],
+        "message": redact(message)[:MESSAGE_CHARACTERS_MAX],
     }
     hint = getattr(error, "hint", None)
     if hint:
-        facts["hint"] = hint
+        facts["hint"] = redact(str(hint))
     status = getattr(error, "status", None)
     if status:
         facts["status"] = status

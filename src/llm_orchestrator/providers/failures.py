@@ -21,6 +21,7 @@ from llm_orchestrator.errors import (
     ProviderTransient,
 )
 from llm_orchestrator.model import MICROSECONDS, Json
+from llm_orchestrator.telemetry.redact import redact
 
 EXCERPT_MAX = 300
 RETRY_AFTER_S_MAX = 86_400.0
@@ -122,7 +123,7 @@ def scrub(text: str, secrets: tuple[str, ...]) -> str:
     for secret in secrets:
         if len(secret) >= 4:
             text = text.replace(secret, "***")
-    return _KEYS.sub("***", text)
+    return _KEYS.sub("***", redact(text))
 
 
 def excerpt(text: str | bytes, secrets: tuple[str, ...] = ()) -> str:

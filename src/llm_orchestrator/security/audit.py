@@ -49,6 +49,7 @@ from llm_orchestrator.store.base import Batch, PutRecord, Store
 from llm_orchestrator.store.journal import GENESIS, canonical
 from llm_orchestrator.store.rows import row_digest
 from llm_orchestrator.telemetry.metrics import Metrics
+from llm_orchestrator.telemetry.redact import redact_json
 
 logger = logging.getLogger(__name__)
 HEAD = "audit"
@@ -383,7 +384,7 @@ def tidy(text: str) -> str:
 
 def pack(detail: Mapping[str, Json]) -> bytes:
     """A JSON object of at most 4096 bytes, without secrets."""
-    packed = canonical(_small(redact(dict(detail)), _DEPTH_MAX))
+    packed = canonical(_small(redact(redact_json(dict(detail))), _DEPTH_MAX))
     if len(packed) <= DETAIL_BYTES_MAX:
         return packed
     kept = {key: value for key, value in detail.items() if isinstance(value, int | bool)}

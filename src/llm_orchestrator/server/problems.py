@@ -15,6 +15,7 @@ from llm_orchestrator import errors
 from llm_orchestrator.model import Json
 from llm_orchestrator.server.auditing import went_wrong
 from llm_orchestrator.server.openapi import MEDIA_TYPE, methods_at
+from llm_orchestrator.telemetry.redact import redact_json
 
 logger = logging.getLogger(__name__)
 BASE = "urn:llm-orchestrator:problem:"
@@ -67,7 +68,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     **more: Json,
 ) -> JSONResponse:
-    """One problem document."""
+    """One problem document, without the secrets that this process knows."""
     body: dict[str, Json] = {
         "type": BASE + code,
         "title": _TITLES.get(status, "The request failed"),
@@ -77,7 +78,9 @@ def problem(
         "retryable": retryable,
     }
     body |= {key: value for key, value in more.items() if value is not None}
-    return JSONResponse(body, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+    return JSONResponse(
+        redact_json(body), status, headers=dict(headers or {}), media_type=MEDIA_TYPE
+    )
 
 
 def problem_of(error: errors.OrchestratorError) -> JSONResponse:

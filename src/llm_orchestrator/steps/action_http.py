@@ -11,7 +11,9 @@ What an error says:
   everything else that was not expected can never succeed as it is.
 
 Messages name the method and the host only: paths and queries hold keys too often. Cookies are
-neither kept nor given out.
+neither kept nor given out. A receiver that sends one of our secrets back (a header that it echoes,
+say) does not get it into the journal: wherever the answer's body or headers hold a secret that this
+process has resolved, in plain or encoded, the outputs hold `***` instead.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from llm_orchestrator.steps.base import Outputs, StepContext
 from llm_orchestrator.steps.outgoing import CheckedConnector, Outgoing
 from llm_orchestrator.steps.values import describe, is_number, to_json
 from llm_orchestrator.telemetry.propagation import outgoing
+from llm_orchestrator.telemetry.redact import redact_json
 
 REPEATABLE_METHODS = frozenset({"GET", "HEAD"})
 METHODS = REPEATABLE_METHODS | {"POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -169,9 +172,9 @@ async def send(context: StepContext, request: Request, policy: Outgoing) -> Outp
             content = await _read(response, request)
             _check_status(context, request, response)
             return {
-                "body": _parse(content, response),
+                "body": redact_json(_parse(content, response)),
                 "status": response.status,
-                "headers": _shown_headers(response),
+                "headers": redact_json(_shown_headers(response)),
             }
     except ProviderError:
         raise

@@ -14,6 +14,7 @@ from llm_orchestrator.errors import AuthorError
 from llm_orchestrator.model import Effect, Json
 from llm_orchestrator.steps.base import Outputs, StepContext
 from llm_orchestrator.steps.values import to_text
+from llm_orchestrator.telemetry.redact import redact as redact_text
 
 LEVELS = {
     "debug": logging.DEBUG,
@@ -40,11 +41,11 @@ class Log:
     async def execute(
         self, context: StepContext, parameters: Mapping[str, Json], *, effect: Effect
     ) -> Outputs:
-        """Write the line; the result is the message."""
+        """Write the line; the result is the message, without secrets."""
         level = str(parameters.get("level", "info")).lower()
         if level not in LEVELS:
             raise AuthorError(f"action log has no level {level!r}; use one of {', '.join(LEVELS)}")
-        message = to_text(parameters.get("message"))
+        message = redact_text(to_text(parameters.get("message")))
         fields = {key: item for key, item in parameters.items() if key not in {"message", "level"}}
         _log.log(
             LEVELS[level],

@@ -41,6 +41,7 @@ from opentelemetry.trace import (
 from llm_orchestrator.telemetry import genai, here
 from llm_orchestrator.telemetry.here import Stay
 from llm_orchestrator.telemetry.propagation import PREFIX, UNTRACED, Trace, header
+from llm_orchestrator.telemetry.redact import redact
 
 logger = logging.getLogger(__name__)
 _NANOSECONDS = 1_000
@@ -309,4 +310,4 @@ def _parsed(traceparent: str) -> SpanContext | None:
 def _fail(span: Span, error: Mapping[str, Any]) -> None:
     """As the journal says it: kind and message, no traceback (it may show values)."""
     span.set_attribute("error.type", str(error.get("kind", "error")))
-    span.set_status(Status(StatusCode.ERROR, str(error.get("message", ""))))
+    span.set_status(Status(StatusCode.ERROR, redact(str(error.get("message", "")))))
