@@ -151,8 +151,9 @@ class SharedBreaker:
         return is_open
 
     async def _look(self, fresh_s: float) -> None:
-        if self._is_fresh(fresh_s) or (fresh_s == _FRESH_S and self._reading.locked()):
-            return
+        is_known = self._read_at is not None
+        if self._is_fresh(fresh_s) or (is_known and fresh_s == _FRESH_S and self._reading.locked()):
+            return  # somebody is about to know more; what is known is good enough
         async with self._reading:
             if not self._is_fresh(fresh_s):
                 now = self._clock.monotonic()

@@ -9,7 +9,7 @@ import pytest
 from llm_orchestrator import errors
 from llm_orchestrator.model import Json, Usage
 from llm_orchestrator.providers.base import LLMRequest, LLMResponse, OnChunk
-from llm_orchestrator.providers.breaker import BreakerPolicy
+from llm_orchestrator.providers.breaker import BreakerPolicy, Verdict
 from llm_orchestrator.providers.guard import Guarded, Guards
 from llm_orchestrator.providers.limits import Limit
 from llm_orchestrator.providers.shared import MemoryState
@@ -77,6 +77,7 @@ class CountingState(MemoryState):
 
     async def get(self, kind: str, key: str) -> tuple[Json, int]:
         self.gets += 1
+        await asyncio.sleep(0)
         if self.is_down:
             raise errors.StoreError("gone")
         return await super().get(kind, key)
@@ -133,6 +134,28 @@ async def test_another_node_and_a_restarted_one_know_the_verdict() -> None:
     with pytest.raises(errors.ProviderUnavailable):
         await other.ask()
     assert other.model.calls == 0
+
+
+async def test_a_crowd_on_a_node_that_has_just_started_waits_for_its_first_look() -> None:
+    bench = Bench()
+    await bench.fail(errors.ProviderRateLimited("slow", retry_after_s=30))
+    other = Bench(shared=bench.shared, clock=bench.clock)
+    crowd = await asyncio.gather(*(other.ask() for _ in range(20)), return_exceptions=True)
+    assert all(isinstance(each, errors.ProviderUnavailable) for each in crowd)
+    assert other.model.calls == 0
+
+
+async def test_nobody_is_sent_away_once_a_person_has_closed_it() -> None:
+    bench = Bench()
+    await bench.fail(errors.ProviderRateLimited("slow", retry_after_s=30))
+    other = Bench(shared=bench.shared, clock=bench.clock)
+    with pytest.raises(errors.ProviderUnavailable):
+        await other.ask()
+    _, version = await bench.shared.get("breaker", "p/m")
+    assert await bench.shared.put("breaker", "p/m", Verdict().to_json(), version=version)
+    bench.clock.now += 0.06  # less than a second: what is known would do for a call that passes
+    crowd = await asyncio.gather(*(other.ask() for _ in range(20)), bench.ask())
+    assert [each.text for each in crowd] == ["ok"] * 21
 
 
 async def test_a_retry_after_stops_every_node_at_once() -> None:
