@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.server.support import ECHO, WAITS, Site, make_config, serve
 
@@ -16,6 +19,23 @@ async def test_whoever_gives_up_waiting_leaves_nothing_behind(site: Site) -> Non
     node = site.serving.surface.node
     assert node is not None
     assert node.driver._ends == {}
+
+
+async def test_an_end_here_is_told_without_a_look_at_the_store(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.register(ECHO)
+    await site.execute("echo", {"topic": "x"})
+    look = site.serving.surface.store.look
+    looks: list[str] = []
+    for name in ("load", "run", "row"):
+
+        async def spy(*given: Any, _name: str = name, **named: Any) -> None:
+            looks.append(_name)
+
+        monkeypatch.setattr(look, name, spy)
+    found = await site.execute("echo", {"topic": "y"})
+    assert (found["output"], looks) == ({"said": "y!"}, [])
 
 
 async def test_many_who_wait_for_one_run_are_all_told(site: Site) -> None:

@@ -6,13 +6,20 @@ import base64
 import json
 import re
 from pathlib import Path
+from typing import cast
 from urllib.parse import quote, quote_plus
 
 import pytest
+from opentelemetry.trace import Span, Status
 
 from llm_orchestrator.config import load_config, resolve_secret
+from llm_orchestrator.engine.failure import MESSAGE_CHARACTERS_MAX, describe
+from llm_orchestrator.errors import ProviderError
+from llm_orchestrator.providers.failures import EXCERPT_MAX, excerpt
+from llm_orchestrator.security.audit import pack
 from llm_orchestrator.telemetry import redact
 from llm_orchestrator.telemetry.redact import CHARACTERS_MIN, Registry, passwords_in
+from llm_orchestrator.telemetry.tracing import _fail
 
 SECRET = 'k3y/+ "ü\\ & tab\tend'
 
@@ -149,3 +156,41 @@ def test_the_process_has_one_registry() -> None:
     redact.remember(text)
     assert redact.redact(text) == "***"
     assert redact.redact_json([text]) == ["***"]
+
+
+@pytest.fixture
+def planted() -> str:
+    """A value that the process itself knows."""
+    redact.remember("planted/in+this-test")
+    return "planted/in+this-test"
+
+
+def test_errors_in_the_journal_hold_none_not_even_where_they_are_cut(planted: str) -> None:
+    error = ProviderError("x" * (MESSAGE_CHARACTERS_MAX - 4) + planted, hint=f"use {planted}")
+    facts = describe(error)
+    assert facts["message"] == "x" * (MESSAGE_CHARACTERS_MAX - 4) + "***"
+    assert facts["hint"] == "use ***"
+
+
+def test_excerpts_of_answers_hold_no_encoded_one_where_they_are_cut(planted: str) -> None:
+    encoded = base64.b64encode(planted.encode()).decode()
+    text = "x " * (EXCERPT_MAX // 2 - 8) + encoded
+    assert excerpt(text).endswith("x ***")
+
+
+def test_a_span_says_none(planted: str) -> None:
+    class Spy:
+        said = ""
+
+        def set_attribute(self, *_: object) -> None: ...
+
+        def set_status(self, status: Status) -> None:
+            self.said = str(status.description)
+
+    spy = Spy()
+    _fail(cast("Span", spy), {"kind": "k", "message": f"no {planted}"})
+    assert spy.said == "no ***"
+
+
+def test_the_audit_log_holds_none(planted: str) -> None:
+    assert json.loads(pack({"reason": f"was {planted}"})) == {"reason": "was ***"}
