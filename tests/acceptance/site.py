@@ -138,10 +138,6 @@ class Site:
             found.setdefault(line["idempotency_key"], []).append(line)
         return found
 
-    def sent(self) -> dict[str, int]:
-        """How many tokens the fake server sent, by call."""
-        return {line["id"]: line["tokens"] for line in self.fake.ended("")}
-
 
 def claims(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     """What each claim of a run says."""
