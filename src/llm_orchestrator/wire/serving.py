@@ -160,8 +160,8 @@ class Serving:
         return self._config
 
     def is_alive(self) -> bool:
-        """True while the heart beats; that the event loop turns shows in the asking."""
-        return self.surface.node is None or self.surface.node.heart.is_beating()
+        """False when the node stands still; that the event loop turns shows in the asking."""
+        return self.surface.node is None or self.surface.node.is_alive()
 
     # -- how ----------------------------------------------------------------------------------
 
