@@ -69,6 +69,22 @@ class Answer:
     message: str
 
 
+async def read_journal(store: Store, run_id: str) -> Journal:
+    """A run's journal, whole. Raises NotFound, or StoreDamaged with the command that mends it."""
+    journal = (await store.look.load([run_id])).get(run_id)
+    if journal is None:
+        raise NotFound(f"there is no run {run_id}", hint="llmo runs list")
+    damaged = [flaw for flaw in journal.flaws if flaw.seq]  # others are not of the journal
+    if damaged:
+        flaw = damaged[0]
+        raise StoreDamaged(
+            f"run {run_id} is damaged at entry {flaw.seq}: {flaw.what}",
+            run_id=run_id,
+            hint=f"llmo journal repair {run_id} --dry-run",
+        )
+    return journal
+
+
 class Operator:
     """Requests, each fenced by the journal."""
 
@@ -159,7 +175,7 @@ class Operator:
 
     async def rewind(self, run_id: str, to_seq: int, *, by: str = "operator") -> Answer:
         """Go back to a checkpoint; what came after is hidden, never deleted."""
-        journal = await self._journal(run_id)
+        journal = await read_journal(self._store, run_id)
         points = {entry.seq for entry in checkpoints(journal.entries)} | {1}
         if to_seq not in points:
             known = ", ".join(f"{run_id}:{seq}" for seq in sorted(points)[-5:])
@@ -231,7 +247,7 @@ class Operator:
 
         `edit` has the last word: it may choose another version, or check the inputs.
         """
-        journal = await self._journal(run_id)
+        journal = await read_journal(self._store, run_id)
         state = fold(run_id, journal.entries)
         origin = from_accepted(run_id, state.accepted)
         kept = kept_before(journal.entries, state, step)
@@ -263,23 +279,9 @@ class Operator:
 
     # -- how ----------------------------------------------------------------------------------
 
-    async def _journal(self, run_id: str) -> Journal:
-        journal = (await self._store.look.load([run_id])).get(run_id)
-        if journal is None:
-            raise NotFound(f"there is no run {run_id}", hint="llmo runs list")
-        damaged = [flaw for flaw in journal.flaws if flaw.seq]  # others are not of the journal
-        if damaged:
-            flaw = damaged[0]
-            raise StoreDamaged(
-                f"run {run_id} is damaged at entry {flaw.seq}: {flaw.what}",
-                run_id=run_id,
-                hint=f"llmo journal repair {run_id} --dry-run",
-            )
-        return journal
-
     async def state(self, run_id: str) -> Fold:
         """Where a run stands, by its checked journal. Raises NotFound or StoreDamaged."""
-        return fold(run_id, (await self._journal(run_id)).entries)
+        return fold(run_id, (await read_journal(self._store, run_id)).entries)
 
     async def _ask(self, run_id: str, happening: Happening) -> Answer:
         for _ in range(_TRIES):

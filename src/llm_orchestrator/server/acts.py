@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from llm_orchestrator.clock import new_run_id
 from llm_orchestrator.engine.acceptance import REQUEST
+from llm_orchestrator.engine.control import read_journal
 from llm_orchestrator.engine.driver import End
 from llm_orchestrator.engine.replay import Fold, fold
 from llm_orchestrator.engine.schedule import KIND as SCHEDULE
@@ -22,7 +23,6 @@ from llm_orchestrator.errors import KeyReused, NotFound, OrchestratorError, Refu
 from llm_orchestrator.model import MICROSECONDS, Json, NewRun, Run, RunState, Workflow
 from llm_orchestrator.server import auditing
 from llm_orchestrator.server.surface import Surface
-from llm_orchestrator.server.waiting import read_journal
 from llm_orchestrator.store.base import Batch, Change, PutRecord, RunFilter, Unregister
 from llm_orchestrator.store.journal import encode
 

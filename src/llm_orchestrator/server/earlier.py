@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from llm_orchestrator.engine.replay import Fold, checkpoints, hidden
+from llm_orchestrator.engine.replay import Fold, checkpoints, fold, hidden
 from llm_orchestrator.engine.steps_view import steps_of
 from llm_orchestrator.errors import NotFound, Refused
 from llm_orchestrator.model import Entry, Json, Run, RunState, stamp
@@ -105,8 +105,9 @@ def row_facts(run: Run) -> dict[str, Json]:
     }
 
 
-def state_facts(run: Run, state: Fold, entries: Sequence[Entry]) -> dict[str, Json]:
+def state_facts(run: Run, entries: Sequence[Entry]) -> dict[str, Json]:
     """GET /state/{id}: the run with its context and its steps."""
+    state = fold(run.run_id, entries)
     outputs = {step: done.result for step, done in state.finished.items()}
     steps = [
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from llm_orchestrator.engine.control import read_journal
 from llm_orchestrator.engine.explain import Surroundings, explain
 from llm_orchestrator.engine.flows import is_code
 from llm_orchestrator.engine.forks import plan
@@ -13,7 +14,6 @@ from llm_orchestrator.errors import NotFound, StoreDamaged
 from llm_orchestrator.model import Entry, Json, RunState, Workflow, stamp
 from llm_orchestrator.server import acts, shapes
 from llm_orchestrator.server.surface import Surface
-from llm_orchestrator.server.waiting import read_journal
 from llm_orchestrator.store.base import RunFilter
 
 Page = dict[str, Json]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple
 
+from llm_orchestrator.engine.control import read_journal
 from llm_orchestrator.engine.replay import Fold, fold
 from llm_orchestrator.errors import OperatorError, RunFailed, RunPaused
 from llm_orchestrator.model import Json, Kind, RunState
@@ -16,7 +17,6 @@ from llm_orchestrator.server.streams_entries import Event
 from llm_orchestrator.server.streams_sse import SILENCE_S
 from llm_orchestrator.server.streams_watch import Crowd, Watch
 from llm_orchestrator.server.surface import Surface
-from llm_orchestrator.server.waiting import read_journal
 
 WAIT_S = 600.0
 """How long a request that is not streamed waits; the run goes on afterwards."""

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import ConfigDict, Field
 
+from llm_orchestrator.engine.control import read_journal
 from llm_orchestrator.errors import Refused
 from llm_orchestrator.model import Json
 from llm_orchestrator.server import acts, earlier, models, shapes
@@ -18,7 +19,6 @@ from llm_orchestrator.server.principal import Permission, Principal
 from llm_orchestrator.server.replies import Reply
 from llm_orchestrator.server.strict import JsonBody, StrictRoute
 from llm_orchestrator.server.surface import Allowed, Surface, TheSurface
-from llm_orchestrator.server.waiting import read_journal
 
 router = APIRouter(tags=["earlier names"], route_class=StrictRoute)
 Reader = Annotated[Principal, Depends(Allowed(Permission.RUN_READ))]
@@ -161,9 +161,8 @@ async def status(name: Name, surface: TheSurface, _: Reader, execution: Executio
 async def state(name: Name, surface: TheSurface, _: Reader, execution: Execution = None) -> Reply:
     """Everything that the run has done so far."""
     run_id = await earlier.meant(surface, name, execution)
-    run, fold = await acts.run_and_state(surface, run_id)
     entries = (await read_journal(surface.store, run_id)).entries
-    return Reply(earlier.state_facts(run, fold, entries))
+    return Reply(earlier.state_facts(await acts.run_row(surface, run_id), entries))
 
 
 @router.get(

@@ -15,13 +15,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import NamedTuple
 
+from llm_orchestrator.engine.control import read_journal
 from llm_orchestrator.errors import OrchestratorError, StoreUnavailable
 from llm_orchestrator.model import Entry, Json, Kind, RunState
 from llm_orchestrator.server.feed import Told
 from llm_orchestrator.server.streams import Reader
 from llm_orchestrator.server.streams_entries import Event
 from llm_orchestrator.server.surface import Surface
-from llm_orchestrator.server.waiting import read_journal
 from llm_orchestrator.store.base import Progress
 from llm_orchestrator.store.journal import decode
 

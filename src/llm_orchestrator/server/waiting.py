@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.control import read_journal
 from llm_orchestrator.engine.driver import End
 from llm_orchestrator.engine.replay import fold
-from llm_orchestrator.errors import NotFound, StoreDamaged
-from llm_orchestrator.model import Journal, RunState
+from llm_orchestrator.model import RunState
 from llm_orchestrator.store.base import News, Store
 
 if TYPE_CHECKING:
@@ -25,21 +25,6 @@ if TYPE_CHECKING:
 POLL_S_MIN, POLL_S_MAX = 0.05, 2.0
 LOOKS_MAX = 8
 WAIT_S_MAX = 300.0
-
-
-async def read_journal(store: Store, run_id: str) -> Journal:
-    """A run's journal, whole. Raises NotFound, or StoreDamaged with the command that mends it."""
-    journal = (await store.look.load([run_id])).get(run_id)
-    if journal is None:
-        raise NotFound(f"there is no run {run_id}", hint="llmo runs list")
-    damaged = [flaw for flaw in journal.flaws if flaw.seq]  # others are not of the journal
-    if damaged:
-        raise StoreDamaged(
-            f"run {run_id} is damaged at entry {damaged[0].seq}: {damaged[0].what}",
-            run_id=run_id,
-            hint=f"llmo journal repair {run_id} --dry-run",
-        )
-    return journal
 
 
 def is_at_rest(state: RunState) -> bool:

@@ -12,7 +12,6 @@ from urllib.parse import unquote, urlsplit
 
 from llm_orchestrator.clock import Clock, RealClock, new_run_id
 from llm_orchestrator.config import Config
-from llm_orchestrator.engine.acceptance import KEY_RECORD, input_digest, key_of
 from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.driver import End, NodeOptions
 from llm_orchestrator.engine.execution import Publish
@@ -23,7 +22,6 @@ from llm_orchestrator.engine.node import Node, registration
 from llm_orchestrator.engine.retention import Retention
 from llm_orchestrator.errors import (
     ConfigError,
-    KeyReused,
     NotFound,
     Refused,
     RunFailed,
@@ -269,9 +267,10 @@ class Orchestrator:
         try:
             return await self.node.accept(new, register=register)
         except Refused:
-            if idempotency_key is None:
+            earlier = await self.operator.earlier(new)
+            if earlier is None:
                 raise
-            return await self._earlier(new)
+            return earlier
 
     async def result(self, run_id: str) -> Json:
         """Wait for a run of this engine to end, and give its output."""
@@ -326,14 +325,6 @@ class Orchestrator:
             changes = tuple(Register(child) for child in loaded.children)
             await self.store.commit(Batch(changes=changes))
         return self.node.flows.add_definition(loaded.workflow), loaded.workflow, checked
-
-    async def _earlier(self, new: NewRun) -> str:
-        found, _ = await self.store.shelf.record(KEY_RECORD, key_of(new))
-        if found is None:
-            raise NotFound(f"idempotency key {new.idempotency_key!r} is not recorded")
-        if found["input"] != input_digest(new):
-            raise KeyReused(str(new.idempotency_key), str(found["run_id"]))
-        return str(found["run_id"])
 
     async def _ended(self, run_id: str) -> End | None:
         """How a run ended before anybody waited; None while it may still move."""
