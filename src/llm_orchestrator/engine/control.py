@@ -54,6 +54,8 @@ from llm_orchestrator.store.journal import encode, link
 from llm_orchestrator.store.writer import Head
 from llm_orchestrator.telemetry.metrics import Metrics
 
+RESTORED = "restored"
+"""`kind` of the error with which a restore holds a run."""
 _TRIES = 5
 _REQUESTS = {Event.CANCEL: "cancel", Event.PAUSE: "pause", Event.REWIND: "rewind"}
 Choice = Literal["retry", "finished", "failed"]
@@ -83,6 +85,12 @@ async def read_journal(store: Store, run_id: str) -> Journal:
             hint=f"llmo journal repair {run_id} --dry-run",
         )
     return journal
+
+
+def is_held_by_restore(state: Fold) -> bool:
+    """True for a run that was put back to a point before some of its effects (recovery/beyond)."""
+    error = state.error if isinstance(state.error, dict) else {}
+    return state.state is RunState.PAUSED and error.get("kind") == RESTORED
 
 
 class Operator:
@@ -145,6 +153,11 @@ class Operator:
     async def resume(self, run_id: str, *, by: str = "operator") -> Answer:
         """Let a paused run go on."""
         state = await self.state(run_id)
+        if is_held_by_restore(state):
+            raise Refused(
+                f"run {run_id} is held: what it did after the restored point is for you to judge",
+                hint=f"llmo recovery reconcile accept {run_id}, or rerun",
+            )
         if state.state is RunState.PAUSED and state.reason == "unknown_outcome":
             open_steps = ", ".join(state.intents)
             raise Refused(

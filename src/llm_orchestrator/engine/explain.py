@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 from typing import NamedTuple
 
+from llm_orchestrator.engine.control import is_held_by_restore
 from llm_orchestrator.engine.gate import NEVER
 from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.model import MICROSECONDS, Json, Run, RunState
@@ -158,6 +159,12 @@ def open_waits(fold: Fold) -> dict[str, dict[str, Json]]:
 def _paused(fold: Fold) -> Explanation:
     run_id, message = fold.run_id, _message(fold.error)
     resume = f"llmo runs resume {run_id}"
+    if is_held_by_restore(fold):
+        return Explanation(
+            f"the store was put back to a point before some of its effects ({message}); say "
+            "whether they stand, or are to be done again",
+            f"llmo recovery reconcile accept {run_id}",
+        )
     if fold.reason == "unknown_outcome":
         step = next(iter(fold.intents), "STEP")
         return Explanation(
