@@ -29,7 +29,9 @@ OrchestratorError                 one base class; ``hint`` is the command or edi
 │       ├── StoreNewer            made by a newer version of this program
 │       ├── StoreFull             the disk is full
 │       ├── StoreReadOnly         the file or folder cannot be written
-│       └── StoreDamaged          recorded bytes fail their check
+│       ├── StoreDamaged          recorded bytes fail their check
+│       ├── WrongKey              what is sealed is not sealed for the keys that are here
+│       └── NotUploaded           a backup is made and is here; the second place does not have it
 ├── ProviderError                 a provider refused or broke; ``kind`` is what ``retry_on`` names
 │   ├── ProviderTransient         5xx, reset, overloaded: try again
 │   ├── ProviderRateLimited       429: try again after ``retry_after_s``
@@ -319,6 +321,20 @@ class StoreDamaged(StoreError):
     def __init__(self, message: str, *, run_id: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.run_id = run_id
+
+
+class WrongKey(StoreError):
+    """None of the keys that are here opens it."""
+
+    exit_code = 12
+    kind = "wrong_key"
+
+
+class NotUploaded(StoreError):
+    """A backup file is whole and in its folder, but the second place does not have it."""
+
+    exit_code = 3
+    kind = "not_uploaded"
 
 
 class ProviderError(OrchestratorError):
