@@ -392,7 +392,9 @@ def default_setting(one: Any) -> str:
         return "the platform's data folder"
     if one.name == "store":
         return "`runs.db` in the data folder"
-    return "" if one.value in ("", {}) else f"`{one.value}`"
+    if one.name == "backup_dir":
+        return "`backups` in the data folder"
+    return "" if one.value in ("", {}, ()) else f"`{one.value}`"
 
 
 def queries_page() -> str:

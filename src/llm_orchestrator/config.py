@@ -7,7 +7,7 @@ the only ones that read the environment.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,58 @@ class Config:
     """Where spans go, OTLP over HTTP: http://HOST:4318. Empty: nowhere."""
     otel_genai: str = "latest"
     """Which names of OpenTelemetry's GenAI conventions spans have: `latest`, `v1.36` or `both`."""
+    backup_dir: Path | None = None
+    """Where backup files are made and kept. Empty: `backups` in the data folder."""
+    backup_place: str = ""
+    """Where each backup file is copied to: s3://BUCKET/PREFIX, or a folder. Empty: nowhere."""
+    backup_recipients: Sequence[str] = ()
+    """Who can open backup files: age public keys, or files of them. None: they are not sealed."""
+    backup_identity: str = ""
+    """The age key that opens them, by reference only: file:PATH or env:NAME."""
+    backup_compression: str = "gzip"
+    """`gzip` or `zstd`."""
+    backup_bytes_per_s: int = 0
+    """What making a backup may read in a second; 0: no bound."""
+    backup_schedule: str = ""
+    """When `llmo serve` makes backups: a cron line, or @hourly. Empty: it makes none."""
+    backup_keep_days: int = 30
+    """Backup files younger than this are kept."""
+    backup_keep_last: int = 3
+    """So many of the newest are kept, however old."""
+    backup_keep_daily: int = 0
+    """And the last one of each of so many days,"""
+    backup_keep_weekly: int = 0
+    """of so many weeks,"""
+    backup_keep_monthly: int = 0
+    """of so many months."""
+    s3_endpoint_url: str = ""
+    """An object store that is not Amazon's: https://HOST:PORT."""
+    s3_region: str = ""
+    s3_storage_class: str = "STANDARD_IA"
+    """Of backup files. Empty: the bucket's own."""
+    s3_object_lock_days: int = 0
+    """So long nobody can change or remove a backup file there (compliance mode); 0: no lock."""
+    s3_access_key: str = ""
+    """Only by reference: env:NAME or file:PATH. Empty: as the AWS tools find it."""
+    s3_secret_key: str = ""
+    """Only by reference: env:NAME or file:PATH."""
+    archive_place: str = ""
+    """The stream archive, where every committed batch goes as well: a folder on another disk, or
+    s3://BUCKET/PREFIX. Empty: there is none."""
+    archive_mode: str = "sync"
+    """`sync`: acknowledged means durable there too. `async`: it may lag."""
+    archive_on_failure: str = "stall"
+    """When the archive is away: `stall` commits nothing, `degrade` goes on and says so."""
+    archive_lag_s: float = 5.0
+    """How far an `async` archive may be behind before commits wait for it."""
+    archive_recipients: Sequence[str] = ()
+    """Who can open its segments: as backup_recipients."""
+    barman_server: str = ""
+    """The server's name in Barman's configuration. Empty: Barman is not used."""
+    barman_config: str = ""
+    """Barman's configuration file. Empty: where Barman looks by itself."""
+    restore_hold: bool = False
+    """After a restore, hold every unfinished run of which nothing says what it did since."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Provider keys and addresses found in the environment, by variable name."""
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -93,20 +145,28 @@ class Config:
         """The store's address; by default a file in the data folder."""
         return self.store or f"sqlite:///{self.data_dir / 'runs.db'}"
 
+    @property
+    def backup_folder(self) -> Path:
+        """Where backup files are made and kept."""
+        return self.backup_dir or self.data_dir / "backups"
+
     def settings(self) -> list[Setting]:
         """All settings with their origins, secrets left out."""
         shown = [item.name for item in fields(self) if item.name not in ("secrets", "origins")]
         found = []
         for name in shown:
             value = getattr(self, name)
-            if name in ("store", "direct_url", "otel_endpoint"):
+            if name in _URLS:
                 value = without_password(value)
             if name == "token":
                 value = "***" if value else ""
+            if name == "backup_dir":
+                value = self.backup_folder
             found.append(Setting(name, value, self.origins.get(name, "default")))
         return found
 
 
+_URLS = ("store", "direct_url", "otel_endpoint", "s3_endpoint_url")
 _ENVIRONMENT = {
     "store": "URL",
     "data_dir": "DATA",
@@ -125,7 +185,22 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "log_format": ("", "text", "json"),
     "log_level": ("", "debug", "info", "warning", "error"),
     "otel_genai": ("latest", "v1.36", "both"),
+    "backup_compression": ("gzip", "zstd"),
+    "archive_mode": ("sync", "async"),
+    "archive_on_failure": ("stall", "degrade"),
 }
+_WHOLE = (
+    "backup_bytes_per_s",
+    "backup_keep_days",
+    "backup_keep_last",
+    "backup_keep_daily",
+    "backup_keep_weekly",
+    "backup_keep_monthly",
+    "s3_object_lock_days",
+)
+_REFERENCES = ("backup_identity", "s3_access_key", "s3_secret_key")
+_LISTS = ("backup_recipients", "archive_recipients")
+_PLACES = ("backup_place", "archive_place")
 _SECRETS = (
     "OPENAI_API_KEY",
     "OPENAI_BASE_URL",
@@ -167,8 +242,8 @@ def load_config(
         if value is not None:
             values[name], origins[name] = value, "flag"
     _check_choices(values, origins)
-    if "data_dir" in values:
-        values["data_dir"] = Path(values["data_dir"]).expanduser()
+    _check_recovery(values, origins)
+    _make_paths(values)
     wanted = set(_SECRETS)
     for provider in values.get("providers", {}).values():
         wanted |= {str(provider[key]) for key in provider if key.endswith("_env")}
@@ -181,10 +256,17 @@ def load_config(
     return config
 
 
+def _make_paths(values: dict[str, Any]) -> None:
+    for name in ("data_dir", "backup_dir"):
+        if name in values:
+            values[name] = Path(values[name]).expanduser()
+
+
 def _remember(config: Config) -> None:
     """From now on no text that this process writes holds a secret of the configuration."""
     remember(str(config.token))
     urls = [config.store, config.direct_url, config.otel_endpoint, config.local_url]
+    urls.append(config.s3_endpoint_url)
     for provider in config.providers.values():
         urls += [provider.get("base_url", ""), *provider.get("fallback_urls", ())]
     for name, value in config.secrets.items():
@@ -202,6 +284,60 @@ def _check_choices(values: Mapping[str, Any], origins: Mapping[str, str]) -> Non
         if values.get(name, words[0]) not in words:
             known = ", ".join(filter(None, words))
             raise ConfigError(f"{name} is {values[name]!r} ({origins[name]}); it takes {known}")
+
+
+def _check_recovery(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """Raises ConfigError for a setting of backups or of the archive that cannot be meant."""
+    for name in (name for name in values if name in _TAKES):
+        is_good, what = _TAKES[name]
+        if not is_good(values[name]):
+            shown = "" if name in _REFERENCES else f" is {values[name]!r}"
+            raise ConfigError(f"{name}{shown} ({origins[name]}); it takes {what}")
+    has_both = bool(values.get("s3_access_key")) == bool(values.get("s3_secret_key"))
+    if not has_both:
+        raise ConfigError("s3_access_key and s3_secret_key go together, or neither is set")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_reference(value: object) -> bool:
+    return value == "" or (isinstance(value, str) and value.startswith(("env:", "file:")))
+
+
+def _is_list(value: object) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    return all(isinstance(each, str) and each for each in value)
+
+
+def _is_place(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    scheme, separator, rest = value.partition("://")
+    return not separator or (scheme == "s3" and bool(rest.partition("/")[0]))
+
+
+def _is_cron(value: object) -> bool:
+    from llm_orchestrator.language.schedule import check_cron  # noqa: PLC0415 - most have none
+
+    return value == "" or (isinstance(value, str) and check_cron(value) is None)
+
+
+def _is_lag(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+_TAKES: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    **dict.fromkeys(_WHOLE, (_is_whole, "a whole number, 0 or more")),
+    **dict.fromkeys(_REFERENCES, (_is_reference, "a reference: env:NAME or file:PATH")),
+    **dict.fromkeys(_LISTS, (_is_list, "a list of age public keys, or of files of them")),
+    **dict.fromkeys(_PLACES, (_is_place, "a folder, or s3://BUCKET/PREFIX")),
+    "backup_schedule": (_is_cron, 'five fields (minute hour day month weekday), or "@hourly"'),
+    "archive_lag_s": (_is_lag, "a number of seconds above 0"),
+    "restore_hold": (lambda value: isinstance(value, bool), "true or false"),
+}
 
 
 def _find_otel(
