@@ -6,7 +6,9 @@
 2. an entry that the row of `runs` repeats (the first: how it was accepted; the last: how it
    ended): rebuild it, and believe it only if the chain's own digests say that it is the same, byte
    for byte;
-3. everything else is given up by a `rewound` entry that lists the lost rows. Steps whose own entry
+3. what a second copy has (the stream archive, a replica, a backup) in that place, if it tells the
+   same story: put it back (second_copy.py);
+4. everything else is given up by a `rewound` entry that lists the lost rows. Steps whose own entry
    is lost run again; all others stand.
 
 A row that may have been the record of an effect that must not be doubled, or of somebody's will
@@ -27,6 +29,7 @@ from llm_orchestrator.engine.acceptance import accepted_draft
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, fold
 from llm_orchestrator.engine.rows import contradiction, row_of
+from llm_orchestrator.engine.second_copy import Found, SecondCopy, ask
 from llm_orchestrator.errors import Refused, StoreDamaged, TooLarge
 from llm_orchestrator.model import Draft, Entry, Flaw, Journal, Json, Kind, RunState
 from llm_orchestrator.store import journal as chains
@@ -63,12 +66,17 @@ class Plan:
     lost: tuple[tuple[int, bytes], ...]
     lost_steps: tuple[str, ...]
     needs_person: str = ""
+    found: tuple[Found, ...] = ()
+    """What second copies had."""
 
     def summary(self) -> str:
         """One line for the log and the command line."""
         parts = [f"entry {flaw.seq}: {flaw.what}" for flaw in self.flaws[:5]]
         if self.entries:
             parts.append(f"put back as they were: {', '.join(str(e.seq) for e in self.entries)}")
+        for where in sorted({each.where for each in self.found}):
+            seqs = [str(each.entry.seq) for each in self.found if each.where == where]
+            parts.append(f"from {where}: {', '.join(seqs)}")
         if self.lost_steps:
             parts.append(f"steps that run again: {', '.join(self.lost_steps)}")
         if self.needs_person:
@@ -86,8 +94,15 @@ class Plan:
         return Draft(Kind.REWOUND, "", 0, encode(data))
 
 
-def plan(journal: Journal, stored: Sequence[Entry], row: RunRow | None) -> Plan:
+def plan(
+    journal: Journal,
+    stored: Sequence[Entry],
+    row: RunRow | None,
+    found: Mapping[int, Found] | None = None,
+) -> Plan:
     """What to do about `journal.flaws`; `row` is what the row of `runs` says.
+
+    `found` is what second copies have in the flawed places.
 
     Raises StoreDamaged when not even entry 1 can be had: then nothing says what the run is.
     """
@@ -96,14 +111,20 @@ def plan(journal: Journal, stored: Sequence[Entry], row: RunRow | None) -> Plan:
     entries: dict[int, Entry] = {}
     blobs: list[PutBlob] = []
     lost: dict[int, bytes] = {}
+    used: list[Found] = []
     for flaw in journal.flaws:
         seq = flaw.seq
         if seq == 0 or seq in entries:
             continue
         whole = _rebuilt(flaw, {**rows, **entries}, row)
+        copy = (found or {}).get(seq)
         if whole is not None:
             entries[seq] = whole.entry
             blobs += whole.blobs
+        elif copy is not None:
+            entries[seq] = copy.entry
+            blobs += copy.blobs
+            used.append(copy)
         elif seq == 1:
             raise StoreDamaged(
                 f"run {run_id} cannot be mended from this store: its first entry is damaged and "
@@ -123,6 +144,7 @@ def plan(journal: Journal, stored: Sequence[Entry], row: RunRow | None) -> Plan:
         tuple(lost.items()),
         tuple(sorted(steps)),
         _doubt(lost, rows, row),
+        tuple(used),
     )
 
 
@@ -223,16 +245,30 @@ class Mender:
     """Carries out plans. Every repair is an entry, or a byte that the chain itself proves right."""
 
     def __init__(
-        self, store: Store, writer: GroupWriter, *, metrics: Metrics | None = None
+        self,
+        store: Store,
+        writer: GroupWriter,
+        *,
+        metrics: Metrics | None = None,
+        copies: Sequence[SecondCopy] = (),
     ) -> None:
         self._store = store
         self._writer = writer
         self._metrics = metrics or Metrics()
+        self._copies = copies
 
     async def plan(self, journal: Journal) -> Plan:
-        """What would be done about a damaged run."""
+        """What would be done about a damaged run. Second copies are asked only if they must be."""
         stored = await self._store.look.stored(journal.run_id)
-        return plan(journal, stored, await self._store.look.row(journal.run_id))
+        row = await self._store.look.row(journal.run_id)
+        wanted = [flaw.seq for flaw in journal.flaws if flaw.seq]
+        if not self._copies:
+            return plan(journal, stored, row)
+        with contextlib.suppress(StoreDamaged):
+            alone = plan(journal, stored, row)
+            if not alone.lost:
+                return alone
+        return plan(journal, stored, row, await ask(self._copies, journal, wanted))
 
     async def whole(self, journal: Journal) -> tuple[Fold, Head]:
         """A fold that may be trusted and the head to append to; mends on the way if it must.

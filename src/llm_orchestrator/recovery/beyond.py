@@ -25,13 +25,13 @@ from llm_orchestrator.engine.control import RESTORED
 from llm_orchestrator.engine.machine import Decision, Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, fold
 from llm_orchestrator.engine.schedule import KIND as SCHEDULE
+from llm_orchestrator.engine.second_copy import as_stored
 from llm_orchestrator.model import Draft, Entry, Kind, RunState, Usage
 from llm_orchestrator.store.base import Append, Change, Consume, PutBlob, StateChange
 from llm_orchestrator.store.journal import (
     BLOB_BYTES_MIN,
     GENESIS,
     blob_reference,
-    chain_or_none,
     decode,
     link,
 )
@@ -168,9 +168,9 @@ def chain(
 
     seq, digest = head.seq, head.digest
     for entry in known:
-        if chain_or_none(digest, entry) != entry.digest:  # what it was stored as, was a reference
-            entry = entry._replace(payload=stored(entry.payload))
-        entries.append(entry)
+        stored_entry, blobs = as_stored(entry, digest)
+        entries.append(stored_entry)
+        changes.extend(blobs)
         seq, digest = entry.seq, entry.digest
     for draft in drafts:
         seq += 1

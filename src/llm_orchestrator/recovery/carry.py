@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from llm_orchestrator.engine.second_copy import whole
 from llm_orchestrator.errors import StoreError
 from llm_orchestrator.model import Entry, Journal, Message, Run
 from llm_orchestrator.recovery.beyond import NEVER_BACK, Tail, carry, tail_of
@@ -118,7 +119,7 @@ class _Runs:
             some = moved[start : start + _AT_ONCE]
             last = await self._journals(live, some)
             for run_id in some:
-                await self._one(run_id, _whole(last.get(run_id)))
+                await self._one(run_id, whole(last[run_id]) if run_id in last else ())
             await self._mail(live, some)
 
     async def carry_rest(self) -> None:
@@ -199,14 +200,6 @@ async def _all_runs(store: Database) -> AsyncIterator[Run]:
         for run in page:
             yield run
         before = page[-1].run_id
-
-
-def _whole(journal: Journal | None) -> Sequence[Entry]:
-    """The entries up to the first flaw: behind it the chain vouches for nothing."""
-    if journal is None:
-        return ()
-    bad = min((flaw.seq for flaw in journal.flaws if flaw.seq), default=1 << 62)
-    return [entry for entry in journal.entries if entry.seq < bad]
 
 
 def _again(run_id: str, message: Message | None) -> Post:
