@@ -61,6 +61,8 @@ class Config:
     """Finished runs older than this are removed; 0 keeps them."""
     retention_runs: int = 0
     """At most this many finished runs are kept; 0 keeps all."""
+    verify_entries_per_s: float = 2_000.0
+    """How fast one node reads all journals again, round after round, to find damage. 0: never."""
     direct_url: str = ""
     """PostgreSQL without the pooler: for heartbeats and wake-ups. Empty: the store's own URL."""
     pool_size: int = 10

@@ -69,7 +69,7 @@ async def settle(
         some = run_ids[start : start + _AT_ONCE]
         for run_id, journal in (await store.look.load(some)).items():
             try:
-                if await _settle_one(store, mender, journal):
+                if await settle_one(store, mender, journal):
                     settled.append(run_id)
             except Fenced:
                 continue  # somebody has claimed it meanwhile, and mended it
@@ -80,7 +80,11 @@ async def settle(
     return settled
 
 
-async def _settle_one(store: Store, mender: Mender, journal: Journal) -> bool:
+async def settle_one(store: Store, mender: Mender, journal: Journal) -> bool:
+    """Mend a run that this node does not drive; True when there was something to mend.
+
+    Raises what `Mender.whole` does.
+    """
     if any(flaw.seq or flaw.what == INDEX_DAMAGED for flaw in journal.flaws):
         row = await store.look.row(journal.run_id)
         if row is None or row.change.owner != store.node_id:

@@ -57,6 +57,8 @@ class NodeOptions:
     """What to watch so that the kernel does not end the process; None watches nothing."""
     poll_s: float = POLL_S
     """How often operators' orders are looked at when no news of them comes."""
+    verify_entries_per_s: float = 0.0
+    """How fast all journals are read again to find damage; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from llm_orchestrator.telemetry.metrics_names import ACTIVE
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.node import Node
+    from llm_orchestrator.engine.store_breaker import StoreBreaker
 
 BREAKER = {State.CLOSED: 0.0, State.HALF_OPEN: 1.0, State.OPEN: 2.0}
 
@@ -63,11 +64,16 @@ class ClaimTimes:
         self._metrics.observe("claim_latency_seconds", max(0.0, waited_s))
 
 
+def store_gauges(gate: StoreBreaker) -> Iterator[Sample]:
+    """How the breaker before the store stands."""
+    yield Sample("breaker_state", ("store",), BREAKER[gate.state])
+
+
 def node_gauges(node: Node) -> Iterator[Sample]:
     """How the node stands at this moment."""
     yield Sample(ACTIVE.word, (), node.driver.count)
     yield Sample("draining", (), float(bool(node.leaving() or node.upkeep.draining)))
-    yield Sample("breaker_state", ("store",), BREAKER[node.store_gate.state])
+    yield from store_gauges(node.store_gate)
     pressure = node.upkeep.pressure
     if pressure.reading.limit:
         yield Sample("memory_bytes", (), pressure.reading.use)
@@ -76,3 +82,9 @@ def node_gauges(node: Node) -> Iterator[Sample]:
         for word, value in zip(("spool_results", "spool_bytes"), node.spool.held, strict=True):
             yield Sample(word, (), value)
     yield Sample("memory_shedding", (), float(pressure.is_shedding))
+    if node.verifier is not None and node.verifier.last_round_s:
+        yield Sample("journal_damaged_runs", (), node.verifier.damaged)
+        last = node.verifier.last_round_s
+        yield Sample("journal_verify_last_round_timestamp_seconds", (), last)
+    if node.verifier is not None:
+        yield Sample("journal_verify_progress_ratio", (), node.verifier.progress)

@@ -39,6 +39,7 @@ from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.engine.slots import Slots
 from llm_orchestrator.engine.store_breaker import StoreBreaker
 from llm_orchestrator.engine.upkeep import Upkeep
+from llm_orchestrator.engine.verifier import Verifier
 from llm_orchestrator.errors import NotFound, Refused, StoreError
 from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import Json, NewRun, RunState, Workflow
@@ -111,6 +112,7 @@ class Node:
             offers=OfferBook(spool, store),
             upkeep=self.upkeep,
         )
+        self.verifier = self._make_verifier()
         self.heart = self._make_heart()
         self._lives = 1
         self._registered: set[str] = set()
@@ -140,6 +142,8 @@ class Node:
             self._spawn(
                 expire_forever(self._store, self._options.retention, self._clock), "retention"
             )
+        if self.verifier is not None:
+            self._spawn(self.verifier.run_forever(), "verifier")
         looking = settle(self._store, self._mender, self.driver.give_up)
         self._settler = self._spawn(looking, "settler")
 
@@ -202,6 +206,19 @@ class Node:
             region=self._options.region,
             info=self._info,
             told=self._told,
+        )
+
+    def _make_verifier(self) -> Verifier | None:
+        """One node of a store verifies: the first by name of those that live."""
+        if not self._options.verify_entries_per_s:
+            return None
+        return Verifier(
+            self._store,
+            self._mender,
+            self._clock,
+            entries_per_s=self._options.verify_entries_per_s,
+            is_mine=lambda: self.node_id == min(self._alive, default=self.node_id),
+            metrics=self._services.metrics,
         )
 
     def _info(self) -> Json:

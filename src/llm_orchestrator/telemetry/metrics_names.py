@@ -125,6 +125,12 @@ STORE = (
     _gauge("epoch", "", "Generation of the store: grows with each restore"),
     _counter("journal_damaged", "", "Entries that were found damaged"),
     _counter("journal_mended", "", "Damaged entries after whose repair the run could go on"),
+    _counter("journal_verified_entries", "", "Entries that were read again, to find damage early"),
+    _gauge("journal_verify_progress_ratio", "", "How much of this round of verification is done"),
+    _gauge(
+        "journal_verify_last_round_timestamp_seconds", "", "When all journals had last been verified"
+    ),
+    _gauge("journal_damaged_runs", "", "Runs that the last round found damaged, mended or not"),
     _gauge("pool_connections", "state", "Reading connections: idle, busy"),
     _gauge("pool_size", "", "How many reading connections there may be"),
     _histogram("pool_wait_seconds", "", "Waiting for a reading connection", buckets=_FAST),

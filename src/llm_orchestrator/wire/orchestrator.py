@@ -101,6 +101,7 @@ def node_options(
         region=config.region,
         memory=Memory(config.memory_limit_mb << 20),
         poll_s=config.maintenance_poll_s,
+        verify_entries_per_s=config.verify_entries_per_s,
     )
 
 

@@ -24,9 +24,9 @@ class Lab:
     """A store in memory with one run, whose rows can be damaged."""
 
     def __init__(self, **values: Any) -> None:
-        clock = HandClock()
-        self.store = MemoryStore(clock, node_id="me")
-        self.writer = GroupWriter(self.store, clock)
+        self.clock = HandClock()
+        self.store = MemoryStore(self.clock, node_id="me")
+        self.writer = GroupWriter(self.store, self.clock)
         self.writer.start()
         self.mender = Mender(self.store, self.writer)
         self.new = new_run(**{"input": {"n": 1}, **values})
