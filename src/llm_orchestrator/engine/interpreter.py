@@ -16,7 +16,8 @@ import datetime
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from llm_orchestrator.engine.attempt import Attempt
 from llm_orchestrator.engine.execution import Execution
@@ -32,11 +33,12 @@ from llm_orchestrator.errors import (
     TemplateError,
 )
 from llm_orchestrator.language.base import BaseStep
-from llm_orchestrator.language.definition import Definition
+from llm_orchestrator.language.definition import Definition, OutputSpec
 from llm_orchestrator.language.definition import StepTypes as Schemas
 from llm_orchestrator.language.graph import dependency_table
 from llm_orchestrator.language.inputs import check_inputs
 from llm_orchestrator.language.render import render_step
+from llm_orchestrator.language.sandbox import aside
 from llm_orchestrator.language.templates import Templates
 from llm_orchestrator.model import MICROSECONDS, Json, Kind, StepState, Usage, Workflow
 from llm_orchestrator.providers.base import Providers
@@ -51,6 +53,8 @@ from llm_orchestrator.steps.base import (
 )
 from llm_orchestrator.steps.registry import StepTypes
 from llm_orchestrator.steps.schema import find_problems
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -186,9 +190,9 @@ class Interpreter:
         failure = await self._scope(self._definition.steps, Place("", names))
         if failure is not None:
             raise failure
-        return self._outputs(names)
+        return await self._outputs(names)
 
-    def _outputs(self, names: Names) -> Json:
+    async def _outputs(self, names: Names) -> Json:
         """What the `outputs` section says; without one, the outputs of steps nobody waits for."""
         if self._definition.outputs is None:
             table = dependency_table(self._definition.steps, self._tools.templates)
@@ -197,13 +201,16 @@ class Interpreter:
         seen = names.all()
         result: dict[str, Json] = {}
         for name, output in self._definition.outputs.items():
-            try:
-                result[name] = self._tools.templates.render(output.value, seen)
-            except TemplateError:
-                if not output.has_fallback:
-                    raise
-                result[name] = self._tools.templates.render(output.fallback, seen)
+            result[name] = await aside(partial(self._output, output, seen))
         return result
+
+    def _output(self, output: OutputSpec, seen: Mapping[str, Json]) -> Json:
+        try:
+            return self._tools.templates.render(output.value, seen)
+        except TemplateError:
+            if not output.has_fallback:
+                raise
+            return self._tools.templates.render(output.fallback, seen)
 
     # -- scopes --------------------------------------------------------------------------------
 
@@ -244,7 +251,7 @@ class Interpreter:
         if not reason and key in fold.skipped:
             reason = fold.skipped[key]
         try:
-            if not reason and step.condition is not None and not self._is_wanted(step, names):
+            if not reason and step.condition is not None and not await self._is_wanted(step, names):
                 reason = "its condition is false"
         except TemplateError as error:
             bound = await self._instead(step, place, _as_failure(key, error))
@@ -282,8 +289,8 @@ class Interpreter:
             place.names.alarm.has_rung = True
         return bound
 
-    def _is_wanted(self, step: BaseStep, names: Names) -> bool:
-        return self._tools.templates.is_true(step.condition or "", names.all())
+    async def _is_wanted(self, step: BaseStep, names: Names) -> bool:
+        return await _aside(names, partial(self._tools.templates.is_true, step.condition or ""))
 
     def _skip(self, key: str, reason: str, step_type: str) -> None:
         if key not in self._execution.fold.skipped:
@@ -304,7 +311,7 @@ class Interpreter:
         names.steps[other.id] = bound
         names.outputs[other.id] = other.first_output(bound)
         natural = {name: bound.get(name) for name in other.natural_names() or tuple(bound)}
-        bound = step.bind(natural, self._tools.templates)
+        bound = await aside(partial(step.bind, natural, self._tools.templates))
         return {**dict.fromkeys(step.bound_names()), **bound}
 
     async def _bound(self, step: BaseStep, key: str, names: Names) -> Outputs:
@@ -312,7 +319,7 @@ class Interpreter:
             natural = await self._control(step, key, names)
         else:
             natural = await self._leaf(step, key, names)
-        return step.bind(natural, self._tools.templates)
+        return await aside(partial(step.bind, natural, self._tools.templates))
 
     # -- leaves --------------------------------------------------------------------------------
 
@@ -330,7 +337,7 @@ class Interpreter:
         )
         attempt.step_type = step.type
         try:
-            config = render_step(step, self._tools.templates, names.all())
+            config = await _aside(names, partial(render_step, step, self._tools.templates))
         except TemplateError as error:
             return await fail_leaf(self._execution, attempt, error)
         leaf = self._tools.step_types.leaf(step.type)
@@ -363,12 +370,12 @@ class Interpreter:
 
     async def _control(self, step: BaseStep, key: str, names: Names) -> Outputs:
         control = self._tools.step_types.control(step.type)
-        config = render_step(step, self._tools.templates, names.all())
+        config = await _aside(names, partial(render_step, step, self._tools.templates))
         evaluator = Evaluator(self._tools.templates, _frozen(names))
         children: dict[str, Outcome] = {}
         waited: Json | None = None
         while True:
-            plan = control.plan(config, evaluator, children, waited=waited)
+            plan = await aside(partial(control.plan, config, evaluator, children, waited=waited))
             if plan.error is not None:
                 raise StepFailed(f"step {key}: {plan.error}", step=key, error_kind="control")
             if plan.outputs is not None:
@@ -450,6 +457,11 @@ def _own(names: Names) -> Mapping[str, Outputs]:
         names.steps.maps[0] if isinstance(names.steps, ChainMap) else names.steps
     )
     return own
+
+
+async def _aside(names: Names, work: Callable[[Mapping[str, Json]], T]) -> T:
+    """What `work` makes of the names; on a thread they are a copy, for other steps go on ending."""
+    return await aside(lambda: work(names.all()), lambda: partial(work, _frozen(names).all()))
 
 
 def _frozen(names: Names) -> Names:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 _TOKEN = re.compile(
     r"""
     (?P<space>\s+)
-  | (?P<string>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')
+  | (?P<string>"(?:\\.|[^"\\])*(?:"|\\?\Z)|'(?:\\.|[^'\\])*(?:'|\\?\Z))
   | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
   | (?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)
   | (?P<op>==|!=|<=|>=|//|\*\*|.)
@@ -22,6 +22,7 @@ _TOKEN = re.compile(
 )
 _RAW_END = re.compile(r"\{%-?\s*endraw\s*-?%\}")
 _CLOSE = {"{{": "}}", "{%": "%}", "{#": "#}"}
+_OPENING = re.compile(r"\{[{%#]")
 
 _KEYWORDS = "and else false False if in is loop none None not null or recursive self true True"
 KEYWORDS = frozenset(_KEYWORDS.split())
@@ -81,8 +82,8 @@ def _pieces(template: str) -> Iterator[Piece]:
 
 
 def _next_opening(template: str, position: int) -> int:
-    starts = [at for mark in _CLOSE if (at := template.find(mark, position)) >= 0]
-    return min(starts, default=-1)
+    found = _OPENING.search(template, position)
+    return found.start() if found else -1
 
 
 def _end_of_block(template: str, start: int) -> int:
@@ -136,15 +137,20 @@ def _starts_path(items: list[Token], position: int) -> bool:
 
 def _is_test(items: list[Token], position: int) -> bool:
     """True for the name in `x is not name`."""
-    names = [t.text for t in items[:position] if t.kind != "space"]
-    return names[-2:] == ["is", "not"]
+    before = _skip_space(items, position, -1)
+    return items[before].text == "not" and _neighbour(items, before, -1).text == "is"
 
 
 def _neighbour(items: list[Token], position: int, step: int) -> Token:
+    at = _skip_space(items, position, step)
+    return items[at] if 0 <= at < len(items) else Token("op", "")
+
+
+def _skip_space(items: list[Token], position: int, step: int) -> int:
     position += step
     while 0 <= position < len(items) and items[position].kind == "space":
         position += step
-    return items[position] if 0 <= position < len(items) else Token("op", "")
+    return position
 
 
 def _read_path(items: list[Token], position: int) -> Path:

@@ -15,6 +15,7 @@ from llm_orchestrator.model import Json
 
 DEPTH_MAX = 100
 _DICT_METHODS = frozenset(name for name in dir(dict) if not name.startswith("_"))
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 Path = tuple[str, ...]
 Plan = Mapping[str, "Plan | None"]
@@ -51,7 +52,9 @@ def prune(plan: Plan, names: Mapping[str, Json]) -> dict[str, Json]:
     for part, inner in plan.items():
         if part in names:
             value = names[part]
-            if inner is not None and (type(value) is dict or isinstance(value, Mapping)):
+            if type(value) in _SCALARS:
+                pruned[part] = value
+            elif inner is not None and (type(value) is dict or isinstance(value, Mapping)):
                 pruned[part] = prune(inner, value)
             else:
                 pruned[part] = copy(value)
@@ -60,8 +63,13 @@ def prune(plan: Plan, names: Mapping[str, Json]) -> dict[str, Json]:
 
 def copy(value: Json) -> Json:
     """A deep copy of plain JSON."""
-    if isinstance(value, str | int | float) or value is None:
+    kind = type(value)
+    if kind in _SCALARS:
         return value
+    if kind is dict:
+        return {key: item if type(item) in _SCALARS else copy(item) for key, item in value.items()}
+    if kind is list:
+        return [item if type(item) in _SCALARS else copy(item) for item in value]
     if isinstance(value, Mapping):
         return {key: copy(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -90,7 +98,7 @@ def to_json(value: Any, depth: int = 0) -> Json:
 
 def step_into(value: Any, part: str) -> tuple[bool, Any]:
     """Whether `value` has `part` (a key, or an index as text), and what stands there."""
-    if isinstance(value, Mapping):
+    if type(value) is dict or isinstance(value, Mapping):
         return part in value, value.get(part)
     if isinstance(value, list | tuple) and part.isdecimal() and int(part) < len(value):
         return True, value[int(part)]

@@ -7,6 +7,10 @@ enter an expression's text, and cannot be changed by one. Invariant: what is han
 the same afterwards, because expressions see a copy of just the parts that they mention (the engine
 can call methods of a dict, `{{ steps.a.pop("x") }}`, and those must not reach a run's state).
 
+What is certainly little work (cost.py) runs in this process, the rest in a child that is killed
+when it takes too much (sandbox.py). So no text and no value holds a process up or costs it its
+memory.
+
 In text, null shows as nothing, true and false in lower case, lists and mappings as JSON.
 """
 
@@ -16,18 +20,20 @@ import itertools
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import minijinja
 
 from llm_orchestrator.errors import TemplateError
-from llm_orchestrator.language import lexer, names
+from llm_orchestrator.language import lexer, names, sandbox
+from llm_orchestrator.language.cost import Cost, cost_of
 from llm_orchestrator.language.lexer import is_template
 from llm_orchestrator.model import Json
 
 FUEL = 200_000
-TEMPLATE_LENGTH_MAX = 200_000
+TEMPLATE_LENGTH_MAX = 100_000
 EXPRESSION_LENGTH_MAX = 20_000
 CACHED_TEXTS_MAX = 2_000
 
@@ -45,34 +51,30 @@ _GUARD = re.compile(r"\b(if|else|and|or|default|d|defined|undefined)\b")
 _FALSE = frozenset({"", "false", "0", "no"})
 
 
+class _Undefined(Exception):
+    """An expression that came to nothing; the text is the engine's word, or empty."""
+
+
 class _Compiled(NamedTuple):
-    """What is known of one text: a lone path, an expression, or a template by its name."""
+    """What is known of one text: a lone path, an expression, or a template."""
 
     text: str
     paths: tuple[names.Path, ...]
     plan: names.Plan
     path: names.Path | None = None
     expression: str | None = None
-    template: str = ""
     is_checked: bool = False
     """True: every path must be there; inside a list nobody else would notice that it is not."""
+    cost: Cost = Cost()
 
 
 class Templates:
     """Renders and evaluates. Keeps compiled texts, nothing of any run; use one per process."""
 
     def __init__(self) -> None:
-        env = minijinja.Environment(
-            undefined_behavior="strict", fuel=FUEL, finalizer=_show, keep_trailing_newline=True
-        )
-        for name in ("debug", "cycler", "joiner"):
-            env.remove_global(name)
-        for name in REMOVED_FILTERS:
-            env.remove_filter(name)
-        env.add_filter("tojson", _tojson)
-        self._env = env
+        self._engines: dict[int, _Engine] = {}
+        self._parser = _Engine(FUEL)
         self._texts: OrderedDict[tuple[str, bool], _Compiled] = OrderedDict()
-        self._count = 0
 
     def render(self, value: Json, scope: Mapping[str, Json]) -> Json:
         """`value` with each template in it rendered once; keys and other values stay."""
@@ -104,61 +106,39 @@ class Templates:
         """Why the text cannot be used, or None."""
         try:
             compiled = self._compile(text, is_expression=is_expression)
+            if compiled.expression is not None and compiled.path is None:
+                self._parse(text, "{{ " + (compiled.expression or "-") + "\n}}")
         except TemplateError as error:
             return error.message
-        if compiled.expression is not None and compiled.path is None:
-            try:
-                self._env.eval_expr(compiled.expression)
-            except minijinja.TemplateError as error:
-                if error.kind == "SyntaxError":
-                    return f"does not parse: {error.detail} in {_short(text)}"
-            except Exception:  # noqa: BLE001, S110 (evaluated without names, only to parse it)
-                pass
         return _check_filters(text, is_expression=is_expression)
 
     def _render_text(self, text: str, scope: Mapping[str, Json]) -> Json:
-        compiled = self._compile(text, is_expression=False)
-        if compiled.expression is not None:
-            return self._evaluate(compiled, scope)
-        seen = self._see(compiled, scope)
-        return self._guard(
-            lambda: str(self._env.render_template(compiled.template, **seen)), compiled, scope
-        )
+        return self._evaluate(self._compile(text, is_expression=False), scope)
 
     def _evaluate(self, compiled: _Compiled, scope: Mapping[str, Json]) -> Json:
         if compiled.path is not None:
             return names.copy(_look_up(compiled, scope))
-        expression = compiled.expression or ""
-        seen = self._see(compiled, scope)
-
-        def run() -> Json:
-            value = self._env.eval_expr(expression, **seen)
-            if value is None and self._env.eval_expr(f"({expression}\n) is undefined", **seen):
-                raise _missing(compiled, scope, None)
-            return names.to_json(value)
-
-        return self._guard(run, compiled, scope)
-
-    def _see(self, compiled: _Compiled, scope: Mapping[str, Json]) -> dict[str, Json]:
         if compiled.is_checked and names.explain_missing(compiled.paths, scope):
             raise _missing(compiled, scope, None)
-        return names.prune(compiled.plan, scope)
-
-    def _guard(
-        self, run: Callable[[], Json], compiled: _Compiled, scope: Mapping[str, Json]
-    ) -> Json:
-        """Turn whatever the engine raises into our own error."""
+        seen = names.prune(compiled.plan, scope)
         try:
-            return run()
-        except TemplateError:
-            raise
+            fuel = compiled.cost.fuel(seen)
+            if not fuel:
+                return _ask(compiled, seen)
+            engine = self._engines.get(fuel)
+            if engine is None:
+                engine = self._engines[fuel] = _Engine(fuel)
+            return engine.run(compiled, seen)
         except minijinja.TemplateError as error:
+            if error.kind == "OutOfFuel":
+                return self._evaluate(compiled._replace(cost=Cost()), scope)
             if error.kind == "UndefinedError":
                 raise _missing(compiled, scope, error.detail) from error
-            detail = error.detail or error.message
-            raise TemplateError(f"template {_short(compiled.text)} failed: {detail}") from error
+            raise _failed(compiled, error.detail or error.message) from error
+        except _Undefined as error:
+            raise _missing(compiled, scope, str(error)) from error
         except Exception as error:
-            raise TemplateError(f"template {_short(compiled.text)} failed: {error}") from error
+            raise _failed(compiled, str(error)) from error
         except BaseException as error:
             if type(error).__name__ != "PanicException":
                 raise
@@ -171,10 +151,13 @@ class Templates:
             self._texts[key] = found = self._compile_new(text, is_expression=is_expression)
             if len(self._texts) > CACHED_TEXTS_MAX:
                 _, old = self._texts.popitem(last=False)
-                if old.template:
-                    self._env.remove_template(old.template)
+                for engine in tuple(self._engines.values()):
+                    engine.forget(old.text)
         else:
-            self._texts.move_to_end(key)
+            try:
+                self._texts.move_to_end(key)
+            except KeyError:  # another thread has just dropped it
+                return found
         return found
 
     def _compile_new(self, text: str, *, is_expression: bool) -> _Compiled:
@@ -186,23 +169,21 @@ class Templates:
         expression = text.strip() if is_expression else _only_expression(text)
         source = text if expression is None else "{{ (" + expression + "\n) }}"
         paths = self._read_paths(text, source)
-        plan = names.make_plan(paths)
-        is_checked = not _GUARD.search(text)
-        if expression is not None:
-            path = _only_path(expression)
-            return _Compiled(text, paths, plan, path, expression, is_checked=is_checked)
-        self._count += 1
-        name = f"t{self._count}"
-        self._env.add_template(name, text)
-        return _Compiled(text, paths, plan, template=name, is_checked=is_checked)
+        path = None if expression is None else _only_path(expression)
+        plan, is_checked = names.make_plan(paths), not _GUARD.search(text)
+        return _Compiled(text, paths, plan, path, expression, is_checked, cost_of(source))
 
-    def _read_paths(self, text: str, source: str) -> tuple[names.Path, ...]:
-        """Every path of the source whose first name is not its own (a loop's variable is)."""
+    def _parse(self, text: str, source: str) -> set[str]:
+        """The names that a source takes from outside. Raises TemplateError."""
         try:
-            roots = self._env.undeclared_variables_in_str(source)
+            return self._parser.names(source)
         except minijinja.TemplateError as error:
             detail = error.detail or error.message
             raise TemplateError(f"does not parse: {detail} in {_short(text)}") from error
+
+    def _read_paths(self, text: str, source: str) -> tuple[names.Path, ...]:
+        """Every path of the source whose first name is not its own (a loop's variable is)."""
+        roots = self._parse(text, source)
         found = {
             path.parts: None
             for piece in lexer.split(source)
@@ -213,6 +194,87 @@ class Templates:
         seen = {path[0] for path in found}
         found.update({(root,): None for root in roots if root not in seen})
         return tuple(path for path in found if len(path) > 1 or path[0] not in FUNCTIONS)
+
+
+class _Engine:
+    """The template engine with so much fuel for each text. It bounds nothing else."""
+
+    def __init__(self, fuel: int) -> None:
+        env = minijinja.Environment(
+            undefined_behavior="strict", fuel=fuel, finalizer=_show, keep_trailing_newline=True
+        )
+        for name in ("debug", "cycler", "joiner"):
+            env.remove_global(name)
+        for name in REMOVED_FILTERS:
+            env.remove_filter(name)
+        env.add_filter("tojson", _tojson)
+        self._env = env
+        self._templates: dict[str, str] = {}
+        self._count = itertools.count()
+
+    def names(self, source: str) -> set[str]:
+        """The names that a source takes from outside. Raises what the engine raises.
+
+        The engine works constants out as it parses; without `*` they stay as small as the source.
+        """
+        return set(self._env.undeclared_variables_in_str(source.replace("*", " - ")))
+
+    def run(self, compiled: _Compiled, seen: dict[str, Json]) -> Json:
+        """Raises what the engine raises, or _Undefined."""
+        expression = compiled.expression
+        if expression is None:
+            return str(self._env.render_template(self._template(compiled.text), **seen))
+        value = self._env.eval_expr(expression, **seen)
+        if value is None and self._env.eval_expr(f"({expression}\n) is undefined", **seen):
+            raise _Undefined
+        return names.to_json(value)
+
+    def forget(self, text: str) -> None:
+        """Drop what was kept of a template."""
+        if name := self._templates.pop(text, ""):
+            self._env.remove_template(name)
+
+    def _template(self, text: str) -> str:
+        name = self._templates.get(text)
+        if name is None:
+            name = f"t{next(self._count)}"
+            self._env.add_template(name, text)
+            self._templates[text] = name
+        return name
+
+
+def answer(question: Mapping[str, Any]) -> Json:
+    """In the child: {"value"}, {"undefined"} or {"error"}."""
+    compiled = _Compiled(question["text"], (), {}, expression=question["expression"])
+    engine = _child_engine()
+    try:
+        return {"value": engine.run(compiled, question["names"])}
+    except _Undefined as error:
+        return {"undefined": str(error)}
+    except minijinja.TemplateError as error:
+        if error.kind == "UndefinedError":
+            return {"undefined": error.detail or ""}
+        return {"error": error.detail or error.message}
+    except Exception as error:  # noqa: BLE001 (it is told as it is)
+        return {"error": str(error)}
+    finally:
+        engine.forget(compiled.text)
+
+
+@cache
+def _child_engine() -> _Engine:
+    return _Engine(FUEL)
+
+
+def _ask(compiled: _Compiled, seen: dict[str, Json]) -> Json:
+    """Run it in a child."""
+    question: dict[str, Json] = {"text": compiled.text, "expression": compiled.expression}
+    said = sandbox.ask(f"{__name__}:answer", {**question, "names": seen})
+    if "undefined" in said:
+        raise _Undefined(said["undefined"])
+    if "error" in said:
+        raise TemplateError(said["error"])
+    return said["value"]
 
 
 def is_true(value: Json) -> bool:
@@ -268,6 +330,10 @@ def _check_filters(text: str, *, is_expression: bool) -> str | None:
                 hint = names.nearest(token.text, FILTERS)
                 return f"unknown filter `{token.text}` in {_short(text)}{hint}"
     return None
+
+
+def _failed(compiled: _Compiled, detail: str) -> TemplateError:
+    return TemplateError(f"template {_short(compiled.text)} failed: {detail}")
 
 
 def _missing(compiled: _Compiled, scope: Mapping[str, Json], detail: str | None) -> TemplateError:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from llm_orchestrator.errors import AuthorError, TemplateError
+from llm_orchestrator.language.sandbox import aside
 from llm_orchestrator.language.templates import Templates
 from llm_orchestrator.model import Effect, Json
 from llm_orchestrator.steps.base import Outputs, StepContext
@@ -40,7 +42,7 @@ class Transform:
         parameters = _given(config)
         if config.expression is not None:
             parameters["expression"] = self._evaluator(config, inputs)
-        return {"result": apply(config.function, inputs, parameters)}
+        return {"result": await aside(partial(apply, config.function, inputs, parameters))}
 
     def _evaluator(self, config: Any, inputs: Mapping[str, Json]) -> Evaluate:
         """`inputs` are the run's, and over them the step's own of the same name."""

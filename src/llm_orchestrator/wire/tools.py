@@ -16,6 +16,7 @@ from llm_orchestrator.clock import Clock, RealClock
 from llm_orchestrator.config import Config, resolve_secret
 from llm_orchestrator.engine.interpreter import Tools
 from llm_orchestrator.errors import DefinitionError, InputError, Problem
+from llm_orchestrator.language import sandbox
 from llm_orchestrator.language.definition import Definition
 from llm_orchestrator.language.inputs import check_inputs
 from llm_orchestrator.language.load import load_file
@@ -111,7 +112,12 @@ def make_tools(
     settings = replace(provider_settings(config), vectors=vectors)
     registry = Registry(settings, clock=clock, shared=StoreState(store), metrics=metrics)
     step_types = StepTypes(Actions(outgoing_allow=config.outgoing_allow))
-    return Tools(step_types, Templates(), registry, resolve_secret, registry.close)
+
+    async def close() -> None:
+        sandbox.close()
+        await registry.close()
+
+    return Tools(step_types, Templates(), registry, resolve_secret, close)
 
 
 def limit_providers(tools: Tools, config: Config) -> None:
