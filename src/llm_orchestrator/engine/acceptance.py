@@ -10,6 +10,7 @@ from llm_orchestrator.model import Draft, Json, Kind, NewRun, Run
 from llm_orchestrator.store.base import PutRecord
 from llm_orchestrator.store.journal import encode
 from llm_orchestrator.telemetry.propagation import TRACEPARENT, accepting
+from llm_orchestrator.telemetry.redact import redact_data
 
 KEY_RECORD = "idempotency_key"
 REQUEST = "request"
@@ -20,6 +21,12 @@ def in_trace(new: NewRun) -> NewRun:
     """The same run as part of the trace of whoever asks for it; one that is in a trace stays."""
     traceparent = "" if TRACEPARENT in new.origin else accepting()
     return replace(new, origin={**new.origin, TRACEPARENT: traceparent}) if traceparent else new
+
+
+def without_secrets(new: NewRun) -> NewRun:
+    """The same run; its input without the secrets that this process knows."""
+    clean = redact_data(new.input)
+    return new if clean is new.input else replace(new, input=clean)
 
 
 def accepted_draft(new: NewRun) -> Draft:

@@ -3,6 +3,8 @@
 A streamed answer is kept while it comes: every CHECKPOINT_S the new text goes to the `progress`
 table (outside the chain: losing it costs money, never truth). An attempt that follows an
 interrupted one gets what was kept as `partial`; readers are told from where the answer goes on.
+Neither they nor the table see a secret that this process knows, whole or cut by two pieces: what
+may be the beginning of one is held back until the next piece tells.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from llm_orchestrator.engine.execution import Execution, Extras
 from llm_orchestrator.model import Json, Usage
 from llm_orchestrator.providers.base import Partial, Providers, Resume
 from llm_orchestrator.store.base import Batch, Change, DropProgress, PutProgress, PutRecord
+from llm_orchestrator.telemetry.redact import Veil, redact_data
 
 CHECKPOINT_S = 1.0
 GENERATIONS = 1_000
@@ -89,12 +92,16 @@ class Attempt(Extras):
     async def emit(self, text: str) -> None:
         """Show a piece to readers; keep it with the next checkpoint."""
         stream = self._stream
-        offset = stream.add(text)
-        self._tell("chunk", {"text": text, "offset": offset})
+        stream.tokens += 1
+        self._show(stream.veil.push(text))
         now = self.clock.monotonic()
         if now - stream.checkpoint_at >= CHECKPOINT_S:
             stream.checkpoint_at = now
             self._checkpoint()
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._tell("chunk", {"text": text, "offset": self._stream.add(text)})
 
     async def reset_stream(self) -> None:
         """Void what was shown and kept."""
@@ -130,7 +137,8 @@ class Attempt(Extras):
 
     async def post_outbox(self, name: str, payload: Json) -> None:
         """Once per step and name: an entry that is there already stays as it is."""
-        record = PutRecord(OUTBOX, f"{self.idempotency_key}/{name}", payload, 0)
+        clean = redact_data(payload)
+        record = PutRecord(OUTBOX, f"{self.idempotency_key}/{name}", clean, 0)
         await self._execution.services.commit(Batch(changes=(record,)))
 
     # -- Extras --------------------------------------------------------------------------------
@@ -146,6 +154,7 @@ class Attempt(Extras):
         return facts
 
     def changes(self) -> Sequence[Change]:
+        self._show(self._stream.veil.rest())
         return (DropProgress(self.run_id, self.step),) if self._stream.parts else ()
 
     async def probe(self) -> dict[str, Json] | None:
@@ -199,7 +208,7 @@ class Attempt(Extras):
             self._row,
             stream.parts,
             stream.take_new(),
-            facts,
+            redact_data(facts),
         )
         stream.parts += 1
         self._append((part,))
@@ -228,6 +237,7 @@ class _Stream:
         "saved",
         "text",
         "tokens",
+        "veil",
     )
 
     def __init__(
@@ -246,11 +256,11 @@ class _Stream:
         self.generation = generation
         self.saved = 0
         self.checkpoint_at = 0.0
+        self.veil = Veil()
 
     def add(self, piece: str) -> int:
         offset = len(self.text)
         self.text += piece
-        self.tokens += 1
         return offset
 
     def take_new(self) -> str:
@@ -261,6 +271,7 @@ class _Stream:
     def partial(self) -> Partial | None:
         """For the next attempt, whose own rows begin with all that is kept."""
         self.saved = 0
+        self.veil.drop()
         if not self.text and not self.handle:
             return None
         return Partial(self.text, self.tokens, dict(self.handle))

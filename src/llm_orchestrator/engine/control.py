@@ -22,6 +22,7 @@ from llm_orchestrator.engine.acceptance import (
     is_repeat,
     key_of,
     key_record,
+    without_secrets,
 )
 from llm_orchestrator.engine.driver import End, news
 from llm_orchestrator.engine.forks import free, kept_before
@@ -50,9 +51,10 @@ from llm_orchestrator.store.base import (
     StateChange,
     Store,
 )
-from llm_orchestrator.store.journal import encode, link
+from llm_orchestrator.store.journal import encode_clean, link
 from llm_orchestrator.store.writer import Head
 from llm_orchestrator.telemetry.metrics import Metrics
+from llm_orchestrator.telemetry.redact import redact_data
 
 RESTORED = "restored"
 """`kind` of the error with which a restore holds a run."""
@@ -111,6 +113,7 @@ class Operator:
         changes: list[Change] = [] if register is None else [Register(register)]
         if new.idempotency_key is not None:
             changes.append(key_record(new))
+        new = without_secrets(new)
         drafts = [accepted_draft(new)]
         fresh = Head(new.run_id, self._store.generation << 40)
         append = self._chain(fresh, drafts, accept=new)._replace(changes=tuple(changes))
@@ -179,7 +182,7 @@ class Operator:
                 f"there is: {', '.join(state.intents) or 'none'}"
             )
         data: dict[str, Json] = {"choose": choose, "result": result, "by": by}
-        drafts = (Draft(Kind.DECISION, step, 0, encode(data)),)
+        drafts = (Draft(Kind.DECISION, step, 0, encode_clean(data)),)
         return await self._append(state, Happening(Event.RESUME, data={"by": by}), drafts)
 
     async def retry(self, run_id: str, *, by: str = "operator") -> Answer:
@@ -203,7 +206,7 @@ class Operator:
         state = await self.state(run_id)
         if state.state.is_final:
             raise Refused(f"run {run_id} is {state.state} and takes no signals")
-        post = Post(run_id, "signal", name, payload, sender_key)
+        post = Post(run_id, "signal", name, redact_data(payload), sender_key)
         await self._store.commit(Batch(changes=(post,)))
         return Answer(run_id, state.state, True, f"signal {name} is in the inbox of {run_id}")
 
@@ -281,6 +284,7 @@ class Operator:
         new = in_trace(new)
         if edit is not None:
             new = edit(new)
+        new = without_secrets(new)
         drafts = [accepted_draft(new)]
         drafts += [
             Draft(entry.kind, entry.step, entry.attempt, free(entry.payload)) for entry in kept

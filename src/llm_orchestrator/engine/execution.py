@@ -47,7 +47,7 @@ from llm_orchestrator.model import (
     Policy,
 )
 from llm_orchestrator.store.base import Batch, Change, Consume, Look, Receipt
-from llm_orchestrator.store.journal import encode, round_trip
+from llm_orchestrator.store.journal import encode_clean, round_trip
 from llm_orchestrator.store.writer import GroupWriter, Head
 from llm_orchestrator.telemetry.metrics import Metrics
 from llm_orchestrator.telemetry.propagation import UNTRACED
@@ -354,7 +354,7 @@ class Execution:
                 if complaint is None:
                     return await self._take(key, message)
                 data: dict[str, Json] = {"refused": complaint, "payload": message.payload}
-                await self._consume(Draft(Kind.PROGRESS, key, 0, encode(data)), message)
+                await self._consume(Draft(Kind.PROGRESS, key, 0, encode_clean(data)), message)
                 self.publish("refused", key, data)
             elif until <= self.services.clock.now_us():
                 nothing = {"name": name, "payload": None, "by": None, "timed_out": True}
@@ -388,9 +388,10 @@ class Execution:
             "by": message.sender_key,
             "timed_out": False,
         }
-        await self._consume(Draft(Kind.SIGNAL, key, 0, encode(data)), message)
-        self.publish("signal", key, data)
-        return data
+        payload, recorded = round_trip(data)
+        await self._consume(Draft(Kind.SIGNAL, key, 0, payload), message)
+        self.publish("signal", key, recorded)
+        return recorded
 
     async def _consume(self, draft: Draft, message: Message) -> None:
         consume = Consume(self.run_id, (message.number,))
@@ -444,13 +445,14 @@ class Execution:
     ) -> asyncio.Future[None]:
         """Append without waiting. Entries of a run land in the order in which they are queued."""
         placed = {**data, "at": at} if at >= 0 else data
-        return self.services.writer.append(self.head, (Draft(kind, key, 0, encode(placed)),))
+        return self.services.writer.append(self.head, (Draft(kind, key, 0, encode_clean(placed)),))
 
     async def record(
         self, kind: Kind, key: str, data: dict[str, Json], *, attempt: int = 0
     ) -> None:
         """Append and wait until it is durable."""
-        await self.services.writer.append(self.head, (Draft(kind, key, attempt, encode(data)),))
+        draft = Draft(kind, key, attempt, encode_clean(data))
+        await self.services.writer.append(self.head, (draft,))
 
     def idempotency_key(self, key: str) -> str:
         """Stable per run and step over attempts and takeovers; another after a rewind."""

@@ -21,7 +21,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.engine.acceptance import accepted_data, accepted_draft, in_trace, key_record
+from llm_orchestrator.engine.acceptance import (
+    accepted_data,
+    accepted_draft,
+    in_trace,
+    key_record,
+    without_secrets,
+)
 from llm_orchestrator.engine.audit import settle
 from llm_orchestrator.engine.chores import expire_forever
 from llm_orchestrator.engine.claims import Claims
@@ -298,6 +304,7 @@ class Node:
             changes.append(Register(register))
         if new.idempotency_key is not None:
             changes.append(key_record(new))
+        new = without_secrets(new)
         epoch = self._store.generation << 40
         head = Head(new.run_id, epoch)
         draft = accepted_draft(new)

@@ -14,7 +14,8 @@ decides by it, and it is not covered.
 A payload is a JSON object. Its first byte says how it is stored: `{` canonical JSON as it is; 1
 zlib; 2 JSON with escaped values (see escape.py); 3 a reference to `blobs`. Nothing that was paid
 for is thrown away because JSON cannot say it: NaN, bytes, lone surrogates and foreign objects are
-stored escaped.
+stored escaped. What runs bring forth passes `round_trip` or `encode_clean`, which leave secrets
+out; `encode` is for what is compared or digested: it must not depend on what a process knows.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any
 from llm_orchestrator.errors import StoreDamaged, TooLarge
 from llm_orchestrator.model import Entry, Flaw, Json
 from llm_orchestrator.store.escape import default, escape, unescape
+from llm_orchestrator.telemetry.redact import is_in_data, redact_data
 
 GENESIS = bytes(32)
 """The digest before entry 1."""
@@ -93,19 +95,47 @@ def encode(data: Mapping[str, Json]) -> bytes:
     try:
         payload = _dumps(data).encode()
     except Exception:  # noqa: BLE001 - foreign objects raise what they like
-        payload = _ESCAPED + _dumps_ascii(escape(data)).encode("ascii")
+        payload = _ESCAPED + _escaped(data).encode("ascii")
     return _pack(payload)
 
 
+def encode_clean(data: Mapping[str, Json]) -> bytes:
+    """`encode` without the secrets that this process knows."""
+    try:
+        text = _dumps(data)
+        payload = text.encode()
+    except Exception:  # noqa: BLE001 - as above
+        return _round_trip_escaped(data)[0]
+    return _clean(_scan(text)[0])[0] if is_in_data(text) else _pack(payload)
+
+
 def round_trip(data: Mapping[str, Json]) -> tuple[bytes, dict[str, Json]]:
-    """A payload and what a replay will read from it: what is live equals what is recorded."""
+    """A payload and what a replay will read from it: what is live equals what is recorded.
+
+    Neither holds a secret that this process knows.
+    """
     try:
         text = _dumps(data)
         payload, value = text.encode(), _scan(text)[0]
     except Exception:  # noqa: BLE001 - as above
-        payload = encode(data)
-        return payload, decode(payload)
-    return _pack(payload), value
+        return _round_trip_escaped(data)
+    return _clean(value) if is_in_data(text) else (_pack(payload), value)
+
+
+def _round_trip_escaped(data: Mapping[str, Json]) -> tuple[bytes, dict[str, Json]]:
+    text = _escaped(data)
+    payload = _pack(_ESCAPED + text.encode("ascii"))
+    value = decode(payload)
+    return _clean(value) if is_in_data(text) else (payload, value)
+
+
+def _clean(value: dict[str, Json]) -> tuple[bytes, dict[str, Json]]:
+    value = redact_data(value)
+    return encode(value), value
+
+
+def _escaped(data: Mapping[str, Json]) -> str:
+    return _dumps_ascii(escape(data))
 
 
 def _pack(payload: bytes) -> bytes:

@@ -15,6 +15,7 @@ from typing import Protocol
 from llm_orchestrator.model import Json
 from llm_orchestrator.store.base import Batch, PutVectors, Store
 from llm_orchestrator.store.journal import canonical
+from llm_orchestrator.telemetry.redact import redact_data
 from llm_orchestrator.vector_math import matches, pack, top_k, unpack
 
 
@@ -49,7 +50,10 @@ class SqlVectors:
 
     async def upsert(self, index: str, items: Sequence[Item], *, namespace: str = "") -> int:
         """Insert or replace; returns how many. Repeating it changes nothing."""
-        rows = tuple((item.id, pack(item.vector), canonical(dict(item.metadata))) for item in items)
+        rows = tuple(
+            (item.id, pack(item.vector), canonical(redact_data(dict(item.metadata))))
+            for item in items
+        )
         await self._store.commit(Batch(changes=(PutVectors(index, namespace, rows),)))
         return len(rows)
 
