@@ -15,6 +15,7 @@ from llm_orchestrator.errors import StoreError
 from llm_orchestrator.model import Entry, Journal
 from llm_orchestrator.store import journal as chains
 from llm_orchestrator.store.base import Look, PutBlob
+from llm_orchestrator.store.check import whole
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,6 @@ class StoreCopy:
     async def entries(self, run_id: str) -> Sequence[Entry]:
         journal = (await self._look.load([run_id])).get(run_id)
         return () if journal is None else whole(journal)
-
-
-def whole(journal: Journal) -> Sequence[Entry]:
-    """The entries up to the first flaw: behind it the chain vouches for nothing."""
-    bad = min((flaw.seq for flaw in journal.flaws if flaw.seq), default=1 << 62)
-    return [entry for entry in journal.entries if entry.seq < bad]
 
 
 class Found(NamedTuple):

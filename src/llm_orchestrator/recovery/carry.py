@@ -11,7 +11,6 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llm_orchestrator.engine.second_copy import whole
 from llm_orchestrator.errors import StoreError
 from llm_orchestrator.model import Entry, Journal, Message, Run
 from llm_orchestrator.recovery.beyond import NEVER_BACK, Tail, carry, tail_of
@@ -26,6 +25,7 @@ from llm_orchestrator.store.base import (
     Register,
     RunFilter,
 )
+from llm_orchestrator.store.check import whole
 
 logger = logging.getLogger(__name__)
 _AT_ONCE = 50

@@ -94,6 +94,12 @@ def check_journal(
     return Journal(run_id, tuple(whole.values()), ordered)
 
 
+def whole(journal: Journal) -> Sequence[Entry]:
+    """The entries up to the first flaw: behind it the chain vouches for nothing."""
+    bad = min((flaw.seq for flaw in journal.flaws if flaw.seq), default=1 << 62)
+    return [entry for entry in journal.entries if entry.seq < bad]
+
+
 def within_reach(entries: Sequence[Entry]) -> Sequence[Entry]:
     """Without rows whose number is absurdly high: a flipped bit put them there."""
     last = 0

@@ -114,6 +114,20 @@ async def connect(
     raise _why_not(address, attempts)
 
 
+async def connect_standby(address: Address) -> Connection | None:
+    """A connection to a server that only follows; None when no host of the URL is one."""
+    for host in address.hosts:
+        try:
+            async with asyncio.timeout(ALL_HOSTS_S):
+                connection, server = await _one(host, is_pooled=False, settings={})
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            continue
+        if server.is_read_only:
+            return connection
+        connection.terminate()
+    return None
+
+
 def _best(
     known: Sequence[tuple[Connection, Server]],
     done: Collection[asyncio.Future[tuple[Connection, Server]]],
