@@ -16,7 +16,7 @@ import contextlib
 import logging
 import os
 import platform
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ from llm_orchestrator.engine.measure import node_gauges
 from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.offers import OfferBook
 from llm_orchestrator.engine.replay import Fold
+from llm_orchestrator.engine.second_copy import SecondCopy
 from llm_orchestrator.engine.slots import Slots
 from llm_orchestrator.engine.store_breaker import StoreBreaker
 from llm_orchestrator.engine.upkeep import Upkeep
@@ -77,6 +78,7 @@ class Node:
         spool: Spool | None = None,
         tracing: Tracing | None = None,
         metrics: Metrics | None = None,
+        copies: Sequence[SecondCopy] = (),
     ) -> None:
         self.node_id = store.node_id
         self.flows = flows
@@ -92,7 +94,7 @@ class Node:
         self._services.tracing = tracing
         self._services.metrics = metrics or Metrics()
         self._gauges = partial(node_gauges, self)
-        self._mender = Mender(store, self.writer, metrics=metrics)
+        self._mender = Mender(store, self.writer, metrics=metrics, copies=copies)
         self.driver = Driver(store, self.writer, clock, options=self._options, on_room=self._poke)
         self.store_gate = StoreBreaker(clock)
         """For what is asked of the store on behalf of others; the writer does not pass it."""

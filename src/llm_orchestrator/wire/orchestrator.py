@@ -20,6 +20,7 @@ from llm_orchestrator.engine.lease import LeaseOptions
 from llm_orchestrator.engine.memory import Memory
 from llm_orchestrator.engine.node import Node, registration
 from llm_orchestrator.engine.retention import Retention
+from llm_orchestrator.engine.second_copy import SecondCopy
 from llm_orchestrator.errors import (
     ConfigError,
     NotFound,
@@ -74,6 +75,16 @@ def make_store(
         pool_size=size,
         metrics=metrics,
     )
+
+
+def second_copies(config: Config, store: Database, *, url: str = "") -> list[SecondCopy]:
+    """Where a damaged journal may be whole: the standbys that the store's URL names."""
+    address = config.direct_url or url or config.store_url
+    if not is_postgres(address):
+        return []
+    from llm_orchestrator.store.postgres_replica import Replica  # noqa: PLC0415 (its driver is slow)
+
+    return [Replica(address, store.clock)]
 
 
 def is_postgres(url: str) -> bool:
@@ -142,7 +153,7 @@ class Orchestrator:
         metrics: Metrics | None = None,
     ) -> None:
         self.config = config or Config()
-        address = url or self.config.store_url
+        address = self._address = url or self.config.store_url
         self.metrics = metrics or Metrics()
         self.store = store or make_store(
             self.config, clock or RealClock(), url=address, metrics=self.metrics
@@ -181,6 +192,7 @@ class Orchestrator:
                 spool=self._spool,
                 tracing=self._telemetry.tracing,
                 metrics=self.metrics,
+                copies=second_copies(self.config, self.store, url=self._address),
             )
             await self._node.start()
         except BaseException:
