@@ -141,6 +141,8 @@ class Config:
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Provider keys and addresses found in the environment, by variable name."""
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)
+    file: Path | None = field(default=None, repr=False)
+    """The settings file that was read."""
 
     @property
     def store_url(self) -> str:
@@ -154,7 +156,7 @@ class Config:
 
     def settings(self) -> list[Setting]:
         """All settings with their origins, secrets left out."""
-        shown = [item.name for item in fields(self) if item.name not in ("secrets", "origins")]
+        shown = [item.name for item in fields(self) if item.name not in _NO_SETTINGS]
         found = []
         for name in shown:
             value = getattr(self, name)
@@ -168,6 +170,7 @@ class Config:
         return found
 
 
+_NO_SETTINGS = frozenset({"secrets", "origins", "file"})
 _URLS = ("store", "direct_url", "otel_endpoint", "s3_endpoint_url")
 _ENVIRONMENT = {
     "store": "URL",
@@ -251,7 +254,7 @@ def load_config(
         wanted |= {str(provider[key]) for key in provider if key.endswith("_env")}
     secrets = {name: environment[name] for name in sorted(wanted) if environment.get(name)}
     try:
-        config = Config(**values, secrets=secrets, origins=origins)
+        config = Config(**values, secrets=secrets, origins=origins, file=chosen)
     except TypeError as error:
         raise ConfigError(f"configuration: {error}", hint="llmo config show --origin") from error
     _remember(config)
@@ -408,7 +411,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}", hint="llmo config show --origin") from error
-    known = {item.name for item in fields(Config)} - {"secrets", "origins"}
+    known = {item.name for item in fields(Config)} - _NO_SETTINGS
     unknown = sorted(set(data) - known)
     if unknown:
         raise ConfigError(

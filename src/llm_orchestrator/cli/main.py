@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "maintenance": ("maintenance", "refuse new runs for a while, on every node"),
     "breakers": ("breakers", "list the providers' circuit breakers, close them by hand"),
     "journal": ("journal", "verify what is recorded, repair what is damaged"),
+    "backup": ("backup", "make backup files, check, prove, list and prune them"),
     "audit": ("audit", "list who did what, verify that nobody has changed it"),
     "schema": ("schema", "print the JSON Schema of workflow files, for editors"),
     "local": ("local", "fetch, start and stop the local model"),

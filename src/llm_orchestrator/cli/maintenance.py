@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_orchestrator.cli.options import ObjectFormat, make_app
+from llm_orchestrator.cli.options import ObjectFormat, ObjectOutput, make_app
 from llm_orchestrator.cli.output import print_object, print_table
 from llm_orchestrator.cli.session import session_of, whoami
 from llm_orchestrator.model import Json, stamp
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 app = make_app("Refuse new runs for a while. Without a verb: show.")
 COLUMNS = ("maintenance", "mode", "by", "since", "retry_after_s", "reason")
-ObjectOutput = Annotated[ObjectFormat, typer.Option("--output", "-o", help="How to print.")]
 
 
 @app.command()

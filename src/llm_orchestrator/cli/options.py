@@ -29,7 +29,9 @@ class ObjectFormat(StrEnum):
 
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to print. Ids are never cut.")]
+ObjectOutput = Annotated[ObjectFormat, typer.Option("--output", "-o", help="How to print.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The same as -o json.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id.")]
 RunOrStdin = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id; `-` reads ids from stdin.")

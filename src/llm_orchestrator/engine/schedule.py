@@ -28,7 +28,7 @@ BACKFILL_MAX = 1_000
 """At most this many missed times are made up for at once."""
 
 _ROOT = "00000000-0000-7000-8000-000000000000"
-_MACROS = {
+MACROS = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
     "@monthly": "0 0 1 * *",
@@ -43,7 +43,7 @@ Backfill = Literal["none", "latest", "all"]
 def times_after(cron: str, timezone: str, after_us: int) -> Iterator[int]:
     """The planned times after a moment, in microseconds, in order, without end."""
     start = datetime.datetime.fromtimestamp(after_us / MICROSECONDS, tz=ZoneInfo(timezone))
-    for moment in CronSim(_MACROS.get(cron, cron), start):
+    for moment in CronSim(MACROS.get(cron, cron), start):
         yield int(moment.timestamp()) * MICROSECONDS
 
 
