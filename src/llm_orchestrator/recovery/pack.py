@@ -147,7 +147,7 @@ def write(
     Raises StoreFull, StoreReadOnly and StoreError; whoever calls removes what was begun.
     """
     try:
-        with open(file, "xb", opener=_private) as raw:  # noqa: PTH123 (Path.open has no opener)
+        with open(file, "xb", opener=_private) as raw:
             hashing = _Hashing(raw)
             with sealing(hashing, recipients) as sink:
                 deflater = Deflater(sink, compression)
@@ -302,7 +302,7 @@ class _Reading:
             raise StoreFull(
                 f"{target.parent} has room for {room} bytes, the dump needs {member.size}"
             )
-        with open(target, "xb", opener=_private) as file:  # noqa: PTH123 (it has no opener)
+        with open(target, "xb", opener=_private) as file:
             self._pass(member, file, tell)
 
     def _rest(self) -> None:

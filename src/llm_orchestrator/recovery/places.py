@@ -33,7 +33,7 @@ class Place(Protocol):
         ...
 
     async def put(self, file: Path, name: str, *, advance: Advance | None = None) -> Kept:
-        """Copy a file there, replacing one of the same name."""
+        """Copy a file there, replacing one of the same name. `advance` is told in any thread."""
         ...
 
     async def create(self, name: str, content: bytes) -> None:
@@ -44,18 +44,25 @@ class Place(Protocol):
         """All of a (small) thing. Raises NotFound."""
         ...
 
+    async def peek(self, name: str, size: int) -> bytes:
+        """Its first `size` bytes, or all that it has. Raises NotFound."""
+        ...
+
     async def get(self, name: str, file: Path, *, advance: Advance | None = None) -> None:
         """Copy a thing into a local file. Raises NotFound; a failure leaves no file."""
         ...
 
     async def list(self, prefix: str = "") -> Sequence[Kept]:
-        """Everything whose name begins with `prefix`, by name."""
+        """Everything whose name begins with `prefix`, by name. Not what begins with a dot: ours."""
         ...
 
     async def remove(self, name: str) -> None:
         """Remove it; nothing happens when it is gone. Raises Denied where it is locked."""
         ...
 
-    async def check(self) -> str:
-        """Why this place must not be used, or "": a test of writing, reading, and of `create`."""
+    async def check(self, *, is_exclusive: bool = True) -> str:
+        """Why this place must not be used, or "": a test of writing and reading.
+
+        `is_exclusive`: and that nothing can be created twice. Segments need it, backups do not.
+        """
         ...

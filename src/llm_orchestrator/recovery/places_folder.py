@@ -139,7 +139,7 @@ class FolderPlace:
 
     def _create(self, target: Path, content: bytes) -> None:
         self._make(target.parent)
-        made = _beside(target)
+        made = made_beside(target)
         try:
             with made.open("wb") as file:
                 file.write(content)
@@ -181,7 +181,8 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _beside(target: Path) -> Path:
+def made_beside(target: Path) -> Path:
+    """A new, empty, hidden file in the folder of `target`. Blocks; raises OSError."""
     handle, name = tempfile.mkstemp(prefix=f"{_HIDDEN}part-", dir=target.parent)
     os.close(handle)
     return Path(name)
@@ -189,7 +190,7 @@ def _beside(target: Path) -> Path:
 
 def _copy(source: Path, target: Path, advance: Advance | None) -> None:
     """The whole file or none, durable on return."""
-    made = _beside(target)
+    made = made_beside(target)
     try:
         with source.open("rb") as given, made.open("wb") as taking:
             digest = _pour(given, taking, advance)
