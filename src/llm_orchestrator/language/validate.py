@@ -21,6 +21,7 @@ from llm_orchestrator.language.inputs import check_default
 from llm_orchestrator.language.lexer import KEYWORDS, is_template
 from llm_orchestrator.language.names import Path, nearest
 from llm_orchestrator.language.schedule import check_cron, check_timezone
+from llm_orchestrator.language.secrets_check import check_secrets
 from llm_orchestrator.language.steps import (
     KNOWN_ACTIONS,
     ActionStep,
@@ -48,7 +49,7 @@ class Known(NamedTuple):
 
 def validate(built: Built, *, templates: Templates, known: Known) -> list[Issue]:
     """Every issue between the parts of the definition."""
-    return _Validator(built, templates, known).run()
+    return [*_Validator(built, templates, known).run(), *check_secrets(built, templates)]
 
 
 class _Validator:
