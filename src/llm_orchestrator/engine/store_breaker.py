@@ -4,11 +4,13 @@ For what people and programs ask of this process (API reads and writes, doors fo
 for the writer of runs: what a commit with an unknown outcome needs is its own protocol. The machine
 is the providers' one (providers/breaker.py); its state is this process's own, because a store that
 is away can tell nobody anything. Only StoreUnavailable opens it: a full disk or a damaged page
-is an answer.
+is an answer. No answer in time is one: a network that swallows everything says nothing at all. What
+was asked may still be done then, as after a connection that broke.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
@@ -19,6 +21,7 @@ from llm_orchestrator.model import Json
 from llm_orchestrator.providers import breaker
 from llm_orchestrator.providers.breaker import BreakerPolicy, State, Tally, Verdict
 from llm_orchestrator.store.base import Batch, Database, Look, Receipt, Shelf
+from llm_orchestrator.store.statistics import Counts
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,6 +35,10 @@ POLICY = BreakerPolicy(
     window_calls_min=1_000_000,
 )
 """Three failures in a row; half a second, then up to four; probes in waves of 1, 2 and 4."""
+PATIENCE_S = 10.0
+"""How long a question may take while nothing is wrong."""
+PROBE_S = 3.0
+"""How long one may take that finds out whether the store is there."""
 
 
 class StoreBreaker:
@@ -66,13 +73,19 @@ class StoreBreaker:
         if self.state is State.OPEN and now < self._verdict.until:
             raise self._resting(self._verdict.until - now)
 
-    async def call(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask the store, if it is to be asked now. Raises StoreResting when it is not."""
+    async def call(self, ask: Callable[[], Awaitable[T]], *, patience_s: float = PATIENCE_S) -> T:
+        """Ask the store, if it is to be asked now. Raises StoreResting when it is not.
+
+        Raises StoreUnavailable, too, when no answer comes within `patience_s` (of a probe: PROBE_S
+        at most). 0: whoever asks sees to that.
+        """
         self._verdict, answer = breaker.admit(self._verdict, self._clock.monotonic(), self._policy)
         if not answer.is_admitted:
             raise self._resting(answer.wait_s)
         try:
-            result = await ask()
+            result = await self._answer(
+                ask, min(patience_s, PROBE_S) if answer.wave_id else patience_s
+            )
         except StoreUnavailable as error:
             self._fail(answer.wave_id, error)
             raise
@@ -84,6 +97,22 @@ class StoreBreaker:
             raise
         self._succeed(answer.wave_id)
         return result
+
+    async def _answer(self, ask: Callable[[], Awaitable[T]], patience_s: float) -> T:
+        if not patience_s:
+            return await ask()
+        limit = asyncio.timeout(patience_s)
+        try:
+            async with limit:
+                return await ask()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise StoreUnavailable(
+                f"the store gave no answer within {patience_s:g} s; "
+                "what was asked of it may still be done",
+                hint="llmo doctor",
+            ) from error
 
     def _resting(self, wait_s: float) -> StoreResting:
         return StoreResting(
@@ -120,15 +149,20 @@ class StoreBreaker:
 class _Gated:
     """Every method of a Look or a Shelf, through the breaker."""
 
-    def __init__(self, target: object, gate: StoreBreaker) -> None:
+    def __init__(
+        self, target: object, gate: StoreBreaker, *, patience_s: float = PATIENCE_S
+    ) -> None:
         self._target = target
         self._gate = gate
+        self._patience_s = patience_s
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._target, name)
 
         async def call(*arguments: Any, **named: Any) -> Any:
-            return await self._gate.call(lambda: method(*arguments, **named))
+            return await self._gate.call(
+                lambda: method(*arguments, **named), patience_s=self._patience_s
+            )
 
         return call
 
@@ -136,19 +170,33 @@ class _Gated:
 class _GatedStore:
     """A Database whose reads and commits pass a breaker; the rest is the store's own."""
 
-    def __init__(self, store: Database, gate: StoreBreaker) -> None:
+    def __init__(self, store: Database, gate: StoreBreaker, patience_s: float) -> None:
         self._store = store
         self._gate = gate
-        self.look = cast(Look, _Gated(store.look, gate))
-        self.shelf = cast(Shelf, _Gated(store.shelf, gate))
+        self._patience_s = patience_s
+        self.look = cast(Look, _Gated(store.look, gate, patience_s=patience_s))
+        self.shelf = cast(Shelf, _Gated(store.shelf, gate, patience_s=patience_s))
+        self.counts = cast(Counts, _Gated(store.counts, gate, patience_s=0.0))
+        """(They read whole tables: whoever asks for them knows how long that may take.)"""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     async def commit(self, batch: Batch) -> Receipt:
-        return await self._gate.call(lambda: self._store.commit(batch))
+        return await self._gate.call(lambda: self._store.commit(batch), patience_s=self._patience_s)
+
+    async def is_served(self) -> bool:
+        return await self._gate.call(self._store.is_served, patience_s=self._patience_s)
+
+    def hurried(self, patience_s: float) -> Database:
+        return gated(self._store, self._gate, patience_s=patience_s)
 
 
-def gated(store: Database, gate: StoreBreaker) -> Database:
+def gated(store: Database, gate: StoreBreaker, *, patience_s: float = PATIENCE_S) -> Database:
     """The store as requests from outside use it. Nodes and their writers keep the plain one."""
-    return cast(Database, _GatedStore(store, gate))
+    return cast(Database, _GatedStore(store, gate, patience_s))
+
+
+def hurried(store: Database, patience_s: float) -> Database:
+    """The same store for whoever does not wait so long; one without a breaker as it is."""
+    return store.hurried(patience_s) if isinstance(store, _GatedStore) else store

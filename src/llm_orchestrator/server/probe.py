@@ -11,11 +11,14 @@ import asyncio
 from typing import NamedTuple
 
 from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.store_breaker import hurried
 from llm_orchestrator.errors import StoreError
-from llm_orchestrator.store.base import Batch, Store, TrimCommits
+from llm_orchestrator.store.base import Batch, Database, TrimCommits
 
 FRESH_S = 2.0
 PATIENCE_S = 3.0
+ANSWER_S = 2.5
+"""How long each of the two may take where a breaker counts what fails."""
 
 
 class Finding(NamedTuple):
@@ -29,8 +32,8 @@ class Finding(NamedTuple):
 class Probe:
     """See the module's docstring."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store = store
+    def __init__(self, store: Database, clock: Clock) -> None:
+        self._store = hurried(store, ANSWER_S)
         self._clock = clock
         self._found: tuple[float, Finding] | None = None
         self._under_way: asyncio.Task[Finding] | None = None

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 
 from llm_orchestrator.engine.breakers import list_breakers
 from llm_orchestrator.errors import Draining, Maintenance, OrchestratorError, StoreError
-from llm_orchestrator.model import Json
+from llm_orchestrator.model import MICROSECONDS, Json
 from llm_orchestrator.providers.breaker import State
 from llm_orchestrator.server import models_admin as models
 from llm_orchestrator.server.openapi import answers
@@ -22,6 +22,8 @@ from llm_orchestrator.server.surface import Surface, TheSurface
 
 router = APIRouter(tags=["health"], route_class=StrictRoute)
 SLOW_MS = 1_000.0
+LANDING_S = 2.0
+"""How long a result may be on its way into the store before it is one that waits."""
 _ORDER = ("healthy", "degraded", "unhealthy")
 Component = dict[str, Json]
 
@@ -76,12 +78,12 @@ async def ready(surface: TheSurface) -> Reply:
 async def health(surface: TheSurface) -> Reply:
     """Every part of it: 200 while it works, be it with trouble (degraded); 503 when it does not."""
     found = await surface.probe.ask()
-    parts = {"store": _store(found), "node": _node(surface)}
+    parts = {"store": _store(found), "store_breaker": _breaker(surface), "node": _node(surface)}
     if not found.trouble:
         parts["providers"] = await _providers(surface)
     parts["maintenance"] = await _maintenance(surface)
-    if (memory := _memory(surface)) is not None:
-        parts["memory"] = memory
+    extra = {"memory": _memory(surface), "spool": _spool(surface)}
+    parts |= {name: part for name, part in extra.items() if part is not None}
     status = max((str(part["status"]) for part in parts.values()), key=_ORDER.index)
     body = {
         "status": status,
@@ -104,6 +106,18 @@ def _store(found: Finding) -> Component:
     detail = f"read {found.read_ms} ms, commit {found.write_ms} ms"
     status = "degraded" if slowest > SLOW_MS else "healthy"
     return _part(status, detail, latency_ms=found.write_ms)
+
+
+def _breaker(surface: Surface) -> Component:
+    """Before the store, as requests meet it: each process has its own."""
+    told = surface.gate.to_json()
+    state = surface.gate.state
+    if state is State.CLOSED:
+        return _part("healthy", state.value)
+    detail = f"{state.value}: {told['detail']}"
+    if state is State.OPEN:
+        return _part("unhealthy", f"{detail}; asked again in {told['retry_in_s']} s")
+    return _part("degraded", detail)
 
 
 def _node(surface: Surface) -> Component:
@@ -147,3 +161,17 @@ def _memory(surface: Surface) -> Component | None:
     is_shedding = bool(told.get("is_shedding"))
     detail = f"{told.get('use')} of {told.get('limit')} bytes"
     return _part("degraded" if is_shedding else "healthy", detail)
+
+
+def _spool(surface: Surface) -> Component | None:
+    """Results that were paid for and that the store has not taken yet."""
+    spool = surface.node.spool if surface.node is not None else None
+    if spool is None:
+        return None
+    (results, size), oldest_at = spool.held, spool.oldest_at
+    detail = f"{results} results are held, {size} bytes"
+    if oldest_at is None:
+        return _part("healthy", detail)
+    age_s = max(0.0, (surface.clock.now_us() - oldest_at) / MICROSECONDS)
+    status = "degraded" if age_s > LANDING_S else "healthy"
+    return _part(status, f"{detail}; the oldest has waited for the store for {age_s:.1f} s")

@@ -5,6 +5,7 @@ Routes change nothing in it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple, Protocol
@@ -14,7 +15,8 @@ from fastapi import Depends, Request
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.node import Node
-from llm_orchestrator.errors import Refused
+from llm_orchestrator.engine.store_breaker import StoreBreaker
+from llm_orchestrator.errors import Refused, StoreResting, StoreUnavailable
 from llm_orchestrator.model import Json, NewRun, Workflow
 from llm_orchestrator.security.audit import AuditLog
 from llm_orchestrator.server.auditing import asked
@@ -71,6 +73,8 @@ class Surface:
     """See the module's docstring. `node` is None in a process that serves the API only."""
 
     store: Database
+    """Behind `gate`: a store that does not answer costs a request no time."""
+    gate: StoreBreaker
     clock: Clock
     operator: Operator
     catalogue: Catalogue
@@ -91,6 +95,7 @@ class Surface:
     collector: Collector = field(init=False)
     audit: AuditLog = field(init=False)
     """This process's chain of the audit log."""
+    _accepting: set[asyncio.Task[str]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.audit = AuditLog(self.store, self.clock, self.store.node_id, metrics=self.metrics)
@@ -109,18 +114,43 @@ class Surface:
         """Make a run durable and start it, here or wherever there is room. Its id.
 
         With an idempotency key that was used before, the first run's id. Raises Maintenance or
-        Draining, KeyReused for a key that came with another request.
+        Draining, KeyReused for a key that came with another request; StoreUnavailable when nobody
+        knows yet whether it is accepted: the same key tells.
         """
         await self.admission.check()
         if self.node is None:
             return await self.operator.accept(new)
         try:
-            return await self.node.accept(new)
+            return await self._accept_here(self.node, new)
         except Refused:
             earlier = await self.operator.earlier(new)
             if earlier is None:
                 raise
             return earlier
+
+    async def _accept_here(self, node: Node, new: NewRun) -> str:
+        """The node's writer gives up on nothing: it goes on when this request has been answered."""
+
+        async def ask() -> str:
+            accepting = asyncio.create_task(node.accept(new), name=f"accept {new.run_id}")
+            self._accepting.add(accepting)
+            accepting.add_done_callback(self._accepted)
+            return await asyncio.shield(accepting)
+
+        try:
+            return await self.gate.call(ask)
+        except StoreResting:
+            raise  # it was not asked
+        except StoreUnavailable as error:
+            raise StoreUnavailable(
+                f"run {new.run_id} may be accepted as soon as the store answers: {error.message}",
+                hint="ask again with the same Idempotency-Key, or look for the run",
+            ) from error
+
+    def _accepted(self, task: asyncio.Task[str]) -> None:
+        self._accepting.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked may have left: no "never retrieved" warning
 
 
 def surface_in(request: Request) -> Surface:

@@ -83,6 +83,11 @@ class Spool:
         """How many results no store has taken yet, and their bytes."""
         return len(self._held), sum(len(record.offer.payload) for record in self._held)
 
+    @property
+    def oldest_at(self) -> int | None:
+        """When the oldest of them was made, microseconds on the store's clock; None without any."""
+        return min((record.offer.made_at for record in self._held), default=None)
+
     @classmethod
     def open(
         cls,

@@ -20,7 +20,9 @@ from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.driver import NodeOptions
 from llm_orchestrator.engine.execution import Publish
 from llm_orchestrator.engine.maintenance import Admission, Watch
+from llm_orchestrator.engine.measure import store_gauges
 from llm_orchestrator.engine.node import Node, registration
+from llm_orchestrator.engine.store_breaker import StoreBreaker, gated
 from llm_orchestrator.errors import ConfigError
 from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import MICROSECONDS
@@ -197,14 +199,18 @@ class Serving:
     def _make_surface(self, store: Database, node: Node | None) -> Surface:
         config = self._config
         guard: Guard = TokenGuard(config.token) if config.token else OpenGuard()
+        gate = node.store_gate if node else StoreBreaker(store.clock)
+        door = node.admission if node else self._make_admission(store, gate)
+        guarded = gated(store, gate)
         return Surface(
-            store=store,
+            store=guarded,
+            gate=gate,
             clock=store.clock,
-            operator=Operator(store, store.clock, metrics=self._metrics),
+            operator=Operator(guarded, store.clock, metrics=self._metrics),
             catalogue=Definitions(config),
             feed=self._feed,
             guard=guard,
-            admission=node.admission if node else Admission(Watch(store, store.clock)),
+            admission=door,
             node=node,
             settings=_shown(config),
             version=__version__,
@@ -212,6 +218,12 @@ class Serving:
             metrics=self._metrics,
             is_stopping=lambda: self._is_stopping,
         )
+
+    def _make_admission(self, store: Database, gate: StoreBreaker) -> Admission:
+        """For a process without a node, which tells metrics how its breaker stands."""
+        self._metrics.watch(lambda: store_gauges(gate))
+        watch = Watch(store, store.clock, poll_s=self._config.maintenance_poll_s, gate=gate)
+        return Admission(watch, gate=gate)
 
 
 def _both(first: Publish, second: Publish | None) -> Publish:

@@ -7,7 +7,14 @@ from typing import Any, cast
 
 import pytest
 
-from llm_orchestrator.engine.store_breaker import POLICY, StoreBreaker, gated
+from llm_orchestrator.engine.store_breaker import (
+    PATIENCE_S,
+    POLICY,
+    PROBE_S,
+    StoreBreaker,
+    gated,
+    hurried,
+)
 from llm_orchestrator.errors import StoreDamaged, StoreResting, StoreUnavailable
 from llm_orchestrator.store.base import Batch, Database, PutRecord
 from llm_orchestrator.store.memory import MemoryStore
@@ -109,7 +116,7 @@ def test_a_probe_that_is_given_up_leaves_its_place_to_another() -> None:
         ward = Ward()
         await ward.open()
         await ward.clock.sleep(POLICY.open_s)
-        ward.is_away, ward.takes = False, 5.0
+        ward.is_away, ward.takes = False, PROBE_S / 2
         probe = asyncio.ensure_future(ward.call())
         await ward.clock.sleep(0.1)
         with pytest.raises(StoreResting):
@@ -117,6 +124,59 @@ def test_a_probe_that_is_given_up_leaves_its_place_to_another() -> None:
         probe.cancel()
         await asyncio.gather(probe, return_exceptions=True)
         assert await ward.call() == "fine"
+
+    virtually(main())
+
+
+def test_no_answer_in_time_is_none_and_a_probe_is_given_less_time() -> None:
+    async def main() -> None:
+        ward = Ward()
+        ward.takes = 3_600.0
+        began = ward.clock.monotonic()
+        for _ in range(POLICY.failures_max):
+            with pytest.raises(StoreUnavailable, match="may still be done"):
+                await ward.call()
+        assert ward.clock.monotonic() - began == pytest.approx(PATIENCE_S * POLICY.failures_max)
+        assert ward.gate.state == "open"
+        await ward.clock.sleep(POLICY.open_s)
+        began = ward.clock.monotonic()
+        with pytest.raises(StoreUnavailable, match="no answer"):
+            await ward.call()
+        assert ward.clock.monotonic() - began == pytest.approx(PROBE_S)
+
+    virtually(main())
+
+
+def test_whoever_has_a_limit_of_his_own_is_told_of_that_one() -> None:
+    async def main() -> None:
+        ward = Ward()
+
+        async def late() -> None:
+            raise TimeoutError("of somebody else")
+
+        with pytest.raises(TimeoutError, match="somebody else"):
+            await ward.gate.call(late)
+        ward.takes = PATIENCE_S * 2
+        assert await ward.gate.call(ward.ask, patience_s=0.0) == "fine"
+
+    virtually(main())
+
+
+def test_a_hurried_look_at_a_gated_store_counts_like_any_other() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        gate, store = StoreBreaker(clock), cast("Database", MemoryStore(clock))
+        assert hurried(store, 1.0) is store
+        quick = hurried(gated(store, gate), 1.0)
+
+        async def hangs(kind: str, key: str) -> None:
+            await clock.sleep(3_600.0)
+
+        store.shelf.record = hangs  # type: ignore[method-assign, assignment]
+        for _ in range(POLICY.failures_max):
+            with pytest.raises(StoreUnavailable, match="within 1 s"):
+                await quick.shelf.record("k", "a")
+        assert gate.state == "open"
 
     virtually(main())
 
@@ -147,7 +207,7 @@ def test_reads_and_commits_of_a_gated_store_pass_the_breaker_and_nothing_else_do
         assert through.node_id == store.node_id
         calls = 0
 
-        async def count(ask: Any) -> Any:
+        async def count(ask: Any, **_: float) -> Any:
             nonlocal calls
             calls += 1
             return await ask()
@@ -156,7 +216,8 @@ def test_reads_and_commits_of_a_gated_store_pass_the_breaker_and_nothing_else_do
         await through.commit(Batch())
         await through.shelf.records("k")
         await through.look.next_wake()
+        await through.counts.census()
         await through.adopt("n", 1)
-        assert calls == 3
+        assert calls == 4
 
     virtually(main())
