@@ -130,8 +130,8 @@ def _round_trip_escaped(data: Mapping[str, Json]) -> tuple[bytes, dict[str, Json
 
 
 def _clean(value: dict[str, Json]) -> tuple[bytes, dict[str, Json]]:
-    value = redact_data(value)
-    return encode(value), value
+    payload = encode(redact_data(value))
+    return payload, decode(payload)  # a key that changed stands elsewhere now
 
 
 def _escaped(data: Mapping[str, Json]) -> str:

@@ -9,6 +9,7 @@ from llm_orchestrator.engine.attempt import CHECKPOINT_S, Attempt
 from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.store.base import Append, Batch
 from llm_orchestrator.store.memory import MemoryStore
+from llm_orchestrator.telemetry import redact
 from tests.store.support import HandClock, accepted, claim, land
 
 STEP = "story"
@@ -24,8 +25,14 @@ class Life:
         self.clock = clock
         self.writer = writer
         self.pending: list[Append] = []
+        self.shown = ""
         services = SimpleNamespace(
-            clock=clock, look=store.look, writer=self, commit=store.commit, spent=None, publish=None
+            clock=clock,
+            look=store.look,
+            writer=self,
+            commit=store.commit,
+            spent=None,
+            publish=print,
         )
         execution: Any = SimpleNamespace(
             run_id=writer.run_id,
@@ -33,9 +40,9 @@ class Life:
             if is_rewound
             else Fold(writer.run_id, intents={STEP: 1}),
             services=services,
-            head=None,
+            head=SimpleNamespace(epoch=1),
             idempotency_key=lambda key: key,
-            publish=lambda *told, **more: None,
+            publish=self.told,
         )
         providers: Any = None
         self.attempt = Attempt(execution, STEP, providers)
@@ -43,6 +50,14 @@ class Life:
     def append(self, _: Any, drafts: Any, *, changes: Any) -> None:
         """The group writer's part."""
         self.pending.append(self.writer.append(*drafts, changes=changes))
+
+    def told(self, what: str, _: str, data: dict[str, Any], *, attempt: int) -> None:
+        """The reader's part: each chunk goes where it says."""
+        if what == "reset":
+            self.shown = self.shown[: data["offset"]].ljust(data["offset"], "?")
+        if what == "chunk":
+            assert data["offset"] == len(self.shown)
+            self.shown += data["text"]
 
     async def says(self, *words: str) -> str:
         """Words come, each with a checkpoint; what a next life would read."""
@@ -103,3 +118,54 @@ async def test_pieces_that_a_rewind_took_back_are_no_part_of_the_next_answer() -
     assert await Life(store, clock, writer).says("a ", "b ", "c ") == "a b c "
     assert await Life(store, clock, writer, is_rewound=True).says("x ") == "x "
     assert await Life(store, clock, writer).says("y ") == "x y "
+
+
+async def test_a_secret_that_lies_across_pieces_is_neither_shown_nor_kept() -> None:
+    redact.remember("plant9-in-the-middle")
+    clock = HandClock()
+    store = MemoryStore(clock)
+    writer = await accepted(store)
+    entry, change = claim()
+    await land(store, writer.append(entry, change=change))
+    life = Life(store, clock, writer)
+    assert await life.says("my ", "key: plant9", "-in-the-", "middle, and") == "my key: ***, and"
+    assert life.shown == "my key: ***, and"
+    await life.attempt.emit(" plant9-")
+    assert life.shown == "my key: ***, and "
+    life.attempt.changes()
+    assert life.shown == "my key: ***, and plant9-", "it was none after all"
+
+
+async def test_what_was_held_back_of_a_cut_answer_comes_again() -> None:
+    redact.remember("plant9-in-the-middle")
+    clock = HandClock()
+    store = MemoryStore(clock)
+    writer = await accepted(store)
+    entry, change = claim()
+    await land(store, writer.append(entry, change=change))
+    assert await Life(store, clock, writer).says("a plant9", "-in") == "a "
+    life = Life(store, clock, writer)
+    assert await life.says("plant9", "-out") == "a plant9-out"
+    await life.attempt.emit("plant9")
+    await life.attempt.begin(2)
+    assert life.attempt.partial is not None
+    assert life.attempt.partial.text == "a plant9-out"
+    for piece in ("plant9", "-in-the-middle"):
+        await life.attempt.emit(piece)
+    assert life.shown == "??plant9-out***"
+
+
+async def test_handles_and_the_outbox_hold_no_secret() -> None:
+    redact.remember("plant9-in-the-middle")
+    clock = HandClock()
+    store = MemoryStore(clock)
+    writer = await accepted(store)
+    entry, change = claim()
+    await land(store, writer.append(entry, change=change))
+    life = Life(store, clock, writer)
+    life.attempt.keep_handle({"provider": "p", "handle": {"id": "x plant9-in-the-middle"}})
+    assert await life.says("a") == "a"
+    kept: Any = await store.look.progress(writer.run_id, STEP)
+    assert kept.handle["handle"]["handle"] == {"id": "x ***"}
+    await life.attempt.post_outbox("notify", {"text": ["plant9-in-the-middle"]})
+    assert list((await store.shelf.records("outbox")).values()) == [{"text": ["***"]}]

@@ -18,17 +18,20 @@ from llm_orchestrator.errors import StoreDamaged, TooLarge
 from llm_orchestrator.model import Entry, Kind
 from llm_orchestrator.store import journal
 from llm_orchestrator.store.journal import (
+    COMPRESS_BYTES_MIN,
     GENESIS,
     blob_digest,
     blob_reference,
     canonical,
     decode,
     encode,
+    encode_clean,
     is_blob_intact,
     link,
     round_trip,
     verify,
 )
+from llm_orchestrator.telemetry import redact
 
 RUN = "00000000-0000-7000-8000-000000000001"
 
@@ -367,3 +370,55 @@ def test_rows_that_a_repair_gave_up_are_not_looked_at_again() -> None:
     assert flaws(entries, known=[(3, bytes(32))]) == [(3, False)]
     del entries[2]
     assert flaws(entries, known=[(3, b""), (4, entries[2].digest)]) == []
+
+
+PLANTED = 'pl4nted "in\\ the/journäl'
+HOLDERS: list[Any] = [
+    PLANTED,
+    f"x{PLANTED}y",
+    {PLANTED: 1, "b": [PLANTED]},
+    [PLANTED, math.nan, b"bytes", 10**1000],
+    {"foreign": object, "lone": "\ud800", "text": PLANTED},
+    {"bytes": f"in bytes {PLANTED}".encode()},
+    "filler " * COMPRESS_BYTES_MIN + PLANTED,
+    ["filler " * COMPRESS_BYTES_MIN, PLANTED, math.inf],
+]
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> redact.Registry:
+    """Stands for what the process knows."""
+    made = redact.Registry()
+    monkeypatch.setattr(journal, "is_in_data", made.is_in)
+    monkeypatch.setattr(journal, "redact_data", made.redact_json)
+    return made
+
+
+@pytest.mark.parametrize("value", HOLDERS, ids=range(len(HOLDERS)))
+def test_what_a_run_brings_forth_is_recorded_and_goes_on_without_secrets(
+    value: Any, registry: redact.Registry
+) -> None:
+    before, _ = round_trip({"result": value})
+    registry.remember(PLANTED)
+    payload, recorded = round_trip({"result": value})
+    assert repr(decode(payload)) == repr(recorded), "a replay sees what went on"
+    assert encode_clean({"result": value}) == payload
+    assert "***" in repr(recorded)
+    assert registry.redact(repr(recorded)) == repr(recorded)
+    assert encode({"result": value}) == before, "what is compared depends on no knowledge"
+
+
+def test_a_secret_at_any_depth_that_json_bears_is_found(registry: redact.Registry) -> None:
+    registry.remember(PLANTED)
+    value: Any = PLANTED
+    for _ in range(400):
+        value = [value]
+    payload, recorded = round_trip({"result": value})
+    assert "***" in repr(recorded)
+    assert repr(decode(payload)) == repr(recorded)
+
+
+def test_a_secret_of_digits_leaves_numbers_alone(registry: redact.Registry) -> None:
+    registry.remember("4711004711")
+    payload, recorded = round_trip({"result": [4711004711, "4711004711"]})
+    assert recorded == decode(payload) == {"result": [4711004711, "***"]}

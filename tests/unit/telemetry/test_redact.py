@@ -10,6 +10,8 @@ from typing import cast
 from urllib.parse import quote, quote_plus
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.trace import Span, Status
 
 from llm_orchestrator.config import load_config, resolve_secret
@@ -18,7 +20,7 @@ from llm_orchestrator.errors import ProviderError
 from llm_orchestrator.providers.failures import EXCERPT_MAX, excerpt
 from llm_orchestrator.security.audit import pack
 from llm_orchestrator.telemetry import redact
-from llm_orchestrator.telemetry.redact import CHARACTERS_MIN, Registry, passwords_in
+from llm_orchestrator.telemetry.redact import CHARACTERS_MIN, Registry, Veil, passwords_in
 from llm_orchestrator.telemetry.tracing import _fail
 
 SECRET = 'k3y/+ "ü\\ & tab\tend'
@@ -88,6 +90,83 @@ def test_short_values_stay_and_so_does_everything_without_a_secret(registry: Reg
 def test_json_is_cleaned_at_every_depth_and_keeps_its_shape(registry: Registry) -> None:
     value = {"a": [1, None, True, 2.5, {SECRET: f"x{SECRET}"}], "b": SECRET}
     assert registry.redact_json(value) == {"a": [1, None, True, 2.5, {"***": "x***"}], "b": "***"}
+
+
+def test_the_depth_of_a_value_is_no_limit(registry: Registry) -> None:
+    value: list[object] = [SECRET]
+    for _ in range(5_000):
+        value = [value]
+    found = registry.redact_json(value)
+    while isinstance(found, list):
+        found = found[0]
+    assert found == "***"
+
+
+@pytest.mark.parametrize("value", [SECRET, "x" + SECRET, {SECRET: 1}, [{"a": [SECRET]}]])
+@pytest.mark.parametrize("is_ascii", [True, False])
+def test_json_that_holds_one_is_known_by_its_text(
+    registry: Registry, value: object, is_ascii: bool
+) -> None:
+    once = json.dumps(value, ensure_ascii=is_ascii)
+    assert registry.is_in(once)
+    assert registry.is_in(json.dumps({"inner": once}, ensure_ascii=False))
+    assert not registry.is_in(json.dumps([SECRET[:-1], SECRET[1:]], ensure_ascii=is_ascii))
+
+
+def test_json_of_every_form_is_known_by_its_text(registry: Registry) -> None:
+    forms = registry._forms
+    assert len(forms) > 10
+    for form in forms:
+        assert registry.is_in(json.dumps({"a": f"x{form}y"}, ensure_ascii=False)), form
+
+
+@pytest.mark.parametrize(
+    ("secret", "is_word"),
+    [("password", True), ("completions", True), ("pass-word", False), ("passw0rds", False),
+     ("Password", False), ("correcthorsebattery", False), ("12345678", False)],
+)  # fmt: skip
+def test_a_plain_word_stays_in_data_and_in_nothing_else(secret: str, is_word: bool) -> None:
+    redact.remember(secret)
+    assert redact.redact(f"the {secret}") == "the ***"
+    assert redact.is_in_data(f'"the {secret}"') is not is_word
+    assert redact.redact_data([f"the {secret}"]) == [f"the {secret}" if is_word else "the ***"]
+
+
+PIECES = st.lists(
+    st.one_of(
+        st.sampled_from(["abcdefgh", "abcdefgh-more", "abcd", "efgh-", "h-more", "a", "YWJj"]),
+        st.text("abcdefgh-YWJjZGVmZ2g= ", max_size=6),
+    ),
+    max_size=12,
+)
+
+
+@given(PIECES)
+def test_a_text_in_pieces_is_cleaned_as_if_it_came_whole(pieces: list[str]) -> None:
+    registry = Registry()
+    registry.remember("abcdefgh")
+    registry.remember("abcdefgh-more")
+    veil, whole = Veil(registry), "".join(pieces)
+    shown = "".join([veil.push(piece) for piece in pieces])
+    assert "abcdefgh" not in shown
+    assert shown + veil.rest() == registry.redact(whole)
+
+
+def test_of_a_text_in_pieces_only_what_may_become_one_is_held_back() -> None:
+    registry = Registry()
+    registry.remember("kx9-planted")
+    veil = Veil(registry)
+    assert veil.push("a word, ") == "a word, "
+    assert veil.push("then kx9-pl") == "then "
+    assert veil.push("ace: kx9-") == "kx9-place: "
+    assert veil.push("plant") == ""
+    assert veil.push("ed!") == "***!"
+    assert veil.push("kx9") == ""
+    veil.drop()
+    assert veil.push("-planted") == "-planted"
+    assert veil.push("kx") == ""
+    assert veil.rest() == "kx"
+    assert veil.rest() == ""
 
 
 def test_nothing_is_remembered_nothing_is_copied() -> None:
