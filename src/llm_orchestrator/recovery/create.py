@@ -11,18 +11,14 @@ ends with the process. A failed upload leaves the file where it is, and raises N
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import json
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import NotUploaded, OperatorError, StoreError, StoreFull
@@ -34,6 +30,7 @@ from llm_orchestrator.recovery.manifest import ENDINGS, PREFIX, Manifest
 from llm_orchestrator.recovery.places import Place
 from llm_orchestrator.recovery.places_folder import name_file
 from llm_orchestrator.recovery.report import report
+from llm_orchestrator.recovery.scratch import in_thread, scratch
 from llm_orchestrator.store.base import Batch, Database, PutRecord
 from llm_orchestrator.store.copying import Advance, Copier, Cut
 
@@ -41,13 +38,10 @@ BACKUP = "backup"
 LAST = "last"
 HEADS_MAX = 200_000
 """So many unfinished runs are named in a manifest; the dump has them all."""
-MAKING = ".making-"
 _ROOM_BYTES = pack.ROOM_BYTES
 _RECORD_TRIES = 5
 Watch = Callable[[str, int, int], None]
 """Told now and then: `dump`, `pack` or `upload`, bytes done, bytes in all (0: not known)."""
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +88,8 @@ async def create(
     if options.compression not in COMPRESSIONS:
         raise StoreError(f"no such compression: {options.compression}")
     recipients = read_recipients(options.recipients)  # before any work is done
-    async with locked(store, clock), _scratch(options.folder) as scratch:
-        making = _Making(copier, options, store, clock, scratch)
+    async with locked(store, clock), scratch(options.folder) as folder:
+        making = _Making(copier, options, store, clock, folder)
         made = await making.make(recipients)
         trouble = await making.upload(made, place) if place is not None else None
         if place is not None and trouble is None:
@@ -113,13 +107,13 @@ class _Making:
     """One backup while it is made."""
 
     def __init__(
-        self, copier: Copier, options: Options, store: Database, clock: Clock, scratch: Path
+        self, copier: Copier, options: Options, store: Database, clock: Clock, folder: Path
     ) -> None:
         self._copier = copier
         self._options = options
         self._store = store
         self._clock = clock
-        self._scratch = scratch
+        self._scratch = folder
         self._begun = clock.monotonic()
         self._begun_us = clock.now_us()
 
@@ -141,7 +135,7 @@ class _Making:
         small = {**_definitions(flows), "config.json": _config(options.config)}
         small["report.txt"] = report(manifest, options.config, warnings).encode()
         file = self._scratch / f"packed{ending}"
-        packed = await _in_thread(
+        packed = await in_thread(
             pack.write,
             file,
             pack.Content(manifest, dump, small),
@@ -301,70 +295,3 @@ def _need_room(folder: Path, size_bytes: int, what: str) -> None:
             f"{folder.parent} has room for {free} bytes; {what} may need {size_bytes}",
             hint="llmo backup prune, or another backup_dir",
         )
-
-
-@contextlib.asynccontextmanager
-async def _scratch(folder: Path) -> AsyncIterator[Path]:
-    """A folder for what is half-made. Removes those of makers that died."""
-    try:
-        holder = await asyncio.to_thread(_open_scratch, folder)
-    except OSError as error:
-        raise pack.explained(error, folder / "a backup") from error
-    try:
-        yield holder.path
-    finally:
-        await asyncio.to_thread(holder.remove)
-
-
-class _Scratch(NamedTuple):
-    path: Path
-    handle: int
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self.handle)
-
-
-def _open_scratch(folder: Path) -> _Scratch:
-    folder.mkdir(parents=True, exist_ok=True)
-    turn = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(turn, fcntl.LOCK_EX)  # nobody takes a new one, not locked yet, for a leftover
-        for old in _leftovers(folder):
-            shutil.rmtree(old, ignore_errors=True)
-        path = Path(tempfile.mkdtemp(prefix=MAKING, dir=folder))
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(turn)
-    return _Scratch(path, handle)
-
-
-def _leftovers(folder: Path) -> Iterator[Path]:
-    """Scratch folders that nobody holds."""
-    for path in folder.glob(f"{MAKING}*"):
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield path
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(handle)
-
-
-async def _in_thread(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """In a thread that is told to stop, and waited for, when the caller is cancelled."""
-    stop = pack.Stop()
-    options["stop"] = stop
-    running = asyncio.create_task(asyncio.to_thread(work, *args, **options))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        stop.is_set = True
-        with contextlib.suppress(InterruptedError, OperatorError):
-            await running
-        raise
