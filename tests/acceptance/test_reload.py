@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from llm_orchestrator import Context, step, workflow
 from llm_orchestrator.config import Config
 from llm_orchestrator.engine.driver import NodeOptions
-from llm_orchestrator.errors import ConfigError
+from llm_orchestrator.errors import ConfigError, RunFailed
 from llm_orchestrator.store.base import QueueLimit
 from llm_orchestrator.wire import Orchestrator
 from llm_orchestrator.wire.orchestrator import node_options
@@ -39,6 +40,14 @@ class Meter:
 
 
 meters: list[Meter] = []
+FETCH = """
+name: fetch
+steps:
+  - {{id: get, type: action, action: http, url: "http://127.0.0.1:{port}/",
+     retry: {{max_attempts: 1}}}}
+outputs:
+  said: "{{{{ steps.get.body }}}}"
+"""
 
 
 @step
@@ -129,6 +138,39 @@ async def test_a_providers_limit_changes_but_not_its_address(tmp_path: Path) -> 
         assert guard.limiter is None
         moved = replace(old, providers={"house": {"base_url": "http://other/v1"}})
         assert reload(gone, moved, engine).waiting == ("providers",)
+
+
+async def test_what_workflows_may_reach_changes_for_the_next_request(tmp_path: Path) -> None:
+    visits = 0
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal visits
+        visits += 1
+        return web.Response(text="here")
+
+    runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    flow = tmp_path / "fetch.yaml"
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    flow.write_text(FETCH.format(port=port))
+    closed = settings(tmp_path)
+    open_ = replace(closed, outgoing_allow=["127.0.0.0/8"])
+    async with Orchestrator(config=closed) as engine:
+        with pytest.raises(RunFailed, match="may not reach"):
+            await engine.run(flow)
+        assert reload(closed, open_, engine).changed == ("outgoing_allow",)
+        assert await engine.run(flow) == {"said": "here"}
+        with pytest.raises(ConfigError, match="outgoing_allow"):
+            reload(open_, replace(open_, outgoing_allow=["a b"], runs_max=3), engine)
+        assert engine.node.driver.options.runs_max == open_.runs_max
+        assert await engine.run(flow) == {"said": "here"}
+        assert reload(open_, closed, engine).changed == ("outgoing_allow",)
+        with pytest.raises(RunFailed, match="may not reach"):
+            await engine.run(flow)
+    assert visits == 2
+    await runner.cleanup()
 
 
 def test_every_name_is_a_setting() -> None:

@@ -63,6 +63,12 @@ class Actions:
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
+    def allow(self, outgoing_allow: Sequence[str]) -> None:
+        """Other places from now on; a request that is on its way goes by the old ones."""
+        self._outgoing_allow = outgoing_allow
+        for name in _OUTGOING:
+            self._loaded.pop(name, None)
+
     def names(self) -> list[str]:
         """Every name that is performed here, sorted; all others go to the outbox."""
         self._look_for_plug_ins()

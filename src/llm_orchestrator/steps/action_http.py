@@ -156,10 +156,10 @@ def sign(secret: str, message: bytes) -> str:
 
 async def send(context: StepContext, request: Request, policy: Outgoing) -> Outputs:
     """Issue one request. Raises ProviderError's subclasses, as the module's docstring says."""
-    progress = _Progress()
+    progress, connector = _Progress(), policy.connector()
     try:
         async with (
-            _open_session(request, progress, policy.connector()) as session,
+            _open_session(request, progress, connector) as session,
             session.request(
                 request.method,
                 request.url,
@@ -181,6 +181,8 @@ async def send(context: StepContext, request: Request, policy: Outgoing) -> Outp
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, aiohttp.TooManyRedirects) as error:
         raise ProviderInvalidRequest(f"{request.label}: {type(error).__name__}") from error
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        if connector.refusal is not None:
+            raise connector.refusal from error
         _explain(request, error, is_sent=progress.is_sent)
 
 
@@ -222,7 +224,7 @@ def _open_session(
     async def name_host(
         hop: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        connector.host = hop.url.host or ""
+        connector.begin(hop.url.host or "")
         return await handler(hop)
 
     return aiohttp.ClientSession(

@@ -9,6 +9,7 @@ not checked here.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Sequence
@@ -64,17 +65,34 @@ class Outgoing:
 
 
 class CheckedConnector(aiohttp.TCPConnector):
-    """Connects only to what its policy allows. `host` is set before each hop."""
+    """Connects only to what its policy allows. Call `begin` before each hop.
+
+    A name may have several addresses, tried side by side: one that is not to be reached is left
+    out like one that does not answer (the client library takes nothing but an OSError for that).
+    """
 
     def __init__(self, policy: Outgoing) -> None:
-        self.host = ""
+        self.refusal: ProviderInvalidRequest | None = None
+        """Why this hop went nowhere: none of its addresses is to be reached."""
+        self._host = ""
+        self._has_tried = False
         self._policy = policy
         super().__init__(use_dns_cache=False, socket_factory=self._make, force_close=True)
+
+    def begin(self, host: str) -> None:
+        """A hop to this host."""
+        self._host, self._has_tried, self.refusal = host, False, None
 
     def _make(self, info: Any) -> socket.socket:
         """A socket for the address that it will be connected to, and no other."""
         family, kind, protocol, _, address = info
-        self._policy.check(self.host, str(address[0]))
+        try:
+            self._policy.check(self._host, str(address[0]))
+        except ProviderInvalidRequest as error:
+            if not self._has_tried:
+                self.refusal = error
+            raise PermissionError(errno.EACCES, error.message) from error
+        self._has_tried, self.refusal = True, None
         made = socket.socket(family, kind, protocol)
         made.setblocking(False)
         return made

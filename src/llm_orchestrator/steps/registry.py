@@ -45,7 +45,8 @@ class StepTypes:
             if step.type in BUILT_IN:
                 raise OperatorError(f"step type {step.type!r} is built in and cannot be replaced")
         self._known: dict[str, Leaf | Control] = {step.type: step for step in extra}
-        self._known["action"] = Action(actions)
+        self.actions = actions or Actions()
+        self._known["action"] = Action(self.actions)
         self._plug_ins: dict[str, Any] | None = None
 
     def leaf(self, name: str) -> Leaf:

@@ -231,10 +231,10 @@ class Orchestrator:
         await self._telemetry.close()
 
     def reconfigure(self, config: Config) -> None:
-        """Other settings from now on: providers' limits, and what is asked of later workflows."""
+        """Other settings from now on: providers' limits, and what workflows may reach."""
         self.config = config
         if self._tools is not None:
-            _tools_module().limit_providers(self._tools, config)
+            _tools_module().reconfigure(self._tools, config)
 
     async def run(
         self, workflow: CodeWorkflow[Any] | str | Path, inputs: Json = None, **options: Any

@@ -24,7 +24,7 @@ _BOUNDS = {
     "steps_max": "steps_max",
 }
 """Settings of a node, and the NodeOptions that they become."""
-RELOADABLE = frozenset({*_BOUNDS, "drain_timeout_s", "log_level"})
+RELOADABLE = frozenset({*_BOUNDS, "drain_timeout_s", "log_level", "outgoing_allow"})
 LIMITS = frozenset({"requests_per_minute", "tokens_per_minute"})
 """What of a provider's table can change."""
 _NOT_SETTINGS = frozenset({"origins"})
@@ -52,6 +52,8 @@ def reload(old: Config, new: Config, orchestrator: Orchestrator | None = None) -
     waiting = [name for name in different if name not in changed]
     kept: dict[str, Any] = {name: getattr(old, name) for name in waiting}
     config = replace(new, **kept)
+    if "outgoing_allow" in changed:
+        _check_outgoing(config.outgoing_allow)
     if orchestrator is not None:
         _change(orchestrator, config, changed)
     if "log_level" in changed and config.log_level:
@@ -64,6 +66,13 @@ def reload(old: Config, new: Config, orchestrator: Orchestrator | None = None) -
             "these settings changed, but need a restart to be in force: %s", ", ".join(waiting)
         )
     return Reloaded(tuple(changed), tuple(waiting), config)
+
+
+def _check_outgoing(entries: Sequence[str]) -> None:
+    """Raises ConfigError for an entry that means nothing."""
+    from llm_orchestrator.steps.outgoing import Outgoing  # noqa: PLC0415 (its client is slow)
+
+    Outgoing(entries)
 
 
 def _change(orchestrator: Orchestrator, config: Config, changed: Sequence[str]) -> None:

@@ -120,10 +120,11 @@ def make_tools(
     return Tools(step_types, Templates(), registry, resolve_secret, close)
 
 
-def limit_providers(tools: Tools, config: Config) -> None:
-    """Give running providers the limits of another configuration."""
+def reconfigure(tools: Tools, config: Config) -> None:
+    """Another configuration's limits of providers, and where workflows may send requests."""
     assert isinstance(tools.providers, Registry)
     tools.providers.limit(provider_settings(config).limits)
+    tools.step_types.actions.allow(config.outgoing_allow)
 
 
 def provider_settings(config: Config) -> ProviderSettings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import ipaddress
 import socket
 from collections.abc import AsyncIterator
@@ -118,6 +120,109 @@ async def test_a_redirect_is_checked_at_each_hop(here: Here) -> None:
     here.location = f"http://127.0.0.1:{here.port}/"  # allowed by that name only
     with pytest.raises(ProviderInvalidRequest, match=r"127\.0\.0\.1 leads"):
         await get(f"http://localhost:{here.port}/", "localhost")
+
+
+class Names:
+    """Answers look-ups of `*.test` from a script; the last answer is repeated."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers: dict[str, list[list[str]]] = {}
+        self.asked: list[str] = []
+        monkeypatch.setattr(socket, "getaddrinfo", self.look_up)
+
+    def look_up(self, host: str, port: Any, *rest: Any, **more: Any) -> list[Any]:
+        self.asked.append(host)
+        script = self.answers[host]
+        found = script.pop(0) if len(script) > 1 else script[0]
+        return [self._row(address, port) for address in found]
+
+    def _row(self, address: str, port: Any) -> tuple[Any, ...]:
+        if ":" in address:
+            return socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, port, 0, 0)
+        return socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    return Names(monkeypatch)
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every address that a socket is asked to connect to; beyond this machine nothing is."""
+    found: list[str] = []
+    connect = asyncio.SelectorEventLoop.sock_connect
+
+    async def watched(loop: Any, sock: socket.socket, address: Any) -> None:
+        found.append(address[0])
+        if not ipaddress.ip_address(address[0]).is_loopback:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "nobody is there")
+        await connect(loop, sock, address)
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", watched)
+    return found
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["127.0.0.1", "1.1.1.1"],
+        ["1.1.1.1", "127.0.0.1"],
+        ["1.1.1.1", "::1", "2606:4700::1111"],
+        ["2606:4700::1111", "::ffff:127.0.0.1"],
+        ["::ffff:7f00:1"],
+        ["64:ff9b::7f00:1", "127.0.0.1"],
+        ["1.1.1.1", "169.254.169.254"],
+    ],
+    ids=" ".join,
+)
+async def test_of_several_answers_only_public_ones_are_connected_to(
+    here: Here, names: Names, attempts: list[str], answers: list[str]
+) -> None:
+    names.answers["mixed.test"] = [answers]
+    with pytest.raises(OrchestratorError) as raised:
+        await get(f"http://mixed.test:{here.port}/?token=hidden")
+    assert here.visits == 0
+    public = [each for each in answers if is_public(ipaddress.ip_address(each))]
+    assert set(attempts) == set(public)
+    assert raised.value.retryable is bool(public), "one that might answer is worth another try"
+    assert "hidden" not in raised.value.message
+
+
+async def test_each_connection_is_checked_by_its_own_look_up(
+    here: Here, names: Names, attempts: list[str]
+) -> None:
+    """An answer that was good is forgotten: the next request asks, and is checked, again."""
+    names.answers["turns.test"] = [["1.1.1.1"], ["127.0.0.1"], ["1.1.1.1"]]
+    for _ in range(3):
+        with pytest.raises(OrchestratorError):
+            await get(f"http://turns.test:{here.port}/")
+    assert (here.visits, attempts) == (0, ["1.1.1.1", "1.1.1.1"])
+    assert names.asked == ["turns.test"] * 3
+
+
+async def test_a_redirect_to_a_name_with_other_answers_is_checked(
+    here: Here, names: Names, attempts: list[str]
+) -> None:
+    """The first hop is allowed by its name; the second one has to be public by itself."""
+    names.answers["door.test"] = [["127.0.0.1"]]
+    names.answers["inside.test"] = [["::ffff:127.0.0.1", "127.0.0.1"]]
+    here.location = f"http://inside.test:{here.port}/"
+    with pytest.raises(ProviderInvalidRequest, match=r"inside\.test leads to"):
+        await get(f"http://door.test:{here.port}/", "door.test")
+    assert (here.visits, attempts) == (1, ["127.0.0.1"])
+
+
+async def test_a_redirect_back_to_a_name_that_has_moved_is_checked(
+    here: Here, names: Names, attempts: list[str]
+) -> None:
+    """The address was allowed, not the name: on the second hop it leads elsewhere."""
+    names.answers["moves.test"] = [["127.0.0.1"], ["127.0.0.2", "::1"]]
+    here.location = f"http://moves.test:{here.port}/again"
+    with pytest.raises(ProviderInvalidRequest, match=r"moves\.test leads to"):
+        await get(f"http://moves.test:{here.port}/", "127.0.0.1")
+    assert (here.visits, attempts) == (1, ["127.0.0.1"])
+    assert names.asked == ["moves.test"] * 2
 
 
 async def test_a_name_that_changes_its_mind_is_not_followed(
