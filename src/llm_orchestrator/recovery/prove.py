@@ -17,14 +17,15 @@ from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.audit import verify_store
 from llm_orchestrator.errors import OrchestratorError
 from llm_orchestrator.model import Json
+from llm_orchestrator.recovery.create import BACKUP
 from llm_orchestrator.recovery.manifest import Manifest
 from llm_orchestrator.recovery.quiet import quiet
 from llm_orchestrator.store.base import Batch, Database, PutRecord, Store
 from llm_orchestrator.store.copying import Aside, Copier
 
-BACKUP = "backup"
-"""Kind of the records about backups: `last`, `proved`."""
-PROVED = "proved"
+PROVED, DISPROVED = "proved", "disproved"
+"""Keys of records of kind BACKUP, beside `last`."""
+_REMEMBERED = 200
 FLAWS_MAX = 20
 CheckAudit = Callable[[Store], Awaitable[Sequence[str]]]
 """What is wrong with a store's audit log (security/audit_check.py, handed in)."""
@@ -139,7 +140,10 @@ async def record_proof(store: Store, proof: Proof, now_us: int) -> None:
 
     Raises StoreError; Refused never: whoever wrote meanwhile wrote as good a proof.
     """
-    key = PROVED if proof.is_good else "disproved"
-    _, version = await store.shelf.record(BACKUP, key)
-    value = {**proof.to_json(), "at": now_us}
+    key = PROVED if proof.is_good else DISPROVED
+    before, version = await store.shelf.record(BACKUP, key)
+    known = before.get("all") if isinstance(before, dict) else None
+    every = {**(known if isinstance(known, dict) else {}), proof.backup_id: now_us}
+    kept = dict(sorted(every.items())[-_REMEMBERED:])
+    value = {**proof.to_json(), "at": now_us, "all": kept}
     await store.commit(Batch(changes=(PutRecord(BACKUP, key, value, version),)))

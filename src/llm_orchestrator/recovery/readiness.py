@@ -21,12 +21,12 @@ from ruamel.yaml.error import YAMLError
 
 from llm_orchestrator.errors import ConfigError
 from llm_orchestrator.model import MICROSECONDS, Json, Usage
-from llm_orchestrator.recovery.prove import BACKUP, PROVED
+from llm_orchestrator.recovery.create import BACKUP, LAST
+from llm_orchestrator.recovery.prove import DISPROVED, PROVED
 from llm_orchestrator.store.base import Database, RunFilter
 from llm_orchestrator.store.journal import decode
 from llm_orchestrator.store.statistics import Standby
 
-LAST = "last"
 RUNS_MAX = 2_000
 """So many runs are read for what they have spent; beyond it the sum is a lower bound."""
 CLASSES = (
@@ -88,7 +88,7 @@ def _age(at: Json, now_us: int) -> float | None:
 async def read_backups(store: Database) -> Backups:
     """What the store knows of its backups. Raises StoreError."""
     records = await store.shelf.records(BACKUP)
-    last, proved, disproved = (records.get(key) or {} for key in (LAST, PROVED, "disproved"))
+    last, proved, disproved = (records.get(key) or {} for key in (LAST, PROVED, DISPROVED))
     return Backups(last, proved, disproved)
 
 
