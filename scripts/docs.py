@@ -25,6 +25,7 @@ from llm_orchestrator.cli.main import VERBS, command_of, help_text
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.machine import TRANSITIONS
+from llm_orchestrator.engine.store_breaker import StoreBreaker
 from llm_orchestrator.language import base, definition, steps
 from llm_orchestrator.language.templates import FILTERS
 from llm_orchestrator.language.templates import FUNCTIONS as TEMPLATE_FUNCTIONS
@@ -506,6 +507,7 @@ def openapi_document() -> str:
     store = MemoryStore(clock)
     surface = Surface(
         store=store,
+        gate=StoreBreaker(clock),
         clock=clock,
         operator=Operator(store, clock),
         catalogue=Definitions(config.Config()),

@@ -13,7 +13,7 @@ from llm_orchestrator.server.auditing import WRITES
 from llm_orchestrator.server.principal import Permission, Principal
 from llm_orchestrator.store.audit import ForgetAudit
 from llm_orchestrator.store.base import Batch, Receipt
-from tests.server.support import ECHO, LISTENS, WAITS, Site
+from tests.server.support import ECHO, LISTENS, WAITS, YAML, Site
 
 
 async def entries(site: Site, **wanted: Any) -> list[dict[str, Any]]:
@@ -140,6 +140,39 @@ async def test_pages_follow_each_other(site: Site) -> None:
     last = await site.get("/audit/events", since=whole[-1]["at"], until="2999-01-01T00:00:00Z")
     assert last.json()["items"] == whole
     assert (await site.get("/audit/events", until="2001-01-01T00:00:00Z")).json()["items"] == []
+
+
+async def test_an_entry_is_found_by_its_id(site: Site) -> None:
+    await site.register(ECHO)
+    for row in (await site.get("/audit/events")).json()["items"]:
+        answer = await site.get(f"/audit/events/{row['id']}")
+        assert (answer.status_code, answer.json()) == (200, row)
+    chain_id = row["id"].partition("/")[0]
+    for wrong in (f"{chain_id}/4", f"{chain_id}x/1", f"{chain_id[:-1]}/1"):
+        answer = await site.get(f"/audit/events/{wrong}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), wrong
+    for wrong in (f"{chain_id}/0", f"{chain_id}/x", f"{chain_id}/{10**13}"):
+        assert (await site.get(f"/audit/events/{wrong}")).status_code == 422, wrong
+
+
+async def test_a_definition_is_named_with_its_version(site: Site) -> None:
+    await site.register(ECHO)
+    changed = ECHO.replace('"!"', '"?"')
+    assert (await site.register(changed)).status_code == 409
+    put = await site.http.put("/api/v1/workflows/echo", content=changed, headers=YAML)
+    assert put.status_code == 201, put.text
+    assert (await site.register("name: echo")).status_code == 422
+    assert await told(site) == [
+        ("workflows.register", "echo@1.0", "intended"),
+        ("workflows.register", "echo@1.0", "success"),
+        ("workflows.register", "echo@1.0", "refused"),
+        ("workflows.replace", "echo@1.0", "intended"),
+        ("workflows.replace", "echo@1.0", "success"),
+        ("workflows.register", "", "refused"),
+    ]
+    kept = (await site.get("/workflows/echo")).json()["versions"]
+    digests = [row["detail"].get("digest") for row in await entries(site)]
+    assert {digests[1], digests[4]} == {each["digest"] for each in kept}
 
 
 async def test_a_check_finds_what_was_removed(site: Site) -> None:

@@ -7,8 +7,9 @@ for them the result alone is written. The answer ends once its entry is durable;
 written is logged, for what was done is done.
 
 Routes may add what only they know: `began` (a run was started: its entry need not wait for the
-answer), `tell` (facts), `leave_out` (nothing was to be changed: a preview). A request without a
-valid token, or for which there is no route, is no entry: anybody could fill the store.
+answer), `tell` (facts), `name` (what it is about), `leave_out` (nothing was to be changed: a
+preview). A request without a valid token, or for which there is no route, is no entry: anybody
+could fill the store.
 """
 
 from __future__ import annotations
@@ -91,13 +92,31 @@ _unfinished: set[asyncio.Task[None]] = set()
 """Tasks that nobody waits for must be held by somebody."""
 
 
-async def asked(principal: Principal, permission: Permission) -> None:
-    """Somebody who is known asks for something. Raises StoreError: then it must not be done."""
+async def asked(principal: Principal, permission: Permission, *, is_named_later: bool) -> None:
+    """Somebody who is known asks for something. Raises StoreError: then it must not be done.
+
+    `is_named_later`: only the body says to what; the route calls `announce` before it does it.
+    """
     note = _current.get()
     if note is None or permission not in WRITES:
         return
     note.actor = principal.name
-    if permission in ANNOUNCED and permission in principal.permissions:
+    if permission in ANNOUNCED and permission in principal.permissions and not is_named_later:
+        await note.announce()
+
+
+def name(target: str, **facts: Json) -> None:
+    """What it is about, where the path does not say so."""
+    note = _current.get()
+    if note is not None:
+        note.target = target
+        note.facts.update(facts)
+
+
+async def announce() -> None:
+    """It is about to be done. Raises StoreError: then it must not be."""
+    note = _current.get()
+    if note is not None:
         await note.announce()
 
 

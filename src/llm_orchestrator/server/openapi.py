@@ -35,6 +35,7 @@ _PUBLIC = {"401", "403"}
 TAGS = (
     ("workflows", "Definitions, and starting runs of them."),
     ("runs", "Looking at runs and changing them."),
+    ("streams", "A run as it moves: server-sent events, WebSocket, plain text."),
     ("earlier names", "The same under the earlier system's paths."),
     ("audit", "Who did what; that nobody has changed it."),
     ("admin", "The server, its nodes, its settings."),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 from pydantic import AwareDatetime, Field, StringConstraints
 
+from llm_orchestrator.errors import NotFound
 from llm_orchestrator.model import Json
-from llm_orchestrator.security.audit import facts_of
+from llm_orchestrator.security.audit import facts_of, find_entry
 from llm_orchestrator.security.audit_check import check_audit
 from llm_orchestrator.server import models
 from llm_orchestrator.server.openapi import answers
@@ -21,6 +22,16 @@ from llm_orchestrator.store.audit import AuditEntry, AuditFilter
 router = APIRouter(prefix="/audit", tags=["audit"], route_class=StrictRoute)
 READ = Depends(Allowed(Permission.AUDIT_READ))
 HEADS_MAX = 1_000
+NUMBER_MAX = 10**12
+ChainPath = Annotated[
+    str,
+    Path(
+        min_length=1,
+        max_length=200,
+        pattern=rf"^[^/{models.CONTROL}]+$",
+        description="Its chain: what its id begins with.",
+    ),
+]
 Cursor = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{1,16}-[0-9]{1,12}-([0-9a-f]{2}){0,400}$")
 ]
@@ -107,6 +118,25 @@ async def events(wanted: Annotated[AuditQuery, Query()], surface: TheSurface) ->
     kept = found[: wanted.limit]
     following = _cursor(kept[-1]) if len(found) > wanted.limit else None
     return Reply({"items": [facts_of(entry) for entry in kept], "next": following})
+
+
+@router.get(
+    "/events/{chain_id}/{number}",
+    operation_id="audit_event",
+    responses=answers(404, _200=AuditFacts),
+    dependencies=[READ],
+)
+async def event(
+    chain_id: ChainPath,
+    number: Annotated[int, Path(ge=1, le=NUMBER_MAX, description="What stands behind the slash.")],
+    surface: TheSurface,
+) -> Reply:
+    """One entry, by its id: `/audit/events/` and the id, whose slash is the path's own."""
+    wanted = f"{chain_id}/{number}"
+    found = await find_entry(surface.store.shelf, wanted)
+    if found is None:
+        raise NotFound(f"there is no audit entry {wanted}", hint="llmo audit list")
+    return Reply(facts_of(found))
 
 
 @router.get(

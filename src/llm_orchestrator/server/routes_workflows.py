@@ -11,7 +11,7 @@ from pydantic import Field, RootModel
 
 from llm_orchestrator.errors import DefinitionError, NotFound, Refused
 from llm_orchestrator.model import Json, Workflow
-from llm_orchestrator.server import acts, earlier, models, shapes
+from llm_orchestrator.server import acts, auditing, earlier, models, shapes
 from llm_orchestrator.server.openapi import answers
 from llm_orchestrator.server.principal import Permission, Principal
 from llm_orchestrator.server.replies import Reply
@@ -20,6 +20,7 @@ from llm_orchestrator.server.surface import Allowed, Parsed, Surface, TheSurface
 
 router = APIRouter(tags=["workflows"], route_class=StrictRoute)
 READ = Depends(Allowed(Permission.WORKFLOW_READ))
+Writer = Annotated[Principal, Depends(Allowed(Permission.WORKFLOW_WRITE, is_named_later=True))]
 YAML = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
 _STEP: dict[str, Json] = {"type": "object", "required": ["id", "type"]}
 _FILE: dict[str, Json] = {
@@ -86,7 +87,7 @@ class WorkflowsOrRuns(RootModel[models.WorkflowPage | EarlierRuns]):
 async def register(
     request: Request,
     surface: TheSurface,
-    _: Annotated[Principal, Depends(Allowed(Permission.WORKFLOW_WRITE))],
+    _: Writer,
 ) -> Reply:
     """Keep a workflow: 201, or 200 when the same is there already.
 
@@ -94,6 +95,7 @@ async def register(
     """
     parsed = await _parsed(request, surface)
     stored = parsed.workflow
+    auditing.name(f"{stored.name}@{stored.version}", digest=stored.digest)
     same = await acts.versions_of(surface, stored.name, stored.version)
     if same and all(each.digest != stored.digest for each in same):
         raise Refused(
@@ -113,11 +115,12 @@ async def replace(
     request: Request,
     name: models.NamePath,
     surface: TheSurface,
-    _: Annotated[Principal, Depends(Allowed(Permission.WORKFLOW_WRITE))],
+    _: Writer,
 ) -> Reply:
     """Give a workflow a new version; new runs take it, others keep theirs."""
     parsed = await _parsed(request, surface)
     stored = parsed.workflow
+    auditing.name(f"{stored.name}@{stored.version}", digest=stored.digest)
     if stored.name != name:
         raise invalid("body", "name", f"it is {stored.name!r}; the path says {name!r}")
     known = await acts.versions_of(surface, name)
@@ -248,6 +251,7 @@ async def _keep(surface: Surface, parsed: Parsed, known: list[Workflow]) -> Repl
     warnings = list(parsed.warnings)
     if is_new and same:
         warnings.append(f"version {stored.version} had another content; new runs take this one")
+    await auditing.announce()
     await surface.operator.register(stored)
     surface.known.forget()
     kept = await surface.store.shelf.workflow(stored.name, stored.version, stored.digest)

@@ -176,12 +176,14 @@ async def principal_of(request: Request) -> Principal:
 class Allowed:
     """A dependency: `principal: Annotated[Principal, Depends(Allowed(Permission.RUN_READ))]`."""
 
-    def __init__(self, permission: Permission) -> None:
+    def __init__(self, permission: Permission, *, is_named_later: bool = False) -> None:
         self.permission = permission
+        self.is_named_later = is_named_later
+        """The route says what it is about, and announces it (auditing.py)."""
 
     async def __call__(self, request: Request) -> Principal:
         """The principal, if it may. Raises Unauthenticated, Denied, StoreError (auditing.py)."""
         principal = await principal_of(request)
-        await asked(principal, self.permission)
+        await asked(principal, self.permission, is_named_later=self.is_named_later)
         principal.demand(self.permission)
         return principal
