@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_orchestrator.clock import Clock, derived_run_id
@@ -36,6 +37,7 @@ from llm_orchestrator.errors import (
     Suspended,
 )
 from llm_orchestrator.language.code import CodeWorkflow
+from llm_orchestrator.language.sandbox import aside
 from llm_orchestrator.model import (
     MICROSECONDS,
     Draft,
@@ -350,7 +352,7 @@ class Execution:
         while True:
             message = self.mailbox.take(name)
             if message is not None:
-                complaint = complain(message.payload) if complain is not None else None
+                complaint = await aside(partial(complain, message.payload)) if complain else None
                 if complaint is None:
                     return await self._take(key, message)
                 data: dict[str, Json] = {"refused": complaint, "payload": message.payload}

@@ -6,13 +6,13 @@ with the name, what was expected and what came. Without a section any inputs are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llm_orchestrator.errors import InputError
+from llm_orchestrator.errors import AuthorError, InputError
+from llm_orchestrator.language import patterns
 from llm_orchestrator.language.definition import Definition, InputSpec
-from llm_orchestrator.language.names import copy, nearest
+from llm_orchestrator.language.names import DEPTH_MAX, copy, is_deep, nearest
 from llm_orchestrator.model import Json
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -29,6 +29,8 @@ _PATTERN_LENGTH_MAX = 100_000
 def check_inputs(definition: Definition, given: Mapping[str, Json]) -> dict[str, Json]:
     """The inputs with defaults filled in, as a copy. Raises InputError with every mistake."""
     specs = definition.inputs
+    if is_deep(given):
+        raise InputError(f"the inputs are nested deeper than {DEPTH_MAX}")
     if specs is None:
         return {str(key): copy(value) for key, value in given.items()}
     problems = [
@@ -54,7 +56,10 @@ def check_inputs(definition: Definition, given: Mapping[str, Json]) -> dict[str,
 
 def check_default(spec: InputSpec) -> list[str]:
     """What is wrong with a default, as with any other value. None is always allowed."""
-    return [] if spec.default is None else list(_check(spec, spec.default))
+    try:
+        return [] if spec.default is None else list(_check(spec, spec.default))
+    except InputError as error:
+        return [error.message]
 
 
 def _check(spec: InputSpec, value: Json) -> Iterator[str]:
@@ -65,8 +70,8 @@ def _check(spec: InputSpec, value: Json) -> Iterator[str]:
         choices = ", ".join(map(_show, spec.enum))
         hint = nearest(value, spec.enum) if isinstance(value, str) else ""
         yield f"should be one of {choices}, not {_show(value)}{hint}"
-    if isinstance(value, str) and not _matches(spec.pattern, value):
-        yield f"should match {spec.pattern}, not {_show(value)}"
+    if isinstance(value, str) and spec.pattern is not None:
+        yield from _check_pattern(spec.pattern, value)
     if isinstance(value, str | list | tuple):
         yield from _check_range(spec, len(value), "characters" if value is str(value) else "items")
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -77,10 +82,16 @@ def _check(spec: InputSpec, value: Json) -> Iterator[str]:
                 yield f"[{number}] should be {_named(spec.items)}, not {_show(item)}"
 
 
-def _matches(pattern: str | None, value: str) -> bool:
-    if pattern is None:
-        return True
-    return len(value) <= _PATTERN_LENGTH_MAX and re.search(pattern, value) is not None
+def _check_pattern(pattern: str, value: str) -> Iterator[str]:
+    wanted = f"should match {_short(pattern)}"
+    if len(value) > _PATTERN_LENGTH_MAX:
+        yield f"{wanted} and so be at most {_PATTERN_LENGTH_MAX} characters, not {len(value)}"
+        return
+    try:
+        if not patterns.find(pattern, value, group=0, cpu_s=patterns.INPUT_CPU_S_MAX):
+            yield f"{wanted}, not {_show(value)}"
+    except AuthorError as error:  # no further one is tried: each may take as long
+        raise InputError(f"{wanted}, but {error.message}", hint=error.hint) from error
 
 
 def _check_range(spec: InputSpec, size: float, unit: str) -> Iterator[str]:
@@ -108,6 +119,10 @@ def _named(kind: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:g}" if abs(value) < 1e15 else str(value)
+
+
+def _short(pattern: str) -> str:
+    return pattern if len(pattern) <= 200 else f"{pattern[:197]}..."
 
 
 def _show(value: Any) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 from llm_orchestrator.model import Json
 
 DEPTH_MAX = 100
+NEAR_LENGTH_MAX = 100
+NEAR_NAMES_MAX = 100
 _DICT_METHODS = frozenset(name for name in dir(dict) if not name.startswith("_"))
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
@@ -27,8 +29,13 @@ class NotJson(ValueError):
 
 
 def nearest(name: str, valid: Iterable[object], cutoff: float = 0.6) -> str:
-    """`; did you mean ...` with the closest valid name, or nothing."""
-    close = difflib.get_close_matches(name, [str(v) for v in valid], n=1, cutoff=cutoff)
+    """`; did you mean ...` with the closest valid name, or nothing. Looks at some of many."""
+    if len(name) > NEAR_LENGTH_MAX:
+        return ""
+    some = [text for text in map(str, valid) if len(text) <= NEAR_LENGTH_MAX]
+    if len(some) > NEAR_NAMES_MAX:
+        some = [text for text in some if text[:2] == name[:2]][:NEAR_NAMES_MAX]
+    close = difflib.get_close_matches(name, some, n=1, cutoff=cutoff)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
@@ -75,6 +82,21 @@ def copy(value: Json) -> Json:
     if isinstance(value, list | tuple):
         return [copy(item) for item in value]
     return value
+
+
+def is_deep(value: Json) -> bool:
+    """True for lists and mappings in each other deeper than DEPTH_MAX."""
+    level, depth = [value], 0
+    while level and depth <= DEPTH_MAX:
+        level = [
+            item
+            for inner in level
+            if isinstance(inner, Mapping | list | tuple)
+            for item in (inner.values() if isinstance(inner, Mapping) else inner)
+            if type(item) not in _SCALARS
+        ]
+        depth += 1
+    return bool(level)
 
 
 def to_json(value: Any, depth: int = 0) -> Json:

@@ -1,6 +1,6 @@
 """Where work runs that may be too much: a child process, which dies of it in this one's place.
 
-A question may take CPU_S_MAX of the child's processor time, counted by the kernel, so that a busy
+A question may take so much of the child's processor time, counted by the kernel, so that a busy
 machine changes no answer, and the child MEMORY_BYTES_MAX. It knows no environment and has no files
 open but its two pipes; it ends when its standard input does, so it never outlives its parent for
 longer than a question. What goes in and out is JSON with its length before it, never code.
@@ -27,7 +27,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from importlib import import_module
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 from llm_orchestrator.errors import TemplateError
 from llm_orchestrator.model import Json
@@ -43,6 +43,10 @@ _QUESTIONS_MAX = 1_000
 """Then a child is replaced: what its memory has grown by is given back."""
 _LENGTH = struct.Struct(">I")
 _START = "from llm_orchestrator.language.sandbox import serve; serve()"
+
+
+_functions: dict[str, Callable[[Json], Json]] | None = None
+"""Not None: this process is a child, and answers its own questions itself."""
 
 
 class TooMuch(TemplateError):
@@ -72,14 +76,22 @@ async def aside(work: Callable[[], T], again: Callable[[], Callable[[], T]] | No
     return await loop.run_in_executor(_children.threads, again() if again is not None else work)
 
 
-def ask(function: str, question: Json) -> Json:
+def ask(function: str, question: Json, *, cpu_s: float = CPU_S_MAX) -> Json:
     """What `function` ("module:name", JSON to JSON) answers in a child. Blocks; raises TooMuch."""
+    if _functions is not None:
+        return _function(_functions, function)(question)
     if _must_not_wait.get():
         raise _Elsewhere
-    data = json.dumps([function, question]).encode()
+    data = json.dumps([function, cpu_s, question]).encode()
     if len(data) > MESSAGE_BYTES_MAX:
         raise TooMuch(f"it works on more than {MESSAGE_BYTES_MAX >> 20} MiB")
-    return json.loads(_children.ask(data))
+    answer = _children.ask(data)
+    if answer is None:
+        raise TooMuch(
+            f"it takes more than {cpu_s:.2g} s, {MEMORY_BYTES_MAX >> 20} MiB of memory"
+            f" or {MESSAGE_BYTES_MAX >> 20} MiB of text"
+        )
+    return json.loads(answer)
 
 
 def close() -> None:
@@ -95,7 +107,7 @@ class _Children:
         self._free: list[_Child] = []
         self._seats = threading.BoundedSemaphore(CHILDREN_MAX)
 
-    def ask(self, data: bytes) -> bytes:
+    def ask(self, data: bytes) -> bytes | None:
         with self._seats:
             for _ in range(2):
                 child = self._take()
@@ -105,10 +117,7 @@ class _Children:
                     return answer
                 if not child.was_killed():
                     break
-        raise TooMuch(
-            f"it takes more than {CPU_S_MAX:g} s, {MEMORY_BYTES_MAX >> 20} MiB of memory"
-            f" or {MESSAGE_BYTES_MAX >> 20} MiB of text"
-        )
+        return None
 
     def close(self) -> None:
         while True:
@@ -206,20 +215,26 @@ def _read_message(stream: IO[bytes]) -> bytes | None:
 
 def serve() -> None:
     """A child's life: answer until no more questions come. A limit ends it without an answer."""
+    global _functions  # noqa: PLW0603 (from now on this process is a child)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    functions: dict[str, Callable[[Any], Json]] = {}
+    _functions = {}
     while (data := _read_message(source)) is not None:
-        name, question = json.loads(data)
-        if name not in functions:
-            module, _, attribute = name.partition(":")
-            functions[name] = getattr(import_module(module), attribute)
-        signal.setitimer(signal.ITIMER_PROF, CPU_S_MAX)
-        answer = json.dumps(functions[name](question)).encode()
+        name, cpu_s, question = json.loads(data)
+        function = _function(_functions, name)
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
+        answer = json.dumps(function(question)).encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         if len(answer) > MESSAGE_BYTES_MAX:
             return
         _write_message(sink, answer)
+
+
+def _function(known: dict[str, Callable[[Json], Json]], name: str) -> Callable[[Json], Json]:
+    if name not in known:
+        module, _, attribute = name.partition(":")
+        known[name] = getattr(import_module(module), attribute)
+    return known[name]

@@ -31,6 +31,8 @@ from ruamel.yaml.events import (
 BYTES_MAX = 1024 * 1024
 DEPTH_MAX = 60
 VALUES_MAX = 100_000
+TEXT_SIZE = 20
+"""So many characters count as one value more."""
 
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -63,6 +65,8 @@ class Source:
     """The data, and where each key and value of it stands."""
 
     data: Any
+    size: int = 0
+    """How many values it holds once aliases are unfolded; long texts count as several."""
     marks: dict[int, dict[str | int, tuple[Mark, Mark]]] = field(default_factory=dict)
     """By id of a container: key or index to the marks of the key and of the value."""
 
@@ -168,6 +172,7 @@ class _Composer:
                 self._node(event)
             elif isinstance(event, MappingEndEvent | SequenceEndEvent):
                 self._close()
+        self._source.size = self._total
         return self._source
 
     def _node(self, event: Any) -> None:
@@ -184,9 +189,10 @@ class _Composer:
         elif isinstance(event, ScalarEvent):
             is_key = bool(self._stack) and self._wants_key()
             value = event.value if is_key else _scalar(event, mark)
+            size = 1 + len(event.value) // TEXT_SIZE
             if event.anchor:
-                self._anchors[event.anchor] = (value, 1)
-            self._add(value, mark, 1)
+                self._anchors[event.anchor] = (value, size)
+            self._add(value, mark, size)
         else:
             self._open(event, mark)
 
@@ -222,7 +228,9 @@ class _Composer:
     def _add(self, value: Any, mark: Mark, size: int) -> None:
         self._total += size
         if self._total > VALUES_MAX:
-            raise SourceError(f"more than {VALUES_MAX} values once aliases are unfolded", *mark)
+            raise SourceError(
+                f"more than {VALUES_MAX} values, or too much text, once aliases are unfolded", *mark
+            )
         if not self._stack:
             self._source.data = value
             return

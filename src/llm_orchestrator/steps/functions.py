@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_orchestrator.errors import AuthorError
+from llm_orchestrator.language import patterns
 from llm_orchestrator.language.templates import is_true
 from llm_orchestrator.model import Json
 from llm_orchestrator.steps.values import (
@@ -170,15 +171,13 @@ def extract(inputs: Inputs, parameters: Parameters) -> Json:
         raise AuthorError("give either the parameter 'path' or the parameter 'pattern'")
     if "path" in parameters:
         return look_up(value, parameters["path"], parameters.get("default"))
+    text, is_all = _text(name, value), _flag(parameters, "all")
+    pattern, group = _text_parameter(parameters, "pattern", ""), parameters.get("group")
     try:
-        pattern = re.compile(_text_parameter(parameters, "pattern", ""))
-    except re.error as error:
-        raise AuthorError(f"the parameter 'pattern' is no regular expression: {error}") from error
-    group = parameters.get("group", 1 if pattern.groups else 0)
-    if group not in pattern.groupindex and group not in range(pattern.groups + 1):
-        raise AuthorError(f"the parameter 'pattern' has no group {group!r}")
-    found = (match[group] for match in pattern.finditer(_text(name, value)))
-    return list(found) if _flag(parameters, "all") else next(found, parameters.get("default"))
+        found = patterns.find(pattern, text, group=group, is_all=is_all)
+    except AuthorError as error:
+        raise AuthorError(f"the parameter 'pattern': {error.message}", hint=error.hint) from error
+    return list(found) if is_all else next(iter(found), parameters.get("default"))
 
 
 def parse(inputs: Inputs, parameters: Parameters) -> Json:

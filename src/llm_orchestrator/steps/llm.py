@@ -8,6 +8,7 @@ stream is reset first.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from llm_orchestrator.errors import (
     ProviderTransient,
     ProviderUnavailable,
 )
+from llm_orchestrator.language.sandbox import aside
 from llm_orchestrator.model import Effect, Json, Usage
 from llm_orchestrator.providers.base import LLMRequest, LLMResponse, Partial, Resume
 from llm_orchestrator.steps.base import Outputs, StepContext
@@ -94,7 +96,7 @@ class _Conversation:
         problem = ""
         for reask in range(min(len(follow_up) // 2, reask_max), reask_max + 1):
             response = await self._ask(follow_up, partial, reask)
-            data, problem = self._read(response)
+            data, problem = await aside(functools.partial(self._read, response))
             if not problem:
                 return self._outputs(response, data)
             follow_up += _ask_again(response.text, problem)
