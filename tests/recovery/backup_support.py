@@ -11,6 +11,7 @@ from llm_orchestrator.clock import RealClock
 from llm_orchestrator.errors import StoreError
 from llm_orchestrator.model import Workflow
 from llm_orchestrator.recovery.create import Made, Options, create
+from llm_orchestrator.recovery.manifest import Manifest
 from llm_orchestrator.recovery.places import Place
 from llm_orchestrator.store.base import Batch, Register
 from llm_orchestrator.store.copying import Advance, Aside, Cut, Identity, RunHead
@@ -94,6 +95,31 @@ class PlainCopier:
 
     async def leftovers(self) -> list[str]:
         return []
+
+
+def manifest_of(**more: object) -> Manifest:
+    """A manifest that fits no store, to pack."""
+    base: dict[str, object] = {
+        "backup_id": "llm-orchestrator-backup-20260102_030405",
+        "program": "0.1.0",
+        "created_at": "2026-01-02T03:04:05Z",
+        "host": "host",
+        "duration_s": 1.5,
+        "kind": "sqlite",
+        "store": "sqlite:///x.db",
+        "schema_version": 3,
+        "server": "3.40.1",
+        "size_bytes": 1000,
+        "dump": "database.sqlite",
+        "dump_bytes": 1000,
+        "incarnation": "ab" * 16,
+        "generation": 1,
+        "epoch": 5,
+        "taken_at": 1_767_323_045_000_000,
+        "counts": {"runs": 1},
+        "heads": [("run", 3, "cd" * 32, "running")],
+    }
+    return Manifest.model_validate(base | more)
 
 
 @asynccontextmanager

@@ -38,8 +38,6 @@ _ZSTD_HEAD = bytes.fromhex("28b52ffd0458")
 """One frame, with a checksum, of unknown size, with a window of 2**_WINDOW_LOG bytes."""
 _AGE_HEAD = b"age-encryption.org/v1\n"
 _PIECE_BYTES = 64 * 1024
-_ZSTD_PIECE_BYTES = 2 * 1024
-"""Four bytes can stand for 128 KiB: this bounds what one piece becomes."""
 
 
 class Sink(Protocol):
@@ -219,29 +217,43 @@ def sealing(file: Sink, recipients: Sequence[Any]) -> Iterator[Sink]:
 # -- reading --------------------------------------------------------------------------------------
 
 
+class Source(Protocol):
+    """Gives bytes: up to `size`, none at its end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _EndsEarlyError(Exception):
+    """There is no more, and there should be."""
+
+
+class _FollowedError(Exception):
+    """There is more, and there should not be."""
+
+
 class Inflater:
     """Reads what a backup file holds. Raises StoreDamaged, naming the file and the place."""
 
-    def __init__(self, file: BinaryIO | _Unsealed, name: str) -> None:
-        self._file = file
+    def __init__(self, file: Source, name: str) -> None:
+        self._file = _Counted(file)
         self._name = name
-        self._ready = b""
-        self._raw = 0
-        self._piece_bytes = _PIECE_BYTES
-        self._work: Any = None
+        self._work: _Gzip | _Zstandard | None = None
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes; none at the end."""
-        while not self._ready and not self._has_ended:
-            self._ready = self._next(size)
-        data, self._ready = self._ready[:size], self._ready[size:]
-        return data
+        work = self._work or self._begin()
+        try:
+            return work.read(size)
+        except _EndsEarlyError as error:
+            raise self.damaged("it ends too early") from error
+        except (zlib.error, zstandard.ZstdError) as error:
+            raise self.damaged(str(error)) from error
 
     def read_exactly(self, size: int) -> bytes:
         """`size` bytes, of which there must be enough."""
         pieces, left = [], size
         while left:
-            piece = self.read(left)
+            piece = self.read(min(left, _PIECE_BYTES))
             if not piece:
                 raise self.damaged("it ends too early")
             pieces.append(piece)
@@ -250,64 +262,123 @@ class Inflater:
 
     def finish(self) -> None:
         """There must be nothing left. Checks the compressor's own checksum."""
-        if self.read(1):
-            raise self.damaged("something follows its end")
-        if self._work.unused_data or self._file.read(1):
-            raise self.damaged("something follows its end")
+        work = self._work or self._begin()
+        try:
+            work.finish()
+        except _EndsEarlyError as error:
+            raise self.damaged("it ends too early") from error
+        except (_FollowedError, zlib.error, zstandard.ZstdError) as error:
+            raise self.damaged(str(error) or "something follows its end") from error
 
     def damaged(self, what: str) -> StoreDamaged:
         """What to raise."""
         return StoreDamaged(
-            f"{self._name} is damaged: {what} (at byte {self._raw} of what is stored)",
+            f"{self._name} is damaged: {what} (at byte {self._file.count} of what is stored)",
             hint="llmo backup list, and take another one",
         )
 
-    @property
-    def _has_ended(self) -> bool:
-        return self._work is not None and bool(self._work.eof)
-
-    def _next(self, size: int) -> bytes:
-        if self._work is None:
-            self._begin()
-        waiting = getattr(self._work, "unconsumed_tail", b"")
-        data = waiting or self._file.read(self._piece_bytes)
-        self._raw += 0 if waiting else len(data)
-        if not data:
-            raise self.damaged("it ends too early")
-        return self._inflate(data, max(size, _PIECE_BYTES))
-
-    def _inflate(self, data: bytes, size_max: int) -> bytes:
-        try:
-            if self._piece_bytes == _PIECE_BYTES:
-                return bytes(self._work.decompress(data, size_max))
-            return bytes(self._work.decompress(data))
-        except (zlib.error, zstandard.ZstdError) as error:
-            raise self.damaged(str(error)) from error
-
-    def _begin(self) -> None:
+    def _begin(self) -> _Gzip | _Zstandard:
         """Find out how it is compressed, by its first bytes."""
-        head = _fill(self._file, len(_GZIP_HEAD))
-        self._raw = len(head)
+        head = b""
+        while len(head) < len(_GZIP_HEAD) and (
+            more := self._file.read(len(_GZIP_HEAD) - len(head))
+        ):
+            head += more
         if head == _GZIP_HEAD:
-            self._work = zlib.decompressobj(31)
+            self._work = _Gzip(self._file, head)
         elif head.startswith(_ZSTD_HEAD):
-            work = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
-            self._work = work.decompressobj(write_size=_PIECE_BYTES)
-            self._piece_bytes = _ZSTD_PIECE_BYTES
+            self._work = _Zstandard(self._file, head)
         elif not head:
             raise self.damaged("it is empty")
         else:
             raise StoreDamaged(
                 f"{self._name} is no backup of this program, or its first bytes are damaged"
             )
-        self._ready = self._inflate(head, _PIECE_BYTES)
+        return self._work
 
 
-def _fill(file: BinaryIO | _Unsealed, size: int) -> bytes:
-    data = b""
-    while len(data) < size and (piece := file.read(size - len(data))):
-        data += piece
-    return data
+class _Counted:
+    def __init__(self, file: Source) -> None:
+        self._file = file
+        self.count = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.count += len(data)
+        return data
+
+
+class _Gzip:
+    """One member, to its end."""
+
+    def __init__(self, file: Source, head: bytes) -> None:
+        self._file = file
+        self._waiting = head
+        self._work = zlib.decompressobj(31)
+
+    def read(self, size: int) -> bytes:
+        while not self._work.eof:
+            data = self._waiting or self._file.read(_PIECE_BYTES)
+            if not data:
+                raise _EndsEarlyError
+            found = self._work.decompress(data, size)
+            self._waiting = self._work.unconsumed_tail
+            if found:
+                return found
+        return b""
+
+    def finish(self) -> None:
+        if self.read(1) or self._work.unused_data or self._file.read(1):
+            raise _FollowedError
+
+
+class _Zstandard:
+    """One frame, to its end.
+
+    The library does not tell a stream that ends too early from one that has ended. So a frame of
+    ours is put behind it: only after a whole one it is understood, and it must come at once.
+    """
+
+    _LAST = b"the end of what is stored"
+
+    def __init__(self, file: Source, head: bytes) -> None:
+        end = zstandard.ZstdCompressor(write_checksum=True).compress(self._LAST)
+        work = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
+        chained: Any = _Chained(head, file, end)  # all that is asked of it is `read`
+        self._work = work.stream_reader(chained, read_size=_PIECE_BYTES, read_across_frames=True)
+
+    def read(self, size: int) -> bytes:
+        data = bytes(self._work.read(size))
+        if not data:
+            raise _EndsEarlyError
+        return data
+
+    def finish(self) -> None:
+        last = b""
+        while more := self._work.read(len(self._LAST) + 1 - len(last)):
+            last += more
+        if len(last) > len(self._LAST) or not self._LAST.startswith(last):
+            raise _FollowedError
+        if last != self._LAST:
+            raise _EndsEarlyError
+
+
+class _Chained:
+    """Bytes, then a file, then bytes."""
+
+    def __init__(self, head: bytes, file: Source, end: bytes) -> None:
+        self._head = head
+        self._file = file
+        self._end = end
+
+    def read(self, size: int) -> bytes:
+        if self._head:
+            data, self._head = self._head, b""
+            return data
+        data = self._file.read(size)
+        if not data:
+            data, self._end = self._end, b""
+        return data
 
 
 class _Unsealed:

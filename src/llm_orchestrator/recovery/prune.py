@@ -1,9 +1,10 @@
 """Which backups go, and why each of the others stays. `plan` is pure; `execute` removes.
 
 A backup stays if anything says so: it is the newest, or the newest in the second place (uploads may
-fail for long), the last proved one, younger than `days`, one of the last `last`, the newest of one of the last `daily` days, `weekly` weeks (from Monday) or
-`monthly` months that have one (in UTC), locked by its place, or nobody knows when it was made. All
-else goes. A folder is one store's: of two stores' backups in it, the newest would be one store's.
+fail for long), the last proved one, younger than `days`, one of the last `last`, the newest of one
+of the last `daily` days, `weekly` weeks (from Monday) or `monthly` months that have one (in UTC),
+locked by its place, or nobody knows when it was made. All else goes. A folder is one store's: of
+two stores' backups in it, the newest would be one store's.
 """
 
 from __future__ import annotations
