@@ -68,6 +68,20 @@ steps:
   - {id: tell, type: action, action: webhook, url: "URL/broken", payload: {a: 1},
      secret: "{{ secrets.hook }}", headers: {x-key: "{{ secrets.header }}"}}
 """
+SHARED = """\
+name: shared
+secrets: {header: "env:PLANTED_HEADER", hook: "env:PLANTED_HOOK"}
+inputs: {word: {type: string}}
+steps:
+  - {id: wording, type: transform, function: template,
+     template: "made of {{ secrets.header }} and {{ inputs.word }}"}
+  - {id: leave, type: action, action: notify, text: "left {{ secrets.hook }}"}
+  - {id: hear, type: llm, provider: house, model: leaky, prompt: go on, depends_on: [leave]}
+outputs:
+  wording: "{{ steps.wording.result }}"
+  heard: "{{ steps.hear.text }}"
+  last: "{{ secrets.hook|upper|lower }}{{ secrets.hook }}"
+"""
 DENIED = """\
 name: denied
 steps: [{id: ask, type: llm, provider: house, model: fake, prompt: one}]
@@ -90,8 +104,30 @@ async def spill() -> str:
 @workflow
 async def spilling(ctx: Context) -> str:
     return await ctx.step(spill)
+
+
+@step
+async def give(size: int) -> dict:
+    key = os.environ["HOUSE_KEY"]
+    basic = b64encode(f"me:{key}".encode()).decode()
+    return {"key": key, key: "a name", "basic": basic, "raw": [f"x{key}".encode(), float("nan")],
+            "filler": os.urandom(size).hex()}
+
+
+@step
+async def take(given: dict) -> str:
+    return "got " + ("it" if os.environ["HOUSE_KEY"] in repr(given) else given["key"])
+
+
+@workflow
+async def giving(ctx: Context) -> list:
+    given = [await ctx.step(give, size) for size in (0, 700_000)]
+    took = [await ctx.step(take, each) for each in given]
+    return [*given, *took, await ctx.wait_signal("go"), os.environ["HOUSE_KEY"]]
 """
-FLOWS = ("talk.yaml", "broken.yaml", "denied.yaml", "spills.py:spilling")
+FLOWS = ("talk.yaml", "broken.yaml", "denied.yaml", "spills.py:spilling", "shared.yaml")
+GIVING = "spills.py:giving"
+HEARD = "I heard *** and ***, and *** again."
 
 
 def forms(secret: str) -> list[str]:
@@ -110,6 +146,12 @@ class Gossip:
         self.heard: list[str] = []
         self.url = ""
 
+    def pieces(self) -> list[str]:
+        """An answer as a model streams it: a secret in one piece, others cut by many."""
+        hook, header = SECRETS["PLANTED_HOOK"], SECRETS["PLANTED_HEADER"]
+        rest = f"and {b64encode(header.encode()).decode()}, and {header} again."
+        return [f"I heard {hook} ", *(rest[at : at + 5] for at in range(0, len(rest), 5))]
+
     def answer(self, path: str, key: str) -> tuple[int, str, bytes]:
         """Status, the words behind it, and the body."""
         self.heard += [path, key]
@@ -126,7 +168,10 @@ def gossiping(secrets: list[str]) -> Iterator[Gossip]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if b'"leaky"' in asked:
+                self.stream()
+                return
             key = self.headers.get("x-key") or self.headers.get("Authorization") or ""
             status, words, body = gossip.answer(self.path, key)
             self.send_response(status, words)
@@ -138,6 +183,19 @@ def gossiping(secrets: list[str]) -> Iterator[Gossip]:
 
         def do_POST(self) -> None:
             self.do_GET()
+
+        def stream(self) -> None:
+            gossip.heard.append("leaky")
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for piece in (*gossip.pieces(), ""):
+                choice = {"index": 0, "delta": {"content": piece}}
+                if not piece:
+                    choice["finish_reason"] = "stop"
+                told = json.dumps({"id": "1", "model": "leaky", "choices": [choice]})
+                self.wfile.write(f"data: {told}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
 
         def log_message(self, *_: Any) -> None: ...
 
@@ -151,6 +209,17 @@ def gossiping(secrets: list[str]) -> Iterator[Gossip]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def get(url: str, token: str) -> str:
+    """An answer, whatever it is."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            text: str = answer.read().decode()
+            return text
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {error.headers} {error.read().decode()}"
 
 
 class Place(NamedTuple):
@@ -219,15 +288,14 @@ class Place(NamedTuple):
         wrong = quote(SECRETS["HOUSE_KEY"], safe="")
         for path in ("/metrics", "/health", "/api/v1/runs", f"/api/v1/runs/{wrong}"):
             for key in (token, token + "x"):
-                request = urllib.request.Request(
-                    base + path, headers={"Authorization": f"Bearer {key}"}
-                )
-                try:
-                    with urllib.request.urlopen(request) as answer:
-                        text = answer.read().decode()
-                except urllib.error.HTTPError as error:
-                    text = f"{error.code} {error.headers} {error.read().decode()}"
-                self.written[f"{path} {key == token}"] = text
+                self.written[f"{path} {key == token}"] = get(base + path, key)
+        for run in json.loads(self.written["/api/v1/runs True"])["items"]:
+            about = f"/api/v1/runs/{run['run_id']}"
+            for part in ("", "/result", "/journal", "/steps", "/explain", "/events"):
+                if part != "/events" or run["state"] in ("completed", "failed"):
+                    name = f"{run['workflow']}{part} over HTTP"
+                    self.written[name] = get(base + about + part, token)
+        self.written["/api/v1/audit/events"] = get(base + "/api/v1/audit/events", token)
 
     def _folders(self) -> str:
         kept = [path for path in self.shell.folder.rglob("data/**/*") if path.is_file()]
@@ -243,6 +311,7 @@ class Place(NamedTuple):
         shown: list[tuple[str, ...]]
         shown = [("runs", "show", ids[name], "-o", "json") for name in ("talk", "broken")]
         shown += [("runs", "explain", ids[name]) for name in ("denied", "spilling")]
+        shown += [("runs", "show", ids["shared"]), ("runs", "journal", ids["giving"])]
         self.all([*shown, ("config", "show", "--origin"), ("audit", "list")])
 
     async def _journal(self) -> str:
@@ -271,6 +340,7 @@ class Place(NamedTuple):
 def place_at(folder: Path, url: str, gossip: Gossip) -> Iterator[Place]:
     shell = Shell(folder)
     files = {"talk.yaml": TALK, "broken.yaml": BROKEN, "denied.yaml": DENIED, "spills.py": CODE}
+    files["shared.yaml"] = SHARED
     files["llm-orchestrator.toml"] = SETTINGS
     for name, text in files.items():
         (folder / name).write_text(text.replace("URL", gossip.url))
@@ -286,11 +356,21 @@ def place_at(folder: Path, url: str, gossip: Gossip) -> Iterator[Place]:
 def act(place: Place, *, alone: tuple[str, ...], served: tuple[str, ...]) -> None:
     """Run flows in the command's own process (its log is text), and in a server (JSON)."""
     for flow in alone:
-        place.llmo("--debug", "run", flow, code=0 if flow == "talk.yaml" else 9)
-    place.all([("run", flow, "--detach") for flow in served])
-    place.serve(len(served))
+        is_fine = flow in ("talk.yaml", "shared.yaml")
+        place.llmo("--debug", *command(flow), code=0 if is_fine else 9)
+    place.all([(*command(flow), "--detach") for flow in (*served, GIVING)])
+    [waiting] = json.loads(place.llmo("runs", "list", "--workflow", "giving", "-o", "json"))
+    place.llmo("runs", "signal", waiting["run_id"], "go", json.dumps(SECRETS["HOUSE_KEY"]), code=0)
+    place.serve(len(served) + 1)
     place.llmo("--debug", "runs", "show", SECRETS["HOUSE_KEY"])
     place.collect()
+
+
+def command(flow: str) -> tuple[str, ...]:
+    """How to run it; what is streamed is shown, and an input is a secret that is known."""
+    if flow == "shared.yaml":
+        return ("run", flow, "--stream", "--input", f"word={SECRETS['HOUSE_KEY']}")
+    return ("run", flow)
 
 
 def check(place: Place, gossip: Gossip, secrets: list[str]) -> None:
@@ -301,6 +381,12 @@ def check(place: Place, gossip: Gossip, secrets: list[str]) -> None:
     for name in ("journal", "serve's log", "spans", text_log):
         assert "***" in place.written[name], name
     assert "/v1/chat" in heard
+    assert "leaky" in heard
+    streams = [text for name, text in place.written.items() if "shared.yaml" in name]
+    assert any(HEARD in text for text in [*streams, place.written["shared over HTTP"]])
+    for name in ("shared", "shared/events", "giving/result", "giving/journal"):
+        assert "***" in place.written[f"{name} over HTTP"], name
+    assert place.written["giving/result over HTTP"].count('"got ***"') == 2, "it went on without"
     assert "llm_orchestrator_runs" in place.written["/metrics True"]
     assert place.leaks(["llm-orchestrator"]), "the search finds nothing at all"
     assert place.leaks(secrets) == []
@@ -310,7 +396,7 @@ def test_in_sqlite(tmp_path: Path) -> None:
     secrets = list(SECRETS.values())
     url = f"sqlite:///{tmp_path / 'data' / 'runs.db'}"
     with gossiping(secrets) as gossip, place_at(tmp_path, url, gossip) as place:
-        act(place, alone=FLOWS, served=("talk.yaml", "spills.py:spilling"))
+        act(place, alone=FLOWS, served=("talk.yaml", "spills.py:spilling", "shared.yaml"))
         assert "***" in place.written["folders"]
         check(place, gossip, secrets)
 
@@ -328,6 +414,7 @@ def test_in_postgresql(tmp_path: Path, postgres_url: str, postgres_server: Postg
         place.llmo("--debug", "--store", wrong, "runs", "list")
         place.llmo("config", "show", LLM_ORCHESTRATOR_URL=wrong)
         place.written["database"] = rows(postgres_server, database)
+        place.written["the server's files"] = server_files(postgres_server, database)
         assert "***" in place.written["database"]
         check(place, gossip, [*secrets, PASSWORD.replace("E5", "F6")])
 
@@ -342,3 +429,12 @@ def rows(server: PostgresServer, database: str) -> str:
     assert tables
     every = "".join(f"SELECT t::text FROM {table} t;\n" for table in tables)
     return server.psql(f"SET bytea_output = escape;\n{every}", database=database)
+
+
+def server_files(server: PostgresServer, database: str) -> str:
+    """What the server keeps of the database, and its write-ahead log."""
+    number = server.psql("SELECT oid FROM pg_database WHERE datname = :'name'", name=database)
+    server.psql("CHECKPOINT")
+    data = server.folder / "data"
+    kept = [*(data / "pg_wal").iterdir(), *(data / "base" / number.strip()).iterdir()]
+    return "\n".join(path.read_bytes().decode("latin-1") for path in kept if path.is_file())
