@@ -7,6 +7,7 @@ is flushed too. Names that begin with a dot are ours and are never listed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -27,6 +28,9 @@ from llm_orchestrator.store.copying import Advance
 
 _PIECE_BYTES = 1 << 20
 _HIDDEN = "."
+_PART = f"{_HIDDEN}part-"
+_LEFT_S = 86_400.0
+"""A part of which nobody has written anything for so long belongs to nobody."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -183,7 +187,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def made_beside(target: Path) -> Path:
     """A new, empty, hidden file in the folder of `target`. Blocks; raises OSError."""
-    handle, name = tempfile.mkstemp(prefix=f"{_HIDDEN}part-", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=_PART, dir=target.parent)
     os.close(handle)
     return Path(name)
 
@@ -192,6 +196,7 @@ def _copy(source: Path, target: Path, advance: Advance | None) -> None:
     """The whole file or none, durable on return."""
     made = made_beside(target)
     try:
+        _sweep(made)
         with source.open("rb") as given, made.open("wb") as taking:
             digest = _pour(given, taking, advance)
             taking.flush()
@@ -203,6 +208,15 @@ def _copy(source: Path, target: Path, advance: Advance | None) -> None:
         sync_folder(target.parent)
     finally:
         made.unlink(missing_ok=True)
+
+
+def _sweep(made: Path) -> None:
+    """Remove what copies that were killed have left, by the folder's own clock."""
+    now = made.stat().st_mtime
+    for part in made.parent.glob(f"{_PART}*"):
+        with contextlib.suppress(OSError):
+            if now - part.stat().st_mtime > _LEFT_S:
+                part.unlink()
 
 
 def _pour(given: BinaryIO, taking: BinaryIO, advance: Advance | None) -> bytes:
