@@ -227,12 +227,21 @@ class Batch:
     appends: Sequence[Append] = ()
     changes: Sequence[Change] = ()
     """Changes that belong to no append: all of them land, or none."""
+    at: int = 0
+    """When, microseconds on the store's clock; 0 for now. A batch that is committed again
+    elsewhere (a store made anew out of the stream archive) has its time: the same rows."""
 
     def every_change(self) -> Iterator[Change]:
         """The changes of all appends, then the batch's own."""
         for append in self.appends:
             yield from append.changes
         yield from self.changes
+
+
+def count_posts(changes: Sequence[Change], append: Append | None = None) -> int:
+    """How many of them are Posts; those of `append` count, too."""
+    more = append.changes if append is not None else ()
+    return sum(isinstance(change, Post) for each in (changes, more) for change in each)
 
 
 def news_of(batch: Batch) -> News:
@@ -288,6 +297,9 @@ class Receipt:
     refused: Mapping[str, Outcome] = field(default_factory=dict)
     is_refused: bool = False
     """True when the batch's own changes were refused (a record's version moved)."""
+    posted: tuple[int, ...] = ()
+    """The number of each Post's message, in the order of `every_change`: 0 for one that was not
+    put (refused, repeated, no such run), -1 where the store did not hear it."""
 
 
 @dataclass(frozen=True, slots=True)

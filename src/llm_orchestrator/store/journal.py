@@ -99,6 +99,20 @@ def encode(data: Mapping[str, Json]) -> bytes:
     return _pack(payload)
 
 
+class Stored(bytes):
+    """A JSON value that is encoded already: copies are written as they were, byte for byte."""
+
+
+def encode_value(value: Json) -> bytes:
+    """Payload bytes of a column that holds one value."""
+    return bytes(value) if isinstance(value, Stored) else encode({"value": value})
+
+
+def canonical_value(value: Json) -> bytes:
+    """`canonical`, for what may be encoded already."""
+    return bytes(value) if isinstance(value, Stored) else canonical(value)
+
+
 def encode_clean(data: Mapping[str, Json]) -> bytes:
     """`encode` without the secrets that this process knows."""
     try:

@@ -30,7 +30,7 @@ from llm_orchestrator.store import base
 from llm_orchestrator.store.audit import Audit, AuditEntry, AuditFilter, ForgetAudit, select
 from llm_orchestrator.store.base import Append, Batch, Outcome, Progress, Receipt, RunFilter, RunRow
 from llm_orchestrator.store.check import Anchor, check_journal
-from llm_orchestrator.store.journal import decode, encode
+from llm_orchestrator.store.journal import canonical_value, decode, encode_value
 from llm_orchestrator.store.memory_members import MemoryMembers
 from llm_orchestrator.store.statistics import Queue, RunCount, Statistics
 
@@ -73,6 +73,8 @@ class MemoryStore:
         self._clock = clock
         self._listeners: list[Callable[[base.News], None]] = []
         self._is_closed = False
+        self._now = 0
+        self._posted: list[int] = []
         self.tables = _Tables()
         self.nodes: dict[str, base.Member] = {}
         self.look = MemoryLook(self)
@@ -127,6 +129,7 @@ class MemoryStore:
         if self._is_closed:
             raise StoreError("the store is closed")
         refused = {}
+        self._now, self._posted = batch.at or self._clock.now_us(), []
         for append in batch.appends:
             outcome = self._try(append, append.changes)
             if outcome is not Outcome.LANDED:
@@ -136,10 +139,10 @@ class MemoryStore:
         if news:
             for listener in self._listeners:
                 listener(news)
-        return Receipt(refused, is_refused=rest is not Outcome.LANDED)
+        return Receipt(refused, is_refused=rest is not Outcome.LANDED, posted=tuple(self._posted))
 
     def _try(self, append: Append | None, changes: Sequence[base.Change]) -> Outcome:
-        before = self.tables
+        before, posted = self.tables, len(self._posted)
         self.tables = before.copy()
         try:
             if append is not None:
@@ -153,9 +156,11 @@ class MemoryStore:
         else:
             return Outcome.LANDED
         self.tables = before
-        if append is None or outcome is Outcome.UNFIT:
-            return outcome
-        return self._judge(append, outcome)
+        if append is not None and outcome is not Outcome.UNFIT:
+            outcome = self._judge(append, outcome)
+        number = -1 if outcome is Outcome.LANDED else 0
+        self._posted[posted:] = [number] * base.count_posts(changes)
+        return outcome
 
     def _judge(self, append: Append, outcome: Outcome) -> Outcome:
         journal = self.tables.journal
@@ -195,8 +200,7 @@ class MemoryStore:
         _must_fit(*texts, new.parent_run_id, new.priority, new.wake_at)
         plain = replace(new, input=_stored(new.input))
         change = base.StateChange(RunState.PENDING.value, wake_at=new.wake_at)
-        now = self._clock.now_us()
-        self.tables.runs[new.run_id] = RunRow(plain, change, 0, 0, b"", now, None, None)
+        self.tables.runs[new.run_id] = RunRow(plain, change, 0, 0, b"", self._now, None, None)
         self.tables.inbox_seqs[new.run_id] = 0
 
     def _change_state(self, append: Append, change: base.StateChange) -> None:
@@ -204,7 +208,7 @@ class MemoryStore:
         if row is None:
             raise _Refusal(Outcome.DAMAGED)
         _must_fit(*change)
-        last, now = append.entries[-1], self._clock.now_us()
+        last, now = append.entries[-1], self._now
         if self.tables.inbox_seqs[append.run_id] > change.inbox_seen:
             change = change._replace(wake_at=0)
         is_started = change.state == RunState.RUNNING and row.started_at is None
@@ -247,7 +251,7 @@ class MemoryStore:
     def _register(self, flow: Workflow) -> None:
         key = (flow.name, flow.version, flow.digest)
         before = self.tables.workflows.get(key)
-        created_at = flow.created_at or self._clock.now_us()
+        created_at = flow.created_at or self._now
         if before is not None:
             created_at = before.created_at
         self.tables.workflows[key] = replace(flow, created_at=created_at)
@@ -312,18 +316,20 @@ class MemoryStore:
             other.sender_key for key, (other, _) in tables.inbox.items() if key[0] == post.run_id
         }
         if row is None or (post.sender_key is not None and post.sender_key in keys):
+            self._posted.append(0)
             return
         _must_fit(post.kind, post.name, post.sender_key)
         tables.inbox_seqs[post.run_id] += 1
         number = tables.inbox_seqs[post.run_id]
-        tables.inbox[post.run_id, number] = (post, encode({"value": post.payload}))
-        tables.posted_at[post.run_id, number] = self._clock.now_us()
+        tables.inbox[post.run_id, number] = (post, encode_value(post.payload))
+        tables.posted_at[post.run_id, number] = self._now
+        self._posted.append(number)
         if row.change.state == RunState.WAITING:
             tables.runs[post.run_id] = row._replace(change=row.change._replace(wake_at=0))
 
     def _put_record(self, change: base.PutRecord) -> None:
         _must_fit(change.kind, change.key)
-        value = json.loads(json.dumps(change.value, allow_nan=False))
+        value = json.loads(canonical_value(change.value))
         records, key = self.tables.records, (change.kind, change.key)
         _, version = records.get(key, (None, 0))
         if version != change.version or (change.value is None and version == 0):
@@ -576,7 +582,7 @@ def _must_fit(*values: object) -> None:
 
 
 def _stored(value: Json) -> Json:
-    return decode(encode({"value": value}))["value"]
+    return decode(encode_value(value))["value"]
 
 
 def _value(column: bytes | None) -> Json:

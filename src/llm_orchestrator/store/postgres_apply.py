@@ -9,7 +9,7 @@ unknown outcome is settled by the lane's barrier; what did not land is sent agai
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llm_orchestrator.clock import Clock
@@ -19,8 +19,10 @@ from llm_orchestrator.store.base import (
     Batch,
     Change,
     Outcome,
+    Post,
     Receipt,
     TrimCommits,
+    count_posts,
 )
 from llm_orchestrator.store.postgres_connect import (
     Connection,
@@ -50,6 +52,35 @@ def _is_short(changes: Sequence[Change]) -> bool:
     return all(isinstance(each, TrimCommits) and each.limit <= 1 for each in changes)
 
 
+class Posted:
+    """Which numbers the messages of one batch got, as far as the server's answers were heard."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self._heard: dict[int, list[int]] = {}
+        self._missed: set[int] = set()
+
+    def hear(self, found: Iterable[tuple[Post, int]]) -> None:
+        """These were put."""
+        for post, number in found:
+            self._heard.setdefault(id(post), []).append(number)
+
+    def miss(self, changes: Sequence[Change]) -> None:
+        """These landed, and nobody heard how."""
+        self._missed |= {id(change) for change in changes}
+
+    def numbers(self, batch: Batch) -> tuple[int, ...]:
+        """As in Receipt. What was refused, and what put nothing, has no number."""
+        if not self._heard and not self._missed and not any(each.changes for each in batch.appends):
+            return (0,) * count_posts(batch.changes)
+        found = []
+        for change in batch.every_change():
+            if isinstance(change, Post):
+                heard = self._heard.get(id(change))
+                found.append(heard.pop(0) if heard else -int(id(change) in self._missed))
+        return tuple(found)
+
+
 class Applier:
     """Applies batches on one lane."""
 
@@ -68,91 +99,110 @@ class Applier:
         other, and what was refused is named either way.
         """
         refused: dict[str, Outcome] = {}
+        posted = Posted(batch.at)
         for appends in group(batch.appends):
-            refused.update(await self._land(appends))
-        is_refused = bool(batch.changes) and not await self._change(batch.changes)
-        return Receipt(refused, is_refused=is_refused)
+            refused.update(await self._land(appends, posted))
+        is_refused = bool(batch.changes) and not await self._change(batch.changes, posted)
+        return Receipt(refused, is_refused=is_refused, posted=posted.numbers(batch))
 
-    async def _land(self, appends: Sequence[Append]) -> dict[str, Outcome]:
+    async def _land(self, appends: Sequence[Append], posted: Posted) -> dict[str, Outcome]:
         """Send appends that one statement can say; who was refused, and why."""
         if len(appends) == 1 and not is_plain(appends[0]):
-            return await self._in_turn(appends[0])
+            return await self._in_turn(appends[0], posted)
         try:
-            landed = await self._send(lambda: state(appends, (), self._clock.now_us()))
+            landed = await self._send(lambda now: state(appends, (), now), posted)
         except Exception as error:
             if not is_data_trouble(error):
                 raise self._told(error) from error
             if len(appends) == 1:
-                return await self._in_turn(appends[0])
+                return await self._in_turn(appends[0], posted)
             half = len(appends) // 2
-            first = await self._land(appends[:half])
-            return {**first, **await self._land(appends[half:])}
+            first = await self._land(appends[:half], posted)
+            return {**first, **await self._land(appends[half:], posted)}
         if landed is not None and len(landed) == len(appends):
             return {}
         there = {str(run_id) for run_id in landed or ()}
         missing = [append for append in appends if append.run_id not in there]
-        return await self._judge(missing, Outcome.DAMAGED, is_done=landed is None)
+        refused = await self._judge(missing, Outcome.DAMAGED, is_done=landed is None)
+        for append in missing:
+            if append.run_id not in refused:
+                posted.miss(append.changes)
+        return refused
 
-    async def _change(self, changes: Sequence[Change]) -> bool:
+    async def _change(self, changes: Sequence[Change], posted: Posted) -> bool:
         """Changes that stand alone: all of them, or none (False)."""
         if is_common(changes):
             try:
-                await self._send(lambda: state((), changes, self._clock.now_us()))
+                if await self._send(lambda now: state((), changes, now), posted) is None:
+                    posted.miss(changes)
             except Exception as error:
                 if not is_data_trouble(error):
                     raise self._told(error) from error
             else:
                 return True
         try:
-            await self._turn(None, changes)
+            await self._turn(None, changes, posted)
         except Exception as error:
             if not isinstance(error, Refusal) and not is_data_trouble(error):
                 raise self._told(error) from error
             return False
         return True
 
-    async def _in_turn(self, append: Append) -> dict[str, Outcome]:
+    async def _in_turn(self, append: Append, posted: Posted) -> dict[str, Outcome]:
         """One run by itself, its changes one after another: says exactly what is wrong."""
         try:
-            landed = await self._turn(append, append.changes)
+            landed = await self._turn(append, append.changes, posted)
         except Exception as error:
             if not isinstance(error, Refusal) and not is_data_trouble(error):
                 raise self._told(error) from error
-            return await self._judge([append], _blame(error))
+            refused = await self._judge([append], _blame(error))
+            if not refused:
+                posted.miss(append.changes)
+            return refused
         return {} if landed else await self._judge([append], Outcome.DAMAGED, is_done=True)
 
-    async def _turn(self, append: Append | None, changes: Sequence[Change]) -> bool:
+    async def _turn(self, append: Append | None, changes: Sequence[Change], posted: Posted) -> bool:
         """One transaction of several statements. False: it landed, ask what became of the run."""
 
-        async def work(connection: Connection, number: int) -> bool:
+        async def work(connection: Connection, number: int) -> list[tuple[Post, int]]:
             async with connection.transaction():
                 own = load_queries("postgres")["incarnation"]
                 self._check_store(await connection.fetchval(own.sql))
-                now = self._clock.now_us()
+                now = posted.at or self._clock.now_us()
                 bare = [append._replace(changes=())] if append is not None else []
                 statement = state(bare, (), now)
                 values = statement.bind(self._lane.name, number, self._incarnation)
                 row = await connection.fetchrow(statement.query.sql, *values)
                 if len(row[0]) != len(bare):
                     raise Refusal(Outcome.DAMAGED)
-                await Turn(connection, now, has_nearest=self._has_nearest).apply(changes)
-            return True
+                turn = Turn(connection, now, has_nearest=self._has_nearest)
+                await turn.apply(changes)
+            return turn.posted
 
         late_s = None if append is None and _is_short(changes) else TURN_S
-        return await self._try(work, late_s=late_s) is not None
+        found = await self._try(work, late_s=late_s)
+        if found is None:
+            posted.miss(changes)
+            return False
+        posted.hear(found)
+        return True
 
-    async def _send(self, make: Callable[[], Statement]) -> list[Any] | None:
+    async def _send(self, make: Callable[[int], Statement], posted: Posted) -> list[Any] | None:
         """The runs whose entries went in; None when it landed, and nobody heard which ones."""
 
-        async def work(connection: Connection, number: int) -> list[Any]:
-            statement = make()
+        async def work(connection: Connection, number: int) -> tuple[Any, Statement]:
+            statement = make(posted.at or self._clock.now_us())
             values = statement.bind(self._lane.name, number, self._incarnation)
-            row = await connection.fetchrow(statement.query.sql, *values)
-            landed: list[Any] = row[0]
-            return landed
+            return await connection.fetchrow(statement.query.sql, *values), statement
 
-        found: list[Any] | None = await self._try(work)
-        return found
+        found: tuple[Any, Statement] | None = await self._try(work)
+        if found is None:
+            return None
+        row, statement = found
+        if statement.posts:
+            posted.hear((statement.posts[place], number) for place, number in row[2])
+        landed: list[Any] = row[0]
+        return landed
 
     async def _try(self, work: Work, *, is_commit: bool = True, late_s: float | None = None) -> Any:
         """What `work` gives; None when only the lane's barrier knows that it landed."""

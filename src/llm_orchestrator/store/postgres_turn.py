@@ -28,7 +28,7 @@ from llm_orchestrator.store.base import (
     TrimCommits,
     Unregister,
 )
-from llm_orchestrator.store.journal import canonical, encode
+from llm_orchestrator.store.journal import canonical, canonical_value, encode_value
 from llm_orchestrator.store.postgres_connect import Connection
 from llm_orchestrator.store.postgres_write import mail_digest, progress_row
 from llm_orchestrator.store.queries import load_queries
@@ -56,6 +56,8 @@ class Turn:
         self._connection = connection
         self._now_us = now_us
         self._has_nearest = has_nearest
+        self.posted: list[tuple[Post, int]] = []
+        """What was put into inboxes, and under which number."""
 
     async def apply(self, changes: Sequence[Change]) -> None:
         """Carry them out. Raises Refusal or what asyncpg raises."""
@@ -134,7 +136,7 @@ class Turn:
         number = await self._connection.fetchval(query.sql, *values)
         if number is None:
             return  # this sender_key was posted before, or there is no such run
-        payload = encode({"value": change.payload})
+        payload = encode_value(change.payload)
         await self._run(
             "post",
             run_id=change.run_id,
@@ -146,13 +148,14 @@ class Turn:
             digest=numbered(mail_digest(change, payload), number),
             created_at=self._now_us,
         )
+        self.posted.append((change, number))
 
     async def _put_record(self, change: PutRecord) -> None:
         where: dict[str, Any] = {"kind": change.kind, "key": change.key}
         if change.value is None:
             done = await self._touch("delete_record", **where, version=change.version)
         else:
-            value = canonical(change.value)
+            value = canonical_value(change.value)
             digest = row_digest(change.kind, change.key, change.version + 1, value)
             where.update(value=value, digest=digest)
             if change.version == 0:
@@ -214,7 +217,7 @@ class Turn:
             wake_at=new.wake_at,
             labels=canonical(dict(new.labels)).decode(),
             origin=canonical(dict(new.origin)).decode(),
-            input=encode({"value": new.input}),
+            input=encode_value(new.input),
             created_at=row.created_at,
         )
         await self._run("set_row", run_id=change.run_id, **row_columns(row))

@@ -22,7 +22,7 @@ from llm_orchestrator.store.base import (
     PutProgress,
     PutRecord,
 )
-from llm_orchestrator.store.journal import canonical, encode
+from llm_orchestrator.store.journal import canonical, canonical_value, encode_value
 from llm_orchestrator.store.queries import Query, compose
 from llm_orchestrator.store.rows import is_run_id, row_digest
 
@@ -71,6 +71,8 @@ class Statement:
     heads: Sequence[Append]
     entries: int
     digest: bytes
+    posts: Sequence[Post] = ()
+    """In the order of their places."""
 
     def bind(self, lane: str, number: int, incarnation: str) -> tuple[object, ...]:
         """The values in the statement's order."""
@@ -191,7 +193,7 @@ def state(appends: Sequence[Append], changes: Sequence[Change], now_us: int) -> 
     digests = b"".join(append.entries[-1].digest for append in appends if append.entries)
     digest = blake2b(digests, digest_size=32).digest()
     query = compose(tuple(parts), tuple(checks))
-    return Statement(query, values, appends, len(entries), digest)
+    return Statement(query, values, appends, len(entries), digest, side.posts)
 
 
 def _is_bare(append: Append) -> bool:
@@ -219,6 +221,8 @@ class _Side:
     kept: list[tuple[Any, ...]] = field(default_factory=list)
     dropped: list[tuple[Any, ...]] = field(default_factory=list)
     audited: list[tuple[Any, ...]] = field(default_factory=list)
+    posts: list[Post] = field(default_factory=list)
+    """What `mailed` has, as it was asked for."""
 
     def tables(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[Any, ...]]]]:
         """The parts that there is something for."""
@@ -239,14 +243,15 @@ class _Side:
             return
         match change:
             case Post():
-                payload = encode({"value": change.payload})
+                payload = encode_value(change.payload)
                 digest = mail_digest(change, payload)
                 row = (change.kind, change.name, payload, change.sender_key, digest)
                 self.mailed.append((via, change.run_id, len(self.mailed), *row))
+                self.posts.append(change)
             case Consume():
                 self.consumed += [(via, change.run_id, number) for number in change.numbers]
             case PutRecord():
-                value = None if change.value is None else canonical(change.value)
+                value = None if change.value is None else canonical_value(change.value)
                 digest = row_digest(change.kind, change.key, change.version + 1, value or b"")
                 self.recorded.append((via, change.kind, change.key, value, change.version, digest))
             case PutProgress():
@@ -267,7 +272,7 @@ def mail_digest(post: Post, payload: bytes) -> bytes:
 
 def progress_row(change: PutProgress) -> tuple[Any, ...]:
     """A row of `progress`. Text is kept as bytes: PostgreSQL's has no room for a null byte."""
-    handle = encode({"value": change.handle})
+    handle = encode_value(change.handle)
     where = (change.run_id, change.step, change.attempt, change.part)
     return (*where, change.text.encode(), handle, row_digest(*where, change.text, handle))
 
@@ -290,7 +295,7 @@ def _accepted(append: Append) -> tuple[Any, ...]:
     assert new is not None
     labels, origin = canonical(dict(new.labels)).decode(), canonical(dict(new.origin)).decode()
     head = (new.run_id, new.workflow, new.version, new.digest)
-    value = encode({"value": new.input})
+    value = encode_value(new.input)
     standing: tuple[Any, ...]
     if change is None:
         standing = ("pending", "", None, 0)

@@ -46,12 +46,14 @@ def compose(
 ) -> Query:
     """One PostgreSQL statement: `append`, then `parts`, each a CTE; it fails unless `checks` hold.
 
-    Its one row: the runs whose entries went in. With `has_single_rows` it takes values where it
-    takes arrays else: a commit of one row costs the server and us a quarter less.
+    Its one row: the runs whose entries went in, a 1, and what the parts answer. With
+    `has_single_rows` it takes values where it takes arrays else: a commit of one row costs the
+    server and us a quarter less.
     """
     bodies = _bodies("postgres")
     conditions = "\n  AND ".join(bodies[name] for name in checks) or "true"
-    ends = bodies["append_end"].replace("CHECKS", conditions)
+    answers = "".join(bodies.get(f"{name}_answer", "") for name in parts)
+    ends = bodies["append_end"].replace("CHECKS", conditions).replace("ANSWERS", answers)
     text = ",\n".join(bodies[name] for name in ("append", *parts)) + "\n" + ends
     if has_single_rows:
         text = _ROWS.sub(lambda found: f"(VALUES ({found[1].replace('[]', '')}))", text)

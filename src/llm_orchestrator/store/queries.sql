@@ -418,7 +418,10 @@ WITH head AS MATERIALIZED (
 )
 
 -- name: append_end @postgres
-SELECT ARRAY(SELECT run_id FROM head), 1 / (CASE WHEN CHECKS THEN 1 ELSE 0 END)
+SELECT ARRAY(SELECT run_id FROM head), 1 / (CASE WHEN CHECKS THEN 1 ELSE 0 END) ANSWERS
+
+-- name: mailed_answer @postgres
+, ARRAY(SELECT ARRAY[placed.place, placed.number] FROM placed)
 
 -- name: accepted @postgres
 -- A run that is accepted and claimed in one commit has its row written once.
@@ -489,12 +492,14 @@ mail AS MATERIALIZED (
     FROM (SELECT run_id, count(*) AS many FROM mail GROUP BY run_id ORDER BY run_id) AS n
     WHERE r.run_id = n.run_id
     RETURNING r.run_id, r.inbox_seq - n.many AS before
+), placed AS MATERIALIZED (
+    SELECT m.*, n.before + row_number() OVER (PARTITION BY m.run_id ORDER BY m.place) AS number
+    FROM mail AS m JOIN numbered AS n USING (run_id)
 ), mailed AS (
     INSERT INTO inbox (run_id, number, kind, name, payload, sender_key, digest, created_at)
     SELECT p.run_id, p.number, p.kind, p.name, p.payload, p.sender_key,
            sha256(p.digest || int8send(p.number)), :now::bigint
-    FROM (SELECT m.*, n.before + row_number() OVER (PARTITION BY m.run_id ORDER BY m.place) AS number
-          FROM mail AS m JOIN numbered AS n USING (run_id)) AS p
+    FROM placed AS p
 )
 
 -- name: consumed @postgres

@@ -27,7 +27,7 @@ from llm_orchestrator.store.base import (
     TrimCommits,
     Unregister,
 )
-from llm_orchestrator.store.journal import canonical, encode
+from llm_orchestrator.store.journal import canonical, canonical_value, encode_value
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.rows import row_columns, row_digest
 
@@ -48,6 +48,8 @@ class ChangeWriter:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
         self._queries = load_queries()
+        self.posted: list[int] = []
+        """As in Receipt; whoever begins a batch empties it."""
 
     def execute(self, name: str, /, **values: object) -> sqlite3.Cursor:
         """Run a named statement."""
@@ -80,7 +82,7 @@ class ChangeWriter:
             wake_at=run.wake_at,
             labels=canonical(dict(run.labels)).decode(),
             origin=canonical(dict(run.origin)).decode(),
-            input=encode({"value": run.input}),
+            input=encode_value(run.input),
             created_at=now_us,
         )
 
@@ -131,7 +133,7 @@ class ChangeWriter:
                 self.execute("trim_commits", keep=change.keep, limit=change.limit)
 
     def _put_progress(self, change: PutProgress) -> None:
-        handle = encode({"value": change.handle})
+        handle = encode_value(change.handle)
         self.execute(
             "put_progress",
             run_id=change.run_id,
@@ -176,8 +178,9 @@ class ChangeWriter:
             "next_message", run_id=change.run_id, sender_key=change.sender_key
         ).fetchone()
         if row is None:
+            self.posted.append(0)
             return  # this sender_key was posted before, or there is no such run
-        payload = encode({"value": change.payload})
+        payload = encode_value(change.payload)
         self.execute(
             "post",
             run_id=change.run_id,
@@ -191,10 +194,11 @@ class ChangeWriter:
             ),
             created_at=now_us,
         )
+        self.posted.append(row[0])
 
     def _put_record(self, change: PutRecord) -> None:
         kind, key, version = change.kind, change.key, change.version
-        value = canonical(change.value)
+        value = canonical_value(change.value)
         digest = row_digest(kind, key, version + 1, value)
         if change.value is None:
             done = self.execute("delete_record", kind=kind, key=key, version=version)

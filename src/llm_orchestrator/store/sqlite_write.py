@@ -21,6 +21,7 @@ from llm_orchestrator.store.base import (
     Change,
     Outcome,
     Receipt,
+    count_posts,
 )
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.rows import state_columns
@@ -66,6 +67,7 @@ class BatchWriter:
 
     def apply(self, batch: Batch, now_us: int) -> Receipt:
         """One transaction. Raises sqlite3.Error or StoreError with nothing written."""
+        now_us = batch.at or now_us
         while True:
             try:
                 return self._apply_once(batch, now_us)
@@ -121,6 +123,7 @@ class BatchWriter:
             )
 
     def _apply_together(self, batch: Batch, now_us: int) -> Receipt | None:
+        self._changes.posted.clear()
         try:
             rows = [row for append in batch.appends for row in _journal_rows(append)]
             if not self._append(rows):
@@ -133,7 +136,8 @@ class BatchWriter:
             if _blame(error) is None:
                 raise
             return None
-        return Receipt()
+        posted = self._changes.posted
+        return Receipt(posted=tuple(posted)) if posted else Receipt()
 
     def _append(self, rows: Sequence[Row]) -> bool:
         """False when a predecessor is not there: then the key is NULL (see the statement)."""
@@ -147,16 +151,19 @@ class BatchWriter:
 
     def _apply_one_by_one(self, batch: Batch, now_us: int) -> Receipt:
         refused: dict[str, Outcome] = {}
+        self._changes.posted.clear()
         for append in batch.appends:
             outcome = self._try(append, (), now_us)
             if outcome is not Outcome.LANDED:
                 refused[append.run_id] = outcome
         outcome = self._try(None, batch.changes, now_us)
-        return Receipt(refused, is_refused=outcome is not Outcome.LANDED)
+        is_refused = outcome is not Outcome.LANDED
+        return Receipt(refused, is_refused=is_refused, posted=tuple(self._changes.posted))
 
     def _try(self, append: Append | None, changes: Sequence[Change], now_us: int) -> Outcome:
         database = self._database
         database.execute("SAVEPOINT one")
+        posted = len(self._changes.posted)
         try:
             if append is not None:
                 if not self._append(_journal_rows(append)):
@@ -174,7 +181,10 @@ class BatchWriter:
                 raise  # to be healed; or it belongs to no run that could be named in the receipt
             database.execute("ROLLBACK TO one")
             database.execute("RELEASE one")
-            return blame if append is None else self._judge(append, blame)
+            outcome = blame if append is None else self._judge(append, blame)
+            number = -1 if outcome is Outcome.LANDED else 0  # it had landed before
+            self._changes.posted[posted:] = [number] * count_posts(changes, append)
+            return outcome
         database.execute("RELEASE one")
         return Outcome.LANDED
 
