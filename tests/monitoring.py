@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 
 from llm_orchestrator import errors
 from llm_orchestrator.model import RunState
+from llm_orchestrator.recovery.tally import Outcome
 from llm_orchestrator.store.base import NodeState
 from llm_orchestrator.telemetry.metrics_names import ACTIVE, ERRORS, METRICS, OLD
 
@@ -70,6 +71,12 @@ VALUES: Mapping[tuple[str, str], frozenset[str]] = {
         ("pool_connections", "state", ("idle", "busy")),
         ("replication_standbys", "sync", ("true", "false")),
         ("nodes", "state", NodeState),
+        ("backup_runs_total", "outcome", Outcome),
+        (
+            "recovery_point_exposure_seconds",
+            "mechanism",
+            ("replica", "archive", "wal", "backup"),
+        ),
         ("breaker_state", "provider", ("store",)),
         ("breaker_openings_total", "provider", ("store",)),
     )

@@ -41,6 +41,7 @@ class Desk:
         self.figures = Statistics()
         self.members: list[Member] = []
         self.records: dict[str, Any] = {}
+        self.backups: dict[str, Any] = {}
         self.metrics = Metrics()
         self.counts = SimpleNamespace(census=self._census, statistics=self._statistics)
         self.shelf = SimpleNamespace(nodes=self._nodes, records=self._records)
@@ -72,7 +73,8 @@ class Desk:
         return await self._answer("nodes", self.members[:limit])
 
     async def _records(self, kind: str) -> Any:
-        return await self._answer(f"records {kind}", self.records if kind == "breaker" else {})
+        known = {"breaker": self.records, "backup": self.backups}
+        return await self._answer(f"records {kind}", known.get(kind, {}))
 
     async def values(self) -> Values:
         """Every sample. One that is there twice fails the test."""
@@ -102,6 +104,7 @@ def test_a_hundred_scrapes_at_once_ask_the_store_once() -> None:
         "nodes": 1,
         "records maintenance": 1,
         "records breaker": 1,
+        "records backup": 1,
     }
 
 
@@ -288,6 +291,40 @@ def test_a_breaker_is_told_by_provider_and_its_worst_model() -> None:
     assert gauge(virtually(main()), "breaker_state") == {("openai",): 1, ("house",): 2}
 
 
+def test_backups_are_told_from_the_stores_records() -> None:
+    async def main() -> list[Values]:
+        desk = Desk()
+        found = [await desk.values()]
+        now = desk.clock.now_us()
+        desk.backups = {
+            "last": {"taken_at": now, "size_bytes": 7_000, "took_s": 1.5, "at": now + 9},
+            "proved": {"at": now - MICROSECONDS},
+            "disproved": {"at": now},
+            "tally": {"ok": 3, "partial": 1, "failed": 2, "failed_at": now - 2 * MICROSECONDS},
+        }
+        await desk.clock.sleep(60)
+        return [*found, await desk.values()]
+
+    none, some = virtually(main())
+    for word in ("success", "proved", "failure"):
+        assert gauge(none, f"backup_last_{word}_timestamp_seconds") == {(): 0}
+    assert set(gauge(none, "backup_runs_total").values()) == {0}
+    assert gauge(none, "recovery_point_exposure_seconds") == {}
+    assert gauge(none, "backup_proof_failed") == {(): 0}
+    assert gauge(some, "recovery_point_exposure_seconds") == {("backup",): 60}
+    assert gauge(some, "backup_proof_failed") == {(): 1}
+    assert gauge(some, "backup_runs_total") == {("ok",): 3, ("partial",): 1, ("failed",): 2}
+    assert (gauge(some, "backup_size_bytes"), gauge(some, "backup_duration_seconds")) == (
+        {(): 7_000},
+        {(): 1.5},
+    )
+    made, proved, failed = (
+        gauge(some, f"backup_last_{word}_timestamp_seconds")[()]
+        for word in ("success", "proved", "failure")
+    )
+    assert (made - proved, made - failed) == (1, 2)
+
+
 def test_what_would_be_lost_is_what_the_best_copy_lacks() -> None:
     async def main() -> list[Values]:
         desk = Desk()
@@ -304,9 +341,9 @@ def test_what_would_be_lost_is_what_the_best_copy_lacks() -> None:
     exposed = "recovery_point_exposure_seconds"
     assert gauge(none, exposed) == {}
     assert gauge(none, "replication_standbys") == {("true",): 0, ("false",): 0}
-    assert gauge(plain, exposed) == {("replication",): 1.0}
+    assert gauge(plain, exposed) == {("replica",): 1.0}
     assert gauge(plain, "replication_lag_seconds") == {("near",): 2, ("far",): 60}
     assert gauge(plain, "replication_lag_bytes") == {("near",): 20, ("far",): 600}
-    assert gauge(waited_for, exposed) == {("replication",): 0}
+    assert gauge(waited_for, exposed) == {("replica",): 0}
     assert gauge(waited_for, "replication_standbys") == {("true",): 1, ("false",): 1}
     assert gauge(unseen, "replication_standbys") == {}

@@ -21,6 +21,8 @@ from llm_orchestrator.engine.maintenance import read_orders
 from llm_orchestrator.engine.measure import BREAKER
 from llm_orchestrator.errors import StoreError
 from llm_orchestrator.model import MICROSECONDS, Json
+from llm_orchestrator.recovery.create import BACKUP
+from llm_orchestrator.server.backups import backup_samples
 from llm_orchestrator.server.probe import Finding, Probe
 from llm_orchestrator.store.base import Database, Member, NodeState, lives
 from llm_orchestrator.store.statistics import Queue, RunCount, Standby
@@ -139,6 +141,7 @@ class Collector:
             *self._waiting(found.queues, now),
             *_nodes(await shelf.nodes(_NODES_READ), now),
             *self._breakers(await list_breakers(shelf, now)),
+            *backup_samples(await shelf.records(BACKUP), now),
         ]
         if found.standbys is not None:
             samples += self._replication(found.standbys)
@@ -187,7 +190,7 @@ class Collector:
         yield Sample("replication_standbys", ("false",), len(standbys) - waited_for)
         if standbys:
             exposed_s = 0.0 if waited_for else min(each.exposed_s for each in standbys)
-            yield Sample("recovery_point_exposure_seconds", ("replication",), exposed_s)
+            yield Sample("recovery_point_exposure_seconds", ("replica",), exposed_s)
 
 
 def _nodes(members: Sequence[Member], now: int) -> Iterator[Sample]:

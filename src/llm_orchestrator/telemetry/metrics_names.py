@@ -128,7 +128,9 @@ STORE = (
     _counter("journal_verified_entries", "", "Entries that were read again, to find damage early"),
     _gauge("journal_verify_progress_ratio", "", "How much of this round of verification is done"),
     _gauge(
-        "journal_verify_last_round_timestamp_seconds", "", "When all journals had last been verified"
+        "journal_verify_last_round_timestamp_seconds",
+        "",
+        "When all journals had last been verified",
     ),
     _gauge("journal_damaged_runs", "", "Runs that the last round found damaged, mended or not"),
     _gauge("pool_connections", "state", "Reading connections: idle, busy"),
@@ -145,7 +147,8 @@ STORE = (
     _gauge(
         "recovery_point_exposure_seconds",
         "mechanism",
-        "How much of the newest work would be lost with the store; absent without a second copy",
+        "How much of the newest work each of replica, archive, wal, backup would not bring back;"
+        " absent without such a copy",
     ),
     _gauge(
         "spool_results", "", "Paid results on this machine's disk that the store has not taken yet"
@@ -182,11 +185,38 @@ PROCESS = (
     _gauge("build_info", "version", "1"),
     _counter("audit_entries", "action", "Entries that were written to the audit log"),
 )
+BACKUPS = (
+    _gauge(
+        "backup_last_success_timestamp_seconds",
+        "",
+        "Until when the newest backup has everything, Unix time; 0 without one",
+    ),
+    _gauge(
+        "backup_last_proved_timestamp_seconds",
+        "",
+        "When a backup was last restored aside and found good, Unix time; 0 if never",
+    ),
+    _gauge(
+        "backup_last_failure_timestamp_seconds",
+        "",
+        "When making or copying a backup last failed, Unix time; 0 if never",
+    ),
+    _gauge("backup_proof_failed", "", "1 if the last proof of a backup found something wrong"),
+    _gauge("backup_size_bytes", "", "Size of the newest backup file"),
+    _gauge("backup_duration_seconds", "", "How long it took to make"),
+    _counter(
+        "backup_runs",
+        "outcome",
+        "Backups that were begun: ok, partial (not in the second place), failed. Counted in the"
+        " store: the same number on every node",
+    ),
+)
 GROUPS: dict[str, tuple[Metric, ...]] = {
     "Runs and steps": RUNS,
     "Queues": QUEUES,
     "Models": MODELS,
     "The store": STORE,
+    "Backups": BACKUPS,
     "Nodes": NODES,
     "The process": PROCESS,
 }

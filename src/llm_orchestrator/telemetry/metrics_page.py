@@ -75,16 +75,19 @@ def _family(
 ) -> Family:
     word = word or metric.word
     if metric.kind == "counter":
-        return _counter(metrics.counters[word], metric)
+        return _counter(metrics.counters[word], metric, gauges.get(word))
     if metric.kind == "histogram":
         return _histogram(metrics.histograms[word], metric)
     return _gauge(metric, gauges.get(word, {}))
 
 
-def _counter(counter: Counter, shown: Metric | None = None) -> Family:
+def _counter(
+    counter: Counter, shown: Metric | None = None, read: Mapping[Labels, float] | None = None
+) -> Family:
+    """`read`: numbers that are counted in the store, in place of this process's own."""
     metric = shown or counter.metric
     family = CounterMetricFamily(metric.name, metric.meaning, labels=metric.labels)
-    for labels, value in counter.values.items():
+    for labels, value in (read or counter.values).items():
         family.add_metric(labels, value)
     return family
 

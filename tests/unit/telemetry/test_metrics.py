@@ -39,6 +39,9 @@ takeovers_total fenced_writes_total epoch recovery_time_seconds breaker_state{pr
 breaker_openings_total{provider} pool_connections{state} pool_size pool_wait_seconds
 pool_timeouts_total store_reachable store_writable store_latency_seconds
 replication_lag_seconds{standby} replication_lag_bytes{standby} replication_standbys{sync}
+backup_last_success_timestamp_seconds backup_last_proved_timestamp_seconds
+backup_last_failure_timestamp_seconds backup_proof_failed backup_size_bytes backup_duration_seconds
+backup_runs_total{outcome}
 journal_damaged_total journal_mended_total recovery_point_exposure_seconds{mechanism}
 http_requests_total{method,route,status} http_request_duration_seconds{method,route} streams_open
 memory_bytes memory_limit_bytes memory_shedding maintenance draining process_start_time_seconds
@@ -119,6 +122,11 @@ def test_promtool_finds_nothing_to_say_about_the_names() -> None:
         [PROMTOOL, "check", "metrics"], input=page, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_what_the_store_has_counted_stands_in_place_of_what_this_process_has() -> None:
+    page = page_of(Metrics(), [Sample("backup_runs_total", ("ok",), 3)])
+    assert '\nllm_orchestrator_backup_runs_total{outcome="ok"} 3.0\n' in page
 
 
 def test_what_was_counted_is_on_the_page() -> None:
