@@ -63,6 +63,8 @@ class Config:
     """At most this many finished runs are kept; 0 keeps all."""
     verify_entries_per_s: float = 2_000.0
     """How fast one node reads all journals again, round after round, to find damage. 0: never."""
+    audit_retention_days: float = 0.0
+    """Chains of the audit log that ended longer ago are removed; 0 keeps them."""
     direct_url: str = ""
     """PostgreSQL without the pooler: for heartbeats and wake-ups. Empty: the store's own URL."""
     pool_size: int = 10

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.retention import Retention, expire
@@ -16,14 +19,28 @@ SCHEDULE = "schedule"
 """The kind of record that a schedule is (engine/schedule.py)."""
 
 
-async def expire_forever(store: Store, retention: Retention, clock: Clock) -> None:
-    """Remove finished runs beyond the policy, at the start and once a minute, until cancelled."""
-    while True:
-        try:
-            await expire(store, retention, clock)
-        except StoreError as error:
-            logger.error("finished runs could not be removed: %s", error.message)
-        await clock.sleep(RETENTION_PERIOD_S)
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """Something that is done at a node's start and once in `period_s`. Handed in by who wires."""
+
+    name: str
+    period_s: float
+    work: Callable[[], Awaitable[object]]
+
+    async def do_forever(self, clock: Clock) -> None:
+        """Until cancelled; trouble of the store is a line in the log, and the next time comes."""
+        while True:
+            try:
+                await self.work()
+            except StoreError as error:
+                logger.error("%s: %s", self.name, error.message)
+            await clock.sleep(self.period_s)
+
+
+def expiring(store: Store, retention: Retention, clock: Clock) -> list[Chore]:
+    """Remove finished runs beyond the policy; nothing to do where all are kept."""
+    work = partial(expire, store, retention, clock)
+    return [Chore("retention", RETENTION_PERIOD_S, work)] if retention else []
 
 
 async def fire_schedules(store: Store, writer: GroupWriter, clock: Clock) -> int | None:

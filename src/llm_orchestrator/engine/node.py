@@ -29,7 +29,7 @@ from llm_orchestrator.engine.acceptance import (
     without_secrets,
 )
 from llm_orchestrator.engine.audit import settle
-from llm_orchestrator.engine.chores import expire_forever
+from llm_orchestrator.engine.chores import Chore, expiring
 from llm_orchestrator.engine.claims import Claims
 from llm_orchestrator.engine.driver import Driver, NodeOptions
 from llm_orchestrator.engine.execution import ChildSpec, Execution, Publish, Services
@@ -79,7 +79,9 @@ class Node:
         tracing: Tracing | None = None,
         metrics: Metrics | None = None,
         copies: Sequence[SecondCopy] = (),
+        chores: Sequence[Chore] = (),
     ) -> None:
+        self._chores = chores
         self.node_id = store.node_id
         self.flows = flows
         self._store = store
@@ -146,12 +148,10 @@ class Node:
         self._claimer = asyncio.create_task(self._claims.run_forever(), name="claimer")
         self._spawn(self.upkeep.watch_orders(), "orders")
         self._spawn(self.upkeep.watch_memory(), "memory")
-        if self._options.retention:
-            self._spawn(
-                expire_forever(self._store, self._options.retention, self._clock), "retention"
-            )
         if self.verifier is not None:
             self._spawn(self.verifier.run_forever(), "verifier")
+        for chore in (*expiring(self._store, self._options.retention, self._clock), *self._chores):
+            self._spawn(chore.do_forever(self._clock), chore.name)
         looking = settle(self._store, self._mender, self.driver.give_up)
         self._settler = self._spawn(looking, "settler")
 

@@ -6,10 +6,27 @@ in an entry of its own before the first chain goes: it excuses what is missing a
 
 from __future__ import annotations
 
+from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import StoreDamaged
-from llm_orchestrator.security.audit import FORGET, HEAD, AuditLog, Head, head_of, read_head
+from llm_orchestrator.model import MICROSECONDS
+from llm_orchestrator.security.audit import (
+    FORGET,
+    HEAD,
+    SYSTEM,
+    AuditLog,
+    Head,
+    head_of,
+    read_head,
+)
 from llm_orchestrator.store.audit import ForgetAudit
 from llm_orchestrator.store.base import Batch, PutRecord, Store
+from llm_orchestrator.telemetry.metrics import Metrics
+
+PERIOD_S = 3_600.0
+"""How often a node looks whether anything has become too old."""
+_DAY_S = 86_400
+_CHAIN = "retention"
+"""Behind the process's name: its own chain may be written to by others meanwhile."""
 
 
 async def old_chains(store: Store, before_us: int) -> list[Head]:
@@ -41,3 +58,15 @@ async def forget(store: Store, log: AuditLog, *, before_us: int, actor: str) -> 
                 gone += not receipt.is_refused
         facts["forgotten"] = gone
     return gone
+
+
+async def forget_older(
+    store: Store, clock: Clock, *, days: float, metrics: Metrics | None = None
+) -> int:
+    """Remove chains that ended more than `days` ago, by policy; how many. Raises StoreError.
+
+    Several nodes may do it at once: each chain goes once.
+    """
+    log = AuditLog(store, clock, f"{store.node_id}-{_CHAIN}", metrics=metrics)
+    before_us = clock.now_us() - int(days * _DAY_S * MICROSECONDS)
+    return await forget(store, log, before_us=before_us, actor=SYSTEM)

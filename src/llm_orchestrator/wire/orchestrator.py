@@ -33,6 +33,7 @@ from llm_orchestrator.model import MICROSECONDS, Json, NewRun, RunState, Workflo
 from llm_orchestrator.store.base import Batch, Database, QueueLimit, Register
 from llm_orchestrator.store.sqlite import SQLiteStore
 from llm_orchestrator.telemetry.metrics import Metrics
+from llm_orchestrator.wire.housekeeping import chores
 from llm_orchestrator.wire.telemetry import Telemetry, set_up
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class Orchestrator:
                 tracing=self._telemetry.tracing,
                 metrics=self.metrics,
                 copies=second_copies(self.config, self.store, url=self._address),
+                chores=chores(self.config, self.store, metrics=self.metrics),
             )
             await self._node.start()
         except BaseException:

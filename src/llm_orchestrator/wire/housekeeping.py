@@ -1,0 +1,24 @@
+"""What a node does now and then for the layers above the engine, as the configuration says."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from llm_orchestrator.config import Config
+from llm_orchestrator.engine.chores import Chore
+from llm_orchestrator.errors import ConfigError
+from llm_orchestrator.store.base import Database
+from llm_orchestrator.telemetry.metrics import Metrics
+
+
+def chores(config: Config, store: Database, *, metrics: Metrics) -> list[Chore]:
+    """What to do, and how often. Raises ConfigError."""
+    days = config.audit_retention_days
+    if days < 0:
+        raise ConfigError(f"audit_retention_days is {days:g}; it takes days, 0 for ever")
+    if not days:
+        return []
+    from llm_orchestrator.security import audit_retention  # noqa: PLC0415 (rarely needed)
+
+    work = partial(audit_retention.forget_older, store, store.clock, days=days, metrics=metrics)
+    return [Chore("audit retention", audit_retention.PERIOD_S, work)]
