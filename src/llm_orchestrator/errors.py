@@ -26,6 +26,7 @@ OrchestratorError                 one base class; ``hint`` is the command or edi
 │       ├── StoreDenied           it does not let us in
 │       ├── StoreLocked           another engine owns it
 │       ├── StoreForeign          the file is not ours
+│       ├── StoreIsCopy           a restored copy: no engine drives its runs
 │       ├── StoreNewer            made by a newer version of this program
 │       ├── StoreFull             the disk is full
 │       ├── StoreReadOnly         the file or folder cannot be written
@@ -285,6 +286,12 @@ class StoreLocked(StoreError):
 
     exit_code = 11
     kind = "store_locked"
+
+
+class StoreIsCopy(StoreError):
+    """It was restored aside: nobody may drive its runs until it takes the live store's place."""
+
+    kind = "store_is_copy"
 
 
 class StoreForeign(StoreError):

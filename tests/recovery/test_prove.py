@@ -18,6 +18,7 @@ from llm_orchestrator.recovery.prove import Proof, check_copy, record_proof
 from llm_orchestrator.recovery.readiness import read_backups
 from llm_orchestrator.store.base import Batch, Database, PutRecord, RunFilter
 from llm_orchestrator.store.copying import Identity
+from llm_orchestrator.store.sqlite_tables import SQLiteTables
 from llm_orchestrator.wire import make_store
 from llm_orchestrator.wire.recovery import make_checks
 from tests.recovery.test_carry import opened
@@ -48,6 +49,9 @@ class Copied:
 
     def store(self) -> Database:
         return make_store(CONFIG, RealClock(), url=self.url)
+
+    def tables(self) -> SQLiteTables:
+        return SQLiteTables(self.file)
 
     async def take_over(
         self, identity: Identity, *, last: Callable[[Database], Awaitable[None]] | None = None

@@ -97,6 +97,12 @@ async def backup_exposure(store: Database, backups: Backups, now_us: int) -> Exp
     since = backups.last.get("taken_at")
     if not isinstance(since, int):
         return Exposure("backup", None, detail="there is no backup: llmo backup create")
+    found = await done_since(store, since, now_us)
+    return found._replace(detail=str(backups.last.get("backup_id", "")))
+
+
+async def done_since(store: Database, since: int, now_us: int) -> Exposure:
+    """What a store that is put back to `since` would not have. Raises StoreError."""
     runs = await store.look.runs(RunFilter(since=since, limit=RUNS_MAX))
     moved = {run.run_id for run in runs} | set(await store.look.unfinished())
     usage, entries = Usage(), 0
@@ -110,12 +116,11 @@ async def backup_exposure(store: Database, backups: Backups, now_us: int) -> Exp
                     usage += Usage.from_json(data.get("usage") or {})
     return Exposure(
         "backup",
-        backups.age_s(now_us),
+        _age(since, now_us),
         entries,
         len(runs),
         round(usage.cost_usd, 6),
         is_at_least=len(moved) > RUNS_MAX or len(runs) == RUNS_MAX,
-        detail=str(backups.last.get("backup_id", "")),
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from llm_orchestrator.store.base import Database
+from llm_orchestrator.store.tables import Tables
 
 
 class Role(StrEnum):
@@ -94,6 +95,10 @@ class Aside(Protocol):
         """The store in it, not opened yet. Its role is `copy`."""
         ...
 
+    def tables(self) -> Tables:
+        """Its rows: to fill it from another kind of store, or to fill one."""
+        ...
+
     async def take_over(
         self, identity: Identity, *, last: Callable[[Database], Awaitable[None]] | None = None
     ) -> str:
@@ -147,7 +152,7 @@ class Copier(Protocol):
         ...
 
     async def empty(self) -> Aside:
-        """A store without runs beside the live one, to fill by `commit` (or `tables.copy`)."""
+        """A store without runs beside the live one, to fill by `commit`, or with `tables.copy`."""
         ...
 
     async def kept(self) -> list[str]:

@@ -30,6 +30,7 @@ from llm_orchestrator.store.sqlite_claims import SQLiteClaims
 from llm_orchestrator.store.sqlite_file import (
     SCHEMA_VERSION,
     EngineLock,
+    check_role,
     extend_log,
     prepare,
     translate,
@@ -52,9 +53,16 @@ class SQLiteStore:
     """See store.base.Store for every method's contract."""
 
     def __init__(
-        self, path: Path, *, node_id: str, clock: Clock, metrics: Metrics | None = None
+        self,
+        path: Path,
+        *,
+        node_id: str,
+        clock: Clock,
+        metrics: Metrics | None = None,
+        may_copy: bool = False,
     ) -> None:
         self.node_id = node_id
+        self._may_copy = may_copy  # whoever has put it aside knows that it is a copy
         self.metrics = metrics or Metrics()
         self.path = path
         self.generation = 1
@@ -145,6 +153,7 @@ class SQLiteStore:
             self._writer = BatchWriter(self._write_database, self.node_id, row[0])
             self.incarnation, self.generation = row
             if is_engine:
+                check_role(self._write_database, self.path, may_copy=self._may_copy)
                 extend_log(self._write_database)
 
         try:

@@ -21,6 +21,7 @@ from llm_orchestrator.errors import (
     StoreError,
     StoreForeign,
     StoreFull,
+    StoreIsCopy,
     StoreLocked,
     StoreNewer,
     StoreReadOnly,
@@ -118,6 +119,16 @@ def _schema() -> set[tuple[object, ...]]:
 
 def _schema_of(database: sqlite3.Connection) -> set[tuple[object, ...]]:
     return set(database.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema"))
+
+
+def check_role(database: sqlite3.Connection, path: Path, *, may_copy: bool) -> None:
+    """Raises StoreIsCopy when an engine must not drive its runs."""
+    row = database.execute("SELECT role FROM store").fetchone()
+    if row is not None and row[0] != "primary" and not may_copy:
+        raise StoreIsCopy(
+            f"{path} is a {row[0]}: what runs in it would be done twice",
+            hint="llmo runs list looks into it; llmo restore makes it live",
+        )
 
 
 def extend_log(database: sqlite3.Connection) -> None:
