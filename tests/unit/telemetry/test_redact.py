@@ -152,6 +152,17 @@ def test_a_text_in_pieces_is_cleaned_as_if_it_came_whole(pieces: list[str]) -> N
     assert shown + veil.rest() == registry.redact(whole)
 
 
+def test_a_secret_whose_end_may_begin_another_does_not_wait_in_the_open() -> None:
+    registry = Registry()
+    registry.remember("kx9-planted")
+    registry.remember("planted-zz8-other")
+    veil = Veil(registry)
+    assert veil.push("a kx9-planted") == "a ***"
+    assert veil.push("-zz8-other!") == "-zz8-other!"
+    assert veil.push("a planted-") == "a "
+    assert veil.push("zz8-other!") == "***!"
+
+
 def test_of_a_text_in_pieces_only_what_may_become_one_is_held_back() -> None:
     registry = Registry()
     registry.remember("kx9-planted")
