@@ -57,8 +57,8 @@ _STATEMENTS = frozenset({"if", "elif", "else", "endif", "for", "endfor", "raw", 
 _OPERATORS = frozenset({"and", "or", "not", "in", "is", "if", "elif", "else"})
 _CONSTANTS = frozenset({"true", "false", "none", "True", "False", "None"})
 _NUMERIC = frozenset({"abs", "count", "d", "default", "float", "int", "length", "round"})
-_RANGE_UNITS = 100_000 * _VALUE_UNITS
-"""What the engine lets `range` make."""
+_RANGE_MAX = 100_000
+"""How many numbers the engine lets `range` make."""
 
 
 class Cost(NamedTuple):
@@ -98,10 +98,22 @@ def cost_of(source: str) -> Cost:
             loops *= grown  # what a loop goes over may be made of what the loop around it made
         else:
             growth = max(growth, grown)
-        units += _RANGE_UNITS * any(token.text == "range" for token in items)
+        if any(token.text == "range" for token in items):
+            units += _VALUE_UNITS * _range_max(items)
         if not grown or loops * growth * units > UNITS_MAX:
             return Cost()
     return Cost(loops * growth, units, is_product)
+
+
+def _range_max(items: Sequence[Token]) -> int:
+    """How many numbers `range` may make in a block."""
+    counts = [0]
+    for at, token in enumerate(items):
+        if token.text == "range":
+            given = [each for each in _arguments(items[at + 1 :]) if each.text not in {",", "-"}]
+            is_known = all(each.text.isdecimal() and len(each.text) < 7 for each in given)
+            counts.append(sum(int(each.text) for each in given) if is_known else _RANGE_MAX)
+    return sum(counts)
 
 
 def measure(values: dict[str, Any]) -> int:
@@ -135,19 +147,22 @@ def _holds_text(values: Any) -> bool:
 
 def _growth(items: Sequence[Token], *, is_product: bool) -> int:
     """How much larger than all that a block sees a value in it may become; 0: nothing bounds it."""
-    growth, joined = 1, 1
+    growth, joined, literal_to = 1, 1, 0
     for at, token in enumerate(items):
         before = items[at - 1] if at else Token("op", "")
         if is_product and not _is_numeric(token, before):
             return 0
         if token.kind == "name" and before.text == "|":
-            grown = _filter(token.text, _arguments(items[at + 1 :]))
+            arguments = _arguments(items[at + 1 :])
+            grown = _filter(token.text, arguments)
             if not grown:
                 return 0
             growth *= grown
+            if _are_literal(arguments):
+                literal_to = at + 2 + len(arguments)
         elif token.text == "(" and not _is_call_bounded(items, at):
             return 0
-        joined += token.text in {"~", "+", ",", "("}
+        joined += at >= literal_to and token.text in {"~", "+", ",", "("}
     return growth * joined
 
 
@@ -168,7 +183,7 @@ def _filter(name: str, arguments: Sequence[Token]) -> int:
     if name not in _ANY_ARGUMENT and not _are_literal(arguments):
         return 0
     if name in _BY_TEXT:
-        growth *= 1 + max((len(token.text) for token in arguments), default=0)
+        growth *= max((len(token.text) for token in arguments), default=1)
     return growth * (_INDENTS if name == "tojson" and arguments else 1)
 
 

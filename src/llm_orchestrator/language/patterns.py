@@ -19,7 +19,7 @@ from llm_orchestrator.model import Json
 INPUT_CPU_S_MAX = 0.1
 """For one input: who starts a run waits for it."""
 _LENGTH_MAX = 100
-_TRIES_MAX = 3_000_000
+_TRIES_MAX = 20_000_000
 _FLAGS = re.compile(r"\(\?-?[aiLmsux]")
 _ATOM = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _REPEATED_GROUP = re.compile(r"\)[*+?{]")

@@ -35,7 +35,11 @@ from llm_orchestrator.model import Json
 FUEL = 200_000
 TEMPLATE_LENGTH_MAX = 100_000
 EXPRESSION_LENGTH_MAX = 20_000
+BLOCK_TOKENS_MAX = 4_000
+ELIF_MAX = 500
+"""More than this, chained in each other, would run the engine out of its stack."""
 CACHED_TEXTS_MAX = 2_000
+_BLOCKS = frozenset({"{{", "{%"})
 
 REMOVED_FILTERS = ("format", "indent", "batch", "slice", "attr", "pprint", "filesizeformat")
 _FILTERS = """
@@ -183,12 +187,20 @@ class Templates:
 
     def _read_paths(self, text: str, source: str) -> tuple[names.Path, ...]:
         """Every path of the source whose first name is not its own (a loop's variable is)."""
+        blocks = [
+            lexer.tokens(piece.inner) for piece in lexer.split(source) if piece.opening in _BLOCKS
+        ]
+        if max(map(len, blocks), default=0) > BLOCK_TOKENS_MAX:
+            raise TemplateError(
+                f"{_short(text)} has more than {BLOCK_TOKENS_MAX} words and signs in one block"
+            )
+        if text.count("elif") > ELIF_MAX:
+            raise TemplateError(f"{_short(text)} has more than {ELIF_MAX} elif")
         roots = self._parse(text, source)
         found = {
             path.parts: None
-            for piece in lexer.split(source)
-            if piece.opening in {"{{", "{%"}
-            for path in lexer.paths(lexer.tokens(piece.inner))
+            for items in blocks
+            for path in lexer.paths(items)
             if path.parts[0] in roots
         }
         seen = {path[0] for path in found}
