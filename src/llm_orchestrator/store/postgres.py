@@ -21,6 +21,7 @@ import asyncpg  # type: ignore[import-untyped]
 from llm_orchestrator.clock import Clock, StoreClock
 from llm_orchestrator.errors import StoreError, StoreForeign, StoreUnavailable
 from llm_orchestrator.model import Run
+from llm_orchestrator.store.archiving import Archive, archived
 from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, lives, news_of
 from llm_orchestrator.store.measure import measured
 from llm_orchestrator.store.postgres_address import parse_address
@@ -59,6 +60,7 @@ class PostgresStore:
     ) -> None:
         self.node_id = node_id
         self.metrics = metrics or Metrics()
+        self.archive: Archive | None = None
         self.generation = 1
         self.incarnation = ""
         self.clock = StoreClock(clock)
@@ -139,6 +141,8 @@ class PostgresStore:
 
     async def close(self) -> None:
         """End every connection."""
+        if self.archive is not None:
+            await self.archive.close()
         self._appliers = []
         if self._bell is not None:
             await self._bell.close()
@@ -154,7 +158,10 @@ class PostgresStore:
             raise StoreError("the store is closed")
         applier = self._appliers[0 if batch.appends else 1]
         receipt = await measured(
-            applier.apply(batch), batch, metrics=self.metrics, clock=self.clock
+            archived(self.archive, batch, applier.apply, clock=self.clock),
+            batch,
+            metrics=self.metrics,
+            clock=self.clock,
         )
         news = news_of(batch)
         if news:

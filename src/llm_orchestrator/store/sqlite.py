@@ -22,6 +22,7 @@ from pathlib import Path
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import StoreDamaged, StoreError, StoreLocked
 from llm_orchestrator.model import Run
+from llm_orchestrator.store.archiving import Archive, archived
 from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, news_of
 from llm_orchestrator.store.measure import measured
 from llm_orchestrator.store.queries import load_queries
@@ -64,6 +65,7 @@ class SQLiteStore:
         self.node_id = node_id
         self._may_copy = may_copy  # whoever has put it aside knows that it is a copy
         self.metrics = metrics or Metrics()
+        self.archive: Archive | None = None
         self.path = path
         self.generation = 1
         self.incarnation = ""
@@ -176,6 +178,8 @@ class SQLiteStore:
         if self._server is not None:
             await self._server.stop()
             self._server = None
+        if self.archive is not None:
+            await self.archive.close()
         self._reader.close()
         self._counter.close()
         await self._close_writer()
@@ -222,6 +226,9 @@ class SQLiteStore:
         return receipt
 
     async def _apply(self, batch: Batch) -> Receipt:
+        return await archived(self.archive, batch, self._write, clock=self.clock)
+
+    async def _write(self, batch: Batch) -> Receipt:
         writer, thread = self._writer, self._write_thread
         if writer is None or thread is None:
             raise StoreError("the store is closed")
