@@ -99,7 +99,7 @@ async def test_a_dump_is_there_while_it_is_needed(site: Site) -> None:
 def head(manifest: Manifest, **more: object) -> Manifest:
     """Its second head, changed."""
     heads = list(manifest.heads)
-    heads[1] = RunHead(**{**heads[1]._asdict(), **more})  # type: ignore[arg-type]
+    heads[1] = RunHead(**{**heads[1]._asdict(), **more})
     return manifest.model_copy(update={"heads": heads})
 
 
