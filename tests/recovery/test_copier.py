@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from llm_orchestrator.engine.audit import verify_store
 from llm_orchestrator.errors import StoreIsCopy, StoreLocked
 from llm_orchestrator.store.base import Batch, Database, PutRecord
 from llm_orchestrator.store.copying import Identity, Role
+from llm_orchestrator.store.postgres_copy import PostgresCopier
 from llm_orchestrator.store.sqlite import SQLiteStore
 from llm_orchestrator.store.sqlite_copy import SQLiteCopier
 from tests.recovery.test_carry import opened
@@ -33,14 +35,38 @@ async def busy(ctx: Context, n: int) -> int:
     return n
 
 
+class Site:
+    """A live store, and what copies it."""
+
+    def __init__(self, url: str, copier: SQLiteCopier | PostgresCopier) -> None:
+        self.url = url
+        self.copier = copier
+
+    def old(self, name: str) -> str:
+        """The URL of a store that was put out of the way."""
+        return f"{self.url.rpartition('/')[0]}/{name}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+    if request.param == "sqlite":
+        live = tmp_path / "live.db"
+        yield Site(f"sqlite:///{live}", SQLiteCopier(live, RealClock()))
+        return
+    address: str = request.getfixturevalue("postgres_url")
+    copier = PostgresCopier(address, RealClock())
+    yield Site(address, copier)
+    for name in [*await copier.kept(), *await copier.leftovers()]:
+        request.getfixturevalue("postgres_server").psql(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
 def url(file: Path) -> str:
     return f"sqlite:///{file}"
 
 
-async def test_a_dump_under_load_is_one_cut(tmp_path: Path) -> None:
-    live = tmp_path / "live.db"
-    copier = SQLiteCopier(live, RealClock())
-    async with Orchestrator(url(live)) as one:
+async def test_a_dump_under_load_is_one_cut(site: Site, tmp_path: Path) -> None:
+    copier = site.copier
+    async with Orchestrator(site.url) as one:
         runs = [await one.start(busy, {"n": 60}) for _ in range(20)]
         dump, cut = await copier.dump(tmp_path)
         results = [await one.result(run_id) for run_id in runs]
@@ -80,10 +106,11 @@ async def value_of(address: str) -> object:
         return (await store.shelf.record("test", "value"))[0]
 
 
-async def test_taking_over_brings_the_dump_back_and_keeps_the_old(tmp_path: Path) -> None:
-    live = tmp_path / "live.db"
-    copier = SQLiteCopier(live, RealClock())
-    async with opened(url(live)) as store:
+async def test_taking_over_brings_the_dump_back_and_keeps_the_old(
+    site: Site, tmp_path: Path
+) -> None:
+    copier = site.copier
+    async with opened(site.url) as store:
         await put(store, 1)
         dump, _ = await copier.dump(tmp_path)
         await put(store, 2)
@@ -100,10 +127,10 @@ async def test_taking_over_brings_the_dump_back_and_keeps_the_old(tmp_path: Path
     old = await aside.take_over(NEW, last=last)
     assert seen == [2]
     assert await copier.kept() == [old]
-    assert await value_of(url(live)) == 1
-    assert await value_of(url(live.with_name(old))) == 2
+    assert await value_of(site.url) == 1
+    assert await value_of(site.old(old)) == 2
     assert await copier.identity() == NEW
-    async with opened(url(live)) as store:
+    async with opened(site.url) as store:
         assert (await store.shelf.record("test", "carried"))[0] == 3
         assert (store.incarnation, store.generation) == (NEW.incarnation, 7)
     await copier.drop(old)
@@ -180,10 +207,9 @@ async def test_what_a_dead_maker_left_goes_with_the_next(tmp_path: Path) -> None
     assert files(tmp_path, "*.restore-*") == []
 
 
-async def test_a_failure_in_the_last_look_changes_nothing(tmp_path: Path) -> None:
-    live = tmp_path / "live.db"
-    copier = SQLiteCopier(live, RealClock())
-    async with opened(url(live)) as store:
+async def test_a_failure_in_the_last_look_changes_nothing(site: Site, tmp_path: Path) -> None:
+    copier = site.copier
+    async with opened(site.url) as store:
         dump, _ = await copier.dump(tmp_path)
         await put(store, 2)
     before = await copier.identity()
@@ -199,4 +225,4 @@ async def test_a_failure_in_the_last_look_changes_nothing(tmp_path: Path) -> Non
     assert before is not None
     assert before.role == Role.PRIMARY
     assert await copier.kept() == []
-    assert await value_of(url(live)) == 2
+    assert await value_of(site.url) == 2

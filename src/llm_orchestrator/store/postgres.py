@@ -19,7 +19,7 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 from llm_orchestrator.clock import Clock, StoreClock
-from llm_orchestrator.errors import StoreError, StoreForeign, StoreUnavailable
+from llm_orchestrator.errors import StoreError, StoreForeign, StoreIsCopy, StoreUnavailable
 from llm_orchestrator.model import Run
 from llm_orchestrator.store.archiving import Archive, archived
 from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, lives, news_of
@@ -57,8 +57,10 @@ class PostgresStore:
         direct_url: str = "",
         pool_size: int = 10,
         metrics: Metrics | None = None,
+        may_copy: bool = False,
     ) -> None:
         self.node_id = node_id
+        self._may_copy = may_copy  # whoever has put it aside knows that it is a copy
         self.metrics = metrics or Metrics()
         self.archive: Archive | None = None
         self.generation = 1
@@ -132,12 +134,29 @@ class PostgresStore:
     async def open_as_engine(self) -> None:
         """Open as a node: with wake-ups."""
         await self.open()
+        await self._check_role()
         self._bell = Bell(self.node_id, self._direct, self.clock, heard=self._tell)
         self._bell.start()
 
     async def open_as_client(self, *, may_create: bool = False) -> None:
         """Open to look and to ask; what is committed still wakes the nodes."""
         await self.open(may_create=may_create)
+
+    async def _check_role(self) -> None:
+        """Raises StoreIsCopy when an engine must not drive its runs."""
+        async with self._pool.connection() as connection:
+            role = await connection.fetchval("SELECT role FROM store")
+        if role != "primary" and not self._may_copy:
+            await self.close()
+            raise StoreIsCopy(
+                f"{self.shown} is a {role}: what runs in it would be done twice",
+                hint="llmo runs list looks into it; llmo restore makes it live",
+            )
+
+    async def reader_pid(self) -> int:
+        """The server process of a connection that reads: with a pool of one, of every read."""
+        async with self._pool.connection() as connection:
+            return int(connection.get_server_pid())
 
     async def close(self) -> None:
         """End every connection."""
