@@ -24,6 +24,7 @@ from llm_orchestrator.language.templates import Templates
 
 HEAVY = "{% set x = n %}{{ x }}"
 ECHO = "builtins:list"
+TEMPLATE = "llm_orchestrator.language.templates:answer"
 
 
 @pytest.fixture
@@ -81,15 +82,15 @@ def test_a_question_that_kills_its_child_is_asked_once(
 
 def test_memory_is_bounded_and_so_are_messages(children: Any) -> None:
     with pytest.raises(TooMuch, match="512 MiB of memory"):
-        sandbox.ask("builtins:bytearray", 1 << 40)
+        sandbox.ask(TEMPLATE, _question(f"[{'x * 100000000, ' * 7}] | join | length"), cpu_s=20)
     with pytest.raises(TooMuch, match="works on more than 16 MiB"):
         sandbox.ask(ECHO, ["a" * (16 << 20)])
     with pytest.raises(TooMuch, match="16 MiB of text"):
-        sandbox.ask("llm_orchestrator.language.templates:answer", _twice("a" * (10 << 20)))
+        sandbox.ask(TEMPLATE, _question("x ~ x", "a" * (10 << 20)))
 
 
-def _twice(text: str) -> dict[str, object]:
-    return {"text": "{{ x ~ x }}", "expression": None, "names": {"x": text}}
+def _question(expression: str, x: str = "a") -> dict[str, object]:
+    return {"text": expression, "expression": expression, "names": {"x": x}}
 
 
 def test_threads_share_the_children(children: Any) -> None:

@@ -154,6 +154,7 @@ def test_who_runs_out_of_what_is_allowed_here_goes_on_in_a_child() -> None:
         ("{{ text.replace('a', x) }}", {"text": "a", "x": "b"}),
         ("{{ (text)(x) }}", {"text": "a", "x": "b"}),
         ("{% with a = x ~ x %}{{ a }}{% endwith %}", {"x": "a"}),
+        (f"{NEST}x{'{% endfor %}' * 60}", {"text": "a"}),
         ("{{ x }}", {"x": "a" * 1_000_000}),
     ],
 )
@@ -182,7 +183,7 @@ def test_the_larger_the_values_the_less_may_run_here() -> None:
         "{{ " + "(" * 90_000 + " }}",
         "{{ " + "a ~ " * 20_000 + "b }}",
         "{{ " + "not " * 20_000 + "b }}",
-        "{% if a %}" + "{% elif b %}" * 7_000 + "{% endif %}",
+        "{% if a %}" + "{% elif b %}" * 8_000 + "{% endif %}",
     ],
 )
 def test_reading_a_text_takes_steps_in_proportion_to_its_length(text: str) -> None:
