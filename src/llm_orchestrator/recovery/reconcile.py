@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.engine.control import is_held_by_restore, read_journal
+from llm_orchestrator.engine.control import RESTORED, is_held_by_restore, read_journal
 from llm_orchestrator.engine.forks import free
 from llm_orchestrator.engine.machine import Event, Happening, decide
 from llm_orchestrator.engine.replay import Fold, fold, hidden
@@ -110,7 +110,7 @@ def _adopted(entries: Sequence[Entry], rewound: Entry) -> list[Draft]:
     """The hidden results as new entries, and attempts that have no end."""
     to_seq = int(decode(rewound.payload)["to_seq"])
     known = [entry for entry in entries if entry.seq < rewound.seq]
-    gone = hidden(known)  # what the run itself had taken back
+    gone = hidden([entry for entry in known if not _is_restore(entry)])  # what people took back
     drafts: dict[str, Draft] = {}
     for entry in known:
         if entry.seq <= to_seq or entry.seq in gone:
@@ -124,6 +124,11 @@ def _adopted(entries: Sequence[Entry], rewound: Entry) -> list[Draft]:
         elif entry.kind == Kind.ATTEMPT_FAILED:
             drafts.pop(entry.step, None)
     return list(drafts.values())
+
+
+def _is_restore(entry: Entry) -> bool:
+    """True for a rewind by an earlier restore: what that one hid was never decided, or was done."""
+    return entry.kind == Kind.REWOUND and decode(entry.payload).get("reason") == RESTORED
 
 
 async def _go_on(

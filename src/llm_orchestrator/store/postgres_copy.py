@@ -294,7 +294,9 @@ class PostgresAside:
         exists = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
         if not await holder.fetchval(exists, self._live):
             await self._identify(identity)
+            await self._empty_out(self._name)
             await self._rename("")
+            self._holder.terminate()
             return ""
         old = await self._free_name()
         await holder.execute("SELECT pg_advisory_lock($1)", _key(self._live))

@@ -16,16 +16,17 @@ from llm_orchestrator.engine.driver import NodeOptions
 from llm_orchestrator.errors import OrchestratorError
 from llm_orchestrator.recovery.prove import Checks
 from llm_orchestrator.security.audit_check import check_audit
-from llm_orchestrator.store.base import Database, Store
+from llm_orchestrator.store.base import Batch, Database, Expire, Store, Unregister
 from llm_orchestrator.wire.orchestrator import Orchestrator, is_postgres
 
-PROOF = """\
-name: llmo-proof-of-a-backup
+PROOF_NAME = "llmo-proof-of-a-backup"
+PROOF = f"""\
+name: {PROOF_NAME}
 description: what the engine runs on a restored copy; it asks nobody outside
-inputs: {word: string}
+inputs: {{word: string}}
 steps:
-  - {id: say, type: llm, provider: echo, model: echo, prompt: "{{ inputs.word }}"}
-outputs: {said: "{{ steps.say.text }}"}
+  - {{id: say, type: llm, provider: echo, model: echo, prompt: "{{{{ inputs.word }}}}"}}
+outputs: {{said: "{{{{ steps.say.text }}}}"}}
 """
 WORD = "still here"
 
@@ -56,8 +57,16 @@ async def try_engine(store: Database, config: Config, clock: Clock) -> str:
             async with Orchestrator(
                 config=alone, options=options, clock=clock, store=store
             ) as orchestrator:
-                output = await orchestrator.run(file, {"word": WORD})
+                run_id = await orchestrator.start(file, {"word": WORD})
+                output = await orchestrator.result(run_id)
+                await _forget(store, run_id)
         except OrchestratorError as error:
             return error.message
     said = output.get("said") if isinstance(output, dict) else None
     return "" if said and WORD in str(said) else f"the run gave {output!r}"
+
+
+async def _forget(store: Database, run_id: str) -> None:
+    """A copy that is checked may become the live store: nothing of the check stays in it."""
+    await store.commit(Batch(changes=(Expire((run_id,)),)))
+    await store.commit(Batch(changes=(Unregister(PROOF_NAME),)))
