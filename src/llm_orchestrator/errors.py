@@ -27,6 +27,7 @@ OrchestratorError                 one base class; ``hint`` is the command or edi
 │       ├── StoreLocked           another engine owns it
 │       ├── StoreForeign          the file is not ours
 │       ├── StoreIsCopy           a restored copy: no engine drives its runs
+│       ├── StoreReplaced         it was restored under us: begin anew
 │       ├── StoreNewer            made by a newer version of this program
 │       ├── StoreFull             the disk is full
 │       ├── StoreReadOnly         the file or folder cannot be written
@@ -286,6 +287,12 @@ class StoreLocked(StoreError):
 
     exit_code = 11
     kind = "store_locked"
+
+
+class StoreReplaced(StoreError):
+    """It was restored, or another one stands in its place: what is known of it counts no more."""
+
+    kind = "store_replaced"
 
 
 class StoreIsCopy(StoreError):

@@ -209,9 +209,9 @@ class SimStore(PostgresStore):
         return receipt
 
 
-async def _prepare(connection: Any, *_: Any, **__: Any) -> tuple[str, int]:
+async def _prepare(connection: Any, *_: Any, **__: Any) -> tuple[str, int, str]:
     row = await connection.fetchrow("SELECT incarnation, generation FROM store")
-    return row[0], row[1]
+    return row[0], row[1], "primary"
 
 
 async def _prepare_vectors(_: Any) -> bool:

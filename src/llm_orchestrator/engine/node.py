@@ -274,6 +274,9 @@ class Node:
             self.node_id = f"{self._store.node_id}.{self._lives}"
             self.heart = self._make_heart()
             try:
+                await self._store.renew()
+                if self.spool is not None:
+                    self.spool.renew(self._store.incarnation)
                 await self._begin()
             except StoreError as error:
                 logger.error("cannot come back yet: %s", error.message)

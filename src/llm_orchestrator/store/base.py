@@ -553,6 +553,13 @@ class Store(Protocol):
         """A connection for heartbeats. Belongs to the event loop (and thread) that asks for it."""
         ...
 
+    async def renew(self) -> None:
+        """Take the store for what it is now, if a restore has put another one in its place.
+
+        For who has dropped everything that he knew of the one before. Raises StoreError.
+        """
+        ...
+
     def on_news(self, listener: Callable[[News], None]) -> None:
         """Call `listener` after commits: at once after this process's, soon after other nodes'."""
         ...

@@ -122,6 +122,9 @@ class MemoryStore:
         owned.sort(key=lambda new: (-new.priority, new.run_id))
         return [new.run_id for new in owned if new.run_id not in except_runs][:limit]
 
+    async def renew(self) -> None:
+        """There is nobody else."""
+
     async def put_back(self, node_id: str, run_ids: Sequence[str]) -> None:
         """Nothing is kept for whoever picks."""
 

@@ -19,7 +19,13 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 from llm_orchestrator.clock import Clock, StoreClock
-from llm_orchestrator.errors import StoreError, StoreForeign, StoreIsCopy, StoreUnavailable
+from llm_orchestrator.errors import (
+    StoreError,
+    StoreForeign,
+    StoreIsCopy,
+    StoreReplaced,
+    StoreUnavailable,
+)
 from llm_orchestrator.model import Run
 from llm_orchestrator.store.archiving import Archive, archived
 from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, lives, news_of
@@ -65,6 +71,7 @@ class PostgresStore:
         self.archive: Archive | None = None
         self.generation = 1
         self.incarnation = ""
+        self._role = ""
         self.clock = StoreClock(clock)
         self._address = parse_address(url)
         self._direct = parse_address(direct_url) if direct_url else self._address
@@ -108,7 +115,7 @@ class PostgresStore:
         connection, server = await connect(self._direct)
         self.clock.set(server.now_us)  # before anything reads it, and while it is fresh
         try:
-            self.incarnation, self.generation = await prepare(
+            self.incarnation, self.generation, self._role = await prepare(
                 connection, self.clock, shown=self.shown, may_create=may_create
             )
             self.shelf.has_nearest = await prepare_vectors(connection)
@@ -121,6 +128,30 @@ class PostgresStore:
                 "this machine's clock is %+.0f s off the store's; the store's is used",
                 self.clock.drift_s,
             )
+        self._make_appliers()
+
+    async def open_as_engine(self) -> None:
+        """Open as a node: with wake-ups."""
+        await self.open()
+        if self._role != "primary" and not self._may_copy:
+            await self.close()
+            raise StoreIsCopy(
+                f"{self.shown} is a {self._role}: what runs in it would be done twice",
+                hint="llmo runs list looks into it; llmo restore makes it live",
+            )
+        self._bell = Bell(self.node_id, self._direct, self.clock, heard=self._tell)
+        self._bell.start()
+
+    async def open_as_client(self, *, may_create: bool = False) -> None:
+        """Open to look and to ask; what is committed still wakes the nodes."""
+        await self.open(may_create=may_create)
+
+    async def reader_pid(self) -> int:
+        """The server process of a connection that reads: with a pool of one, of every read."""
+        async with self._pool.connection() as connection:
+            return int(connection.get_server_pid())
+
+    def _make_appliers(self) -> None:
         self._appliers = [
             Applier(
                 lane,
@@ -131,32 +162,12 @@ class PostgresStore:
             for lane in self._lanes
         ]
 
-    async def open_as_engine(self) -> None:
-        """Open as a node: with wake-ups."""
-        await self.open()
-        await self._check_role()
-        self._bell = Bell(self.node_id, self._direct, self.clock, heard=self._tell)
-        self._bell.start()
-
-    async def open_as_client(self, *, may_create: bool = False) -> None:
-        """Open to look and to ask; what is committed still wakes the nodes."""
-        await self.open(may_create=may_create)
-
-    async def _check_role(self) -> None:
-        """Raises StoreIsCopy when an engine must not drive its runs."""
+    async def renew(self) -> None:
         async with self._pool.connection() as connection:
-            role = await connection.fetchval("SELECT role FROM store")
-        if role != "primary" and not self._may_copy:
-            await self.close()
-            raise StoreIsCopy(
-                f"{self.shown} is a {role}: what runs in it would be done twice",
-                hint="llmo runs list looks into it; llmo restore makes it live",
-            )
-
-    async def reader_pid(self) -> int:
-        """The server process of a connection that reads: with a pool of one, of every read."""
-        async with self._pool.connection() as connection:
-            return int(connection.get_server_pid())
+            row = await connection.fetchrow("SELECT incarnation, generation FROM store")
+        if row is not None and tuple(row) != (self.incarnation, self.generation):
+            self.incarnation, self.generation = row
+            self._make_appliers()
 
     async def close(self) -> None:
         """End every connection."""
@@ -176,12 +187,20 @@ class PostgresStore:
         if not self._appliers:
             raise StoreError("the store is closed")
         applier = self._appliers[0 if batch.appends else 1]
-        receipt = await measured(
-            archived(self.archive, batch, applier.apply, clock=self.clock),
-            batch,
-            metrics=self.metrics,
-            clock=self.clock,
-        )
+        try:
+            receipt = await measured(
+                archived(self.archive, batch, applier.apply, clock=self.clock),
+                batch,
+                metrics=self.metrics,
+                clock=self.clock,
+            )
+        except StoreReplaced as error:
+            if self._bell is not None:
+                raise  # a node drops what it knows before it takes the new one
+            await self.renew()
+            raise StoreUnavailable(
+                f"{self.shown} was restored meanwhile; ask again", hint="look before you ask again"
+            ) from error
         news = news_of(batch)
         if news:
             self._tell(news)

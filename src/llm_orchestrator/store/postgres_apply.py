@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.errors import StoreError, StoreUnavailable
+from llm_orchestrator.errors import StoreError, StoreReplaced, StoreUnavailable
 from llm_orchestrator.store.base import (
     Append,
     Batch,
@@ -278,7 +278,7 @@ class Applier:
 
     def _check_store(self, incarnation: str | None) -> None:
         if incarnation != self._incarnation:
-            raise StoreError(
+            raise StoreReplaced(
                 "the store was replaced or restored under this process", hint="llmo serve"
             )
 

@@ -360,7 +360,8 @@ class PostgresAside:
                 "UPDATE store SET incarnation = $1, generation = $2, role = $3",
                 *(identity.incarnation, identity.generation, identity.role),
             )
-            await session.execute("DELETE FROM nodes")
+            for table in ("nodes", "commits"):  # who lives, and what servers have counted
+                await session.execute(f"DELETE FROM {table}")  # noqa: S608 (names of ours)
 
     async def _empty_out(self, name: str, *, keep: int = 0) -> None:
         """End every session of a database, and wait until they are gone."""

@@ -35,20 +35,20 @@ def migrations() -> list[str]:
 
 async def prepare(
     connection: Connection, clock: Clock, *, shown: str, may_create: bool
-) -> tuple[str, int]:
-    """Bring the tables up to date; the store's incarnation and generation.
+) -> tuple[str, int, str]:
+    """Bring the tables up to date; the store's incarnation, generation and role.
 
     Raises StoreNewer, StoreAbsent (no tables, and none may be made), StoreDamaged, StoreDenied.
     """
     try:
         if await _version(connection) != len(migrations()):
             await _migrate(connection, clock, shown=shown, may_create=may_create)
-        row = await connection.fetchrow("SELECT incarnation, generation FROM store")
+        row = await connection.fetchrow("SELECT incarnation, generation, role FROM store")
     except Exception as error:
         raise translate(error, shown) from error
     if row is None:
         raise StoreDamaged(f"{shown} has lost its identity row", hint="llmo doctor")
-    return row[0], row[1]
+    return row[0], row[1], row[2]
 
 
 async def _version(connection: Connection) -> int:

@@ -178,6 +178,10 @@ class Spool:
             if record.offer.step == step:
                 self._let_go(record)
 
+    def renew(self, store_id: str) -> None:
+        """Results from now on are of a store that was restored: offers of before are not its."""
+        self._store_id = store_id
+
     async def close(self) -> None:
         """Write what waits, then let go of the folder. What no store took stays in it."""
         while (pending := (*self._in_flight, *self._waiting)) and not self._is_stalled:

@@ -213,6 +213,9 @@ class SQLiteStore:
     async def put_back(self, node_id: str, run_ids: Sequence[str]) -> None:
         """There is nobody else."""
 
+    async def renew(self) -> None:
+        """Nobody else puts anything in a file's place while this engine has its lock."""
+
     # -- writing -------------------------------------------------------------------------------
 
     async def commit(self, batch: Batch) -> Receipt:

@@ -296,7 +296,8 @@ class SQLiteAside:
                 "UPDATE store SET incarnation = ?, generation = ?, role = ?",
                 (identity.incarnation, identity.generation, identity.role),
             )
-            copy.execute("DELETE FROM nodes")
+            for table in ("nodes", "commits"):  # who lives, and what servers have counted
+                copy.execute(f"DELETE FROM {table}")  # noqa: S608 (names of ours)
             copy.execute("COMMIT")
             with closing(connect(self._live)) as live:
                 live.execute("PRAGMA journal_mode=WAL")

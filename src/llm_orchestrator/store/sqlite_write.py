@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from llm_orchestrator.errors import StoreError, TooLarge
+from llm_orchestrator.errors import StoreReplaced, TooLarge
 from llm_orchestrator.store.base import (
     Append,
     Batch,
@@ -118,7 +118,7 @@ class BatchWriter:
     def _check_incarnation(self) -> None:
         row = self._database.execute(self._queries["incarnation"].sql).fetchone()
         if row is None or row[0] != self._incarnation:
-            raise StoreError(
+            raise StoreReplaced(
                 "the store was replaced or restored under this process", hint="llmo serve"
             )
 
