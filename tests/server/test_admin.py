@@ -75,6 +75,6 @@ async def test_an_open_breaker_is_told_and_can_be_reset(site: Site) -> None:
     assert health["components"]["providers"]["status"] == "degraded"
     for was_open in (True, False):
         done = await site.post("/admin/circuit-breaker/reset", {"name": "openai/gpt"})
-        assert done.json() == {"name": "openai/gpt", "was_open": was_open}
+        assert done.json() == {"name": "openai/gpt", "was_open": was_open, "woken": 0}
     unknown = await site.post("/admin/circuit-breaker/reset", {"name": "nobody/x"})
     assert unknown.status_code == 404

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_orchestrator.cli.options import Format, Output, make_app
-from llm_orchestrator.cli.output import print_rows
+from llm_orchestrator.cli.output import count, print_rows
 from llm_orchestrator.cli.session import session_of, whoami
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ def reset(
     ] = False,
     by: Annotated[str | None, typer.Option("--by", help="Who says so (you).")] = None,
 ) -> None:
-    """Close breakers at once, on every node: calls pass again."""
+    """Close breakers at once, on every node: calls pass again, runs that wait go on."""
     session = session_of(context)
     if bool(names) == is_all:
         raise typer.BadParameter("name the breakers, or --all")
 
-    async def work() -> list[str]:
-        from llm_orchestrator.engine.breakers import list_breakers, reset_breaker
+    async def work() -> list[tuple[str, int]]:
+        from llm_orchestrator.engine.breakers import list_breakers, reset_breaker, wake_parked
 
         async with session.client() as store:
             chosen = names or [
@@ -67,12 +67,14 @@ def reset(
             closed = []
             for name in chosen:
                 async with session.audited(store, "breakers.reset", target=name, detail={"by": by}):
-                    if await reset_breaker(store, name, by=by or whoami()):
-                        closed.append(name)
+                    was_open = await reset_breaker(store, name, by=by or whoami())
+                    woken = await wake_parked(store, name, store.clock)
+                if was_open or woken:
+                    closed.append((name, woken))
             return closed
 
     closed = session.run(work())
-    for name in closed:
-        session.note(f"breaker {name} is closed")
+    for name, woken in closed:
+        session.note(f"breaker {name} is closed; {count(woken, 'run')} that waited for it go on")
     if not closed:
         session.note("nothing to do: closed already")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.execution import Execution
@@ -68,7 +69,7 @@ def _bounded(stop: Happening, execution: Execution, flow: Flow) -> Happening:
     deadline = deadline_us(execution, flow)
     if stop.event is not Event.WAIT or deadline is None or stop.wake_at <= deadline:
         return stop
-    return Happening(Event.WAIT, stop.reason, wake_at=deadline, inbox_seen=stop.inbox_seen)
+    return replace(stop, wake_at=deadline)
 
 
 def _facts(error: Diverged) -> dict[str, object]:

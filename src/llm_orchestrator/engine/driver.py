@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.breakers import WAKE
 from llm_orchestrator.engine.drive import outcome
 from llm_orchestrator.engine.execution import Execution
 from llm_orchestrator.engine.flows import Flow
@@ -259,6 +260,18 @@ class Driver:
             else:
                 execution.gate.leave()
 
+    @property
+    def shut(self) -> frozenset[str]:
+        """The breakers for which runs here wait."""
+        return frozenset().union(*(each.gate.shut for each in self._driven.values()))
+
+    def release(self, breaker: str, limit: int) -> bool:
+        """Let at most `limit` runs go on that wait for this breaker. False: none did."""
+        waiting = [each for each in self._driven.values() if breaker in each.gate.shut]
+        for execution in waiting[:limit]:
+            execution.gate.release(breaker)
+        return bool(waiting)
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -297,6 +310,9 @@ class Driver:
             if is_counted:
                 gate.leave()
         for message in requests:
+            if message.kind == WAKE:
+                execution.requests.append(message.number)
+                gate.release(message.name)
             happening = happening_of(message)
             if happening is not None:
                 execution.requests.append(message.number)

@@ -156,10 +156,12 @@ class _Job:
 class _TryAgain(Exception):
     """An attempt ended without a result; the next one may start at `at_us`."""
 
-    def __init__(self, attempt: int, at_us: int) -> None:
+    def __init__(self, attempt: int, at_us: int, *, breaker: str = "") -> None:
+        """`breaker`: it lets nothing pass until then, unless it closes sooner."""
         super().__init__()
         self.attempt = attempt
         self.at_us = at_us
+        self.breaker = breaker
 
 
 class Execution:
@@ -191,10 +193,10 @@ class Execution:
             return done.result
         job = _Job(key, work, policy, extras, at)
         attempt, ready_at = _next_attempt(self.fold, key, self.services.clock.now_us())
-        gate = self.gate
+        gate, breaker = self.gate, ""
         while True:
             if ready_at:
-                await gate.wait(key, ready_at)
+                await gate.wait_for_breaker(key, ready_at, breaker)
             if gate.stop is not None:
                 await gate.hold()
             gate.enter()
@@ -203,7 +205,7 @@ class Execution:
             try:
                 return await self._attempt(job, attempt)
             except _TryAgain as again:
-                attempt, ready_at = again.attempt, again.at_us
+                attempt, ready_at, breaker = again.attempt, again.at_us, again.breaker
             except Suspended:
                 ready_at = 0  # held above, while what is in flight beside it may end
             finally:
@@ -263,8 +265,8 @@ class Execution:
             self.publish("unavailable", key, facts, attempt=attempt)
             if job.policy.effect is Effect.ONCE or job.policy.is_paid:
                 self.note(Kind.PROGRESS, key, {"unsent": attempt})  # closes the intent
-            pause_s = error.retry_after_s or 1.0
-            return _TryAgain(attempt, clock.now_us() + int(pause_s * MICROSECONDS))
+            at_us = clock.now_us() + int((error.retry_after_s or 1.0) * MICROSECONDS)
+            return _TryAgain(attempt, at_us, breaker=error.breaker)
         is_final = attempt >= retry.max_attempts or not is_retryable(error, retry)
         data: dict[str, Json] = {"error": facts, "final": is_final}
         if job.extras is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.machine import Event, Happening
 from llm_orchestrator.errors import Suspended
-from llm_orchestrator.model import MICROSECONDS
+from llm_orchestrator.model import MICROSECONDS, Json
 
 PARK_S = 1.0
 """Waits shorter than this stay in memory."""
@@ -23,6 +23,8 @@ PARK_GRACE_S = 0.01
 """How long nothing may move before a waiting run parks."""
 PARK_TURNS = 40
 """How many turns of the event loop nothing may move, after that: an end takes some to arrive."""
+PROVIDER = "provider"
+"""Why a run is parked that waits for a provider; its entry names the breakers that are open."""
 NEVER = 1 << 62
 """A wake-up that only a message brings."""
 
@@ -35,6 +37,7 @@ class Gate:
         "_clock",
         "_executing",
         "_run_id",
+        "_shut",
         "_waits",
         "inbox_seen",
         "stop",
@@ -47,9 +50,23 @@ class Gate:
         self._executing = 0
         self._activity = 0
         self._waits: dict[str, tuple[int, asyncio.Future[None] | None]] = {}
+        self._shut: dict[str, tuple[str, asyncio.Future[None]]] = {}
         self.task: asyncio.Task[Any] | None = None
         self.stop: Happening | None = None
         self.inbox_seen = 0
+
+    @property
+    def shut(self) -> frozenset[str]:
+        """The breakers that this run waits for, by the names of what they stand before."""
+        return frozenset(name for name, _ in self._shut.values())
+
+    def release(self, breaker: str) -> bool:
+        """It is closed: wait for it no longer. False when nobody did."""
+        found = [each for name, each in self._shut.values() if name == breaker]
+        for returned in found:
+            if not returned.done():
+                returned.set_result(None)
+        return bool(found)
 
     @property
     def is_idle(self) -> bool:
@@ -111,6 +128,18 @@ class Gate:
             if self._waits:
                 self._arm()
 
+    async def wait_for_breaker(self, key: str, until_us: int, breaker: str) -> None:
+        """Until the moment, or until somebody says that it is closed (`release`)."""
+        if not breaker:
+            await self.wait(key, until_us)
+            return
+        returned: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._shut[key] = (breaker, returned)
+        try:
+            await self.wait(key, until_us, returned)
+        finally:
+            self._shut.pop(key, None)
+
     def _leave_for_good(self) -> None:
         if self._executing == 0 and self.task is not None and not self.task.done():
             self.task.cancel()
@@ -133,6 +162,9 @@ class Gate:
             loop.call_soon(self._park_if_idle, activity, turns - 1)
             return
         reason = "timer" if wake_at < NEVER else "signal"
+        data: dict[str, Json] = {}
+        if self._shut:
+            reason, data = PROVIDER, {"breakers": sorted(self.shut)}
         self.request_stop(
-            Happening(Event.WAIT, reason=reason, wake_at=wake_at, inbox_seen=self.inbox_seen)
+            Happening(Event.WAIT, reason, wake_at=wake_at, inbox_seen=self.inbox_seen, data=data)
         )

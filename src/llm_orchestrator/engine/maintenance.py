@@ -150,7 +150,7 @@ class Watch:
         """`gate`: its reads are also probes of a store that does not answer."""
         self.poll_s = poll_s
         self.orders = Orders()
-        self._shelf = store.shelf
+        self.shelf = store.shelf
         self._clock = clock
         self._gate = gate or StoreBreaker(clock)
         self._lock = asyncio.Lock()
@@ -179,7 +179,7 @@ class Watch:
     async def _read(self) -> Orders:
         now, told = self._clock.monotonic(), self._told
         try:
-            self.orders = await self._gate.call(lambda: read_orders(self._shelf))
+            self.orders = await self._gate.call(lambda: read_orders(self.shelf))
         except StoreError as error:
             if not self._is_known:
                 raise

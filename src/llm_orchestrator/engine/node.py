@@ -148,6 +148,7 @@ class Node:
         self._claimer = asyncio.create_task(self._claims.run_forever(), name="claimer")
         self._spawn(self.upkeep.watch_orders(), "orders")
         self._spawn(self.upkeep.watch_memory(), "memory")
+        self._spawn(self.upkeep.watch_breakers(), "breakers")
         if self.verifier is not None:
             self._spawn(self.verifier.run_forever(), "verifier")
         for chore in (*expiring(self._store, self._options.retention, self._clock), *self._chores):

@@ -1,6 +1,7 @@
-"""What a node watches besides its runs: operators' orders, and its memory.
+"""What a node watches besides its runs: operators' orders, its memory, and closed breakers.
 
-Each leads to the same two brakes: claim nothing, and let go what can leave. Orders are looked at
+Runs here that wait for a breaker go on when somebody has closed it, in growing waves. Each of the
+others leads to the same two brakes: claim nothing, and let go what can leave. Orders are looked at
 when news of them comes and every POLL_S; memory each second. Never waits for the store in the loop
 that watches memory: a store that hangs must not hide that the process is about to be ended.
 """
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.breakers import waves
 from llm_orchestrator.engine.maintenance import Mode, Watch
 from llm_orchestrator.engine.memory import SHARE, Memory, Pressure, give_back
 from llm_orchestrator.errors import StoreError
@@ -41,6 +43,11 @@ class Drives(Protocol):
 
     def shed(self, share: float) -> int: ...
 
+    @property
+    def shut(self) -> frozenset[str]: ...
+
+    def release(self, breaker: str, limit: int) -> bool: ...
+
 
 class Upkeep:
     """See the module's docstring. `on_free` is called when claiming may go on."""
@@ -63,9 +70,11 @@ class Upkeep:
         self._memory = memory
         self._on_free = on_free
         self._wake = asyncio.Event()
+        self._closed = asyncio.Event()
         self._why_drained = ""
         self._took_schedules = True
         watch.on_change(self._wake.set)
+        watch.on_change(self._closed.set)
 
     def reconfigure(self, options: NodeOptions) -> None:
         """Another memory limit, another bound on runs, another pace."""
@@ -128,6 +137,21 @@ class Upkeep:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.watch.poll_s):
                     await self._wake.wait()
+
+    async def watch_breakers(self) -> None:
+        """Until cancelled. A closed breaker is news; runs that wait here are few: most park."""
+        while True:
+            self._closed.clear()
+            for breaker in sorted(self._driver.shut):
+                try:
+                    async for size in waves(self.watch.shelf, breaker, self._clock):
+                        if not self._driver.release(breaker, size):
+                            break
+                except StoreError as error:
+                    logger.debug("breakers cannot be read: %s", error.message)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.watch.poll_s):
+                    await self._closed.wait()
 
     async def watch_memory(self) -> None:
         """Until cancelled."""

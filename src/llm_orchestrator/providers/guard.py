@@ -97,11 +97,13 @@ class SharedBreaker:
             )
             if answer.is_admitted:
                 return answer.wave_id
-        raise ProviderUnavailable(
+        refusal = ProviderUnavailable(
             f"{self._key} is not asked at the moment: its breaker is {self._verdict.state}",
             provider=self._key,
             retry_after_s=self._returns.book(answer.wait_s, _RETURN_GAP_S),
         )
+        refusal.breaker = self._key
+        raise refusal
 
     async def succeed(self, wave_id: int) -> None:
         """The call was answered, if only with a refusal."""

@@ -175,3 +175,4 @@ class ResetDone(Told):
 
     name: str
     was_open: bool = Field(description="False: it was closed already.")
+    woken: int = Field(description="Parked runs that waited for it and go on now.")

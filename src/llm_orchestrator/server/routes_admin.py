@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path
 
 from llm_orchestrator.engine import maintenance
-from llm_orchestrator.engine.breakers import list_breakers, reset_breaker
+from llm_orchestrator.engine.breakers import list_breakers, reset_breaker, wake_parked
 from llm_orchestrator.engine.maintenance import Mode, Orders, Standing
 from llm_orchestrator.model import MICROSECONDS, Json, stamp
 from llm_orchestrator.server import models_admin as models
@@ -148,9 +148,10 @@ async def reset(
     who: Admin,
     body: Annotated[models.Reset, Depends(JsonBody(models.Reset))],
 ) -> Reply:
-    """Close a breaker on every node."""
+    """Close a breaker on every node; runs that are parked on it go on, in growing waves."""
     was_open = await reset_breaker(surface.store, body.name, by=who.name)
-    return Reply({"name": body.name, "was_open": was_open})
+    woken = await wake_parked(surface.store, body.name, surface.clock)
+    return Reply({"name": body.name, "was_open": was_open, "woken": woken})
 
 
 @router.get(

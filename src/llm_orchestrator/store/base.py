@@ -265,7 +265,7 @@ def news_of(batch: Batch) -> News:
             mended.append(each.run_id)
         elif isinstance(each, PutRecord):
             is_due = is_due or each.kind == "schedule"
-            is_order = is_order or each.kind == "maintenance"
+            is_order = is_order or each.kind == "maintenance" or _closes_breaker(each)
         elif isinstance(each, Register | Unregister):
             is_workflow = True
     if not (is_due or is_order or is_workflow or freed or ended or parked or posted or mended):
@@ -274,6 +274,12 @@ def news_of(batch: Batch) -> News:
     told = [frozenset(run_ids) for run_ids in (posted, freed, ended, parked, mended)]
     flags = {"is_order": is_order, "is_workflow": is_workflow}
     return News(is_due, told[0], told[1], told[2], told[3], told[4], **flags)
+
+
+def _closes_breaker(change: PutRecord) -> bool:
+    """What runs on every node may wait for, like an order."""
+    value = change.value
+    return change.kind == "breaker" and isinstance(value, dict) and value.get("state") == "closed"
 
 
 class Outcome(StrEnum):

@@ -23,7 +23,7 @@ class News:
     is_gap: bool = False
     """Some news may have been missed: look everywhere."""
     is_order: bool = False
-    """What operators want of the nodes (engine/maintenance.py) has changed."""
+    """What operators want of the nodes (engine/maintenance.py), or a breaker has closed."""
     is_workflow: bool = False
     """Definitions have come or gone."""
 

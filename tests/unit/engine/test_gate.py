@@ -65,6 +65,40 @@ def test_the_earliest_of_several_waits_wakes_the_run() -> None:
     assert (gate.stop.wake_at, gate.stop.reason) == (in_a_second() + 5_000_000, "timer")
 
 
+def test_a_run_that_parks_says_which_breakers_it_waits_for() -> None:
+    async def body(gate: Gate) -> str:
+        later = in_a_second() * 2
+        waits = [gate.wait_for_breaker(key, later, key) for key in ("b/x", "a/x")]
+        await asyncio.gather(*waits, gate.wait_for_breaker("retry", later, ""))
+        return "went on"
+
+    gate, end = driven(body)
+    assert end == "left"
+    assert gate.stop is not None
+    assert gate.stop.reason == "provider"
+    assert gate.stop.data == {"breakers": ["a/x", "b/x"]}
+    assert gate.shut == frozenset()
+
+
+def test_a_closed_breaker_ends_the_wait_for_it_and_no_other() -> None:
+    async def body(gate: Gate) -> str:
+        gate.enter()  # something else is in flight: it does not park
+        later = in_a_second() * 2
+        shut = asyncio.ensure_future(gate.wait_for_breaker("a", later, "a/x"))
+        other = asyncio.ensure_future(gate.wait_for_breaker("b", later, "b/x"))
+        await asyncio.sleep(0)
+        assert gate.shut == {"a/x", "b/x"}
+        assert not gate.release("c/x")
+        assert gate.release("a/x")
+        await shut
+        assert gate.shut == {"b/x"}
+        assert not other.done()
+        other.cancel()
+        return "went on"
+
+    assert driven(body)[1] == "went on"
+
+
 def test_a_short_wait_stays_in_memory() -> None:
     async def body(gate: Gate) -> str:
         await gate.wait("timer", in_a_second() - 200_000)
