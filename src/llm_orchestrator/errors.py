@@ -394,6 +394,8 @@ class ProviderUnavailable(ProviderTransient):
     """Our breaker is open or our own limit is spent. No request was sent, no attempt is burnt."""
 
     kind = "unavailable"
+    breaker = ""
+    """The name of the breaker that is not closed; empty when it is something else."""
 
 
 class ProviderAuthentication(ProviderError):
