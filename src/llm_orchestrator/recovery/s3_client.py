@@ -42,7 +42,7 @@ class S3Options:
     bucket: str
     prefix: str = ""
     """Without `/` at its ends."""
-    endpoint_url: str = ""
+    endpoint_url: str = field(default="", repr=False)
     """"" is Amazon's own."""
     region: str = ""
     access_key: str = ""

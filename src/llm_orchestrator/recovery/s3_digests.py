@@ -46,6 +46,12 @@ def tells_md5(answer: Any) -> bool:
     return bool(_MD5.fullmatch(etag)) and not is_other
 
 
+def whole_md5(answer: Any) -> str:
+    """The MD5 of all its bytes, hex, where an answer tells it (of what came in parts: rarely)."""
+    etag = str(answer.get("ETag", "")).strip('"')
+    return etag if tells_md5(answer) and "-" not in etag else ""
+
+
 def md5(content: bytes) -> Any:
     """The digest that the protocol speaks of; it guards nothing against people."""
     return hashlib.md5(content, usedforsecurity=False)

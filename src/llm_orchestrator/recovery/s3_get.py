@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from llm_orchestrator.errors import StoreUnavailable
 from llm_orchestrator.recovery.places_folder import made_beside, sync_folder
 from llm_orchestrator.recovery.s3_client import Requests
-from llm_orchestrator.recovery.s3_digests import md5, tells_md5
+from llm_orchestrator.recovery.s3_digests import md5, whole_md5
 from llm_orchestrator.store.copying import Advance
 
 _PIECE_BYTES = 1 << 20
@@ -43,8 +43,7 @@ async def download(
 
 
 def _compare(name: str, about: Mapping[str, Any], found: str) -> None:
-    etag = str(about.get("ETag", "")).strip('"')
-    if tells_md5(about) and "-" not in etag and etag != found:
+    if whole_md5(about) not in ("", found):
         raise StoreUnavailable(f"{name} came with other bytes than the store says that it has")
 
 
