@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "breakers": ("breakers", "list the providers' circuit breakers, close them by hand"),
     "journal": ("journal", "verify what is recorded, repair what is damaged"),
     "backup": ("backup", "make backup files, check, prove, list and prune them"),
+    "restore": ("restore", "put the store back from a backup; the old one is kept"),
     "audit": ("audit", "list who did what, verify that nobody has changed it"),
     "schema": ("schema", "print the JSON Schema of workflow files, for editors"),
     "local": ("local", "fetch, start and stop the local model"),
