@@ -101,7 +101,8 @@ class Config:
     backup_bytes_per_s: int = 0
     """What making a backup may read in a second; 0: no bound."""
     backup_schedule: str = ""
-    """When `llmo serve` makes backups: a cron line, or @hourly. Empty: it makes none."""
+    """When an engine makes backups, prunes and proves them: a cron line (UTC), or @hourly. Empty:
+    it makes none."""
     backup_keep_days: int = 30
     """Backup files younger than this are kept."""
     backup_keep_last: int = 3
@@ -125,7 +126,7 @@ class Config:
     """Only by reference: env:NAME or file:PATH."""
     archive_place: str = ""
     """The stream archive, where every committed batch goes as well: a folder on another disk, or
-    s3://BUCKET/PREFIX. Empty: there is none."""
+    s3://BUCKET/PREFIX. Comes with a later release, and is refused until then."""
     archive_mode: str = "sync"
     """`sync`: acknowledged means durable there too. `async`: it may lag."""
     archive_on_failure: str = "stall"
@@ -135,11 +136,13 @@ class Config:
     archive_recipients: Sequence[str] = ()
     """Who can open its segments: as backup_recipients."""
     barman_server: str = ""
-    """The server's name in Barman's configuration. Empty: Barman is not used."""
+    """The server's name in Barman's configuration. Comes with a later release, and is refused until
+    then."""
     barman_config: str = ""
     """Barman's configuration file. Empty: where Barman looks by itself."""
     restore_hold: bool = False
-    """After a restore, hold every unfinished run of which nothing says what it did since."""
+    """After a restore, hold every unfinished run of which nothing says what it did since. Comes
+    with a later release, and is refused until then."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Provider keys and addresses found in the environment, by variable name."""
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)

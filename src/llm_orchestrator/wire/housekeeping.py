@@ -13,12 +13,19 @@ from llm_orchestrator.telemetry.metrics import Metrics
 
 def chores(config: Config, store: Database, *, metrics: Metrics) -> list[Chore]:
     """What to do, and how often. Raises ConfigError."""
+    found = []
+    if config.backup_schedule:
+        from llm_orchestrator.wire.backup_keeper import PERIOD_S, BackupKeeper  # noqa: PLC0415
+        from llm_orchestrator.wire.backups import Backups  # noqa: PLC0415 (rarely needed)
+
+        keeper = BackupKeeper(Backups(config, store.clock), store, config.backup_schedule)
+        found.append(Chore("scheduled backups", PERIOD_S, keeper.do))
     days = config.audit_retention_days
     if days < 0:
         raise ConfigError(f"audit_retention_days is {days:g}; it takes days, 0 for ever")
     if not days:
-        return []
+        return found
     from llm_orchestrator.security import audit_retention  # noqa: PLC0415 (rarely needed)
 
     work = partial(audit_retention.forget_older, store, store.clock, days=days, metrics=metrics)
-    return [Chore("audit retention", audit_retention.PERIOD_S, work)]
+    return [*found, Chore("audit retention", audit_retention.PERIOD_S, work)]

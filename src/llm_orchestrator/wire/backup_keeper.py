@@ -1,0 +1,59 @@
+"""Backups by schedule, made by whatever engine serves the store (setting `backup_schedule`)."""
+
+from __future__ import annotations
+
+import logging
+
+from llm_orchestrator.engine.schedule import times_after
+from llm_orchestrator.errors import OrchestratorError, StoreLocked
+from llm_orchestrator.model import MICROSECONDS
+from llm_orchestrator.recovery.create import BACKUP, LAST
+from llm_orchestrator.store.base import Database
+from llm_orchestrator.wire.backups import Backups, policy_of
+
+logger = logging.getLogger(__name__)
+PERIOD_S = 30.0
+"""How often a due backup is looked for."""
+RETRY_US = 600 * MICROSECONDS
+"""After a failure."""
+
+
+class BackupKeeper:
+    """Makes a backup when one is due, lets old ones go, and proves the new one.
+
+    Due is what was planned since the last backup of the store, whoever made it: so one node of
+    many makes it (the others find the lock held, or the backup made), and one that was missed while
+    nobody served is made up once.
+    """
+
+    def __init__(self, backups: Backups, store: Database, cron: str) -> None:
+        self._backups = backups
+        self._store = store
+        self._cron = cron
+        self._rests_until = 0
+
+    async def do(self) -> bool:
+        """True when a backup was made. Raises nothing but StoreError of looking."""
+        now_us = self._store.clock.now_us()
+        if now_us < self._rests_until or await self._next_us() > now_us:
+            return False
+        try:
+            made = await self._backups.create(self._store)
+            catalogue = await self._backups.catalogue(self._store)
+            policy = policy_of(self._backups.config)
+            await self._backups.prune(catalogue, policy, now_us=now_us)
+            item = await catalogue.find(made.manifest.backup_id)
+            proof = await self._backups.prove(catalogue, item, store=self._store, advance=None)
+        except StoreLocked:
+            return False  # another one is at it
+        except OrchestratorError as error:
+            logger.error("the scheduled backup failed: %s", error.message)
+            self._rests_until = now_us + RETRY_US
+            return False
+        if not proof.is_good:
+            logger.error("backup %s is no good: %s", item.backup_id, "; ".join(proof.flaws[:3]))
+        return True
+
+    async def _next_us(self) -> int:
+        last = (await self._store.shelf.records(BACKUP)).get(LAST) or {}
+        return next(times_after(self._cron, "UTC", int(last.get("at") or 0)))
