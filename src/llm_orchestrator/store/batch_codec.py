@@ -29,9 +29,12 @@ Row = Sequence[Any]
 
 
 def _hook(value: object) -> object:
-    for kind in (str, bytes, int):
-        if isinstance(value, kind):
-            return kind(value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, bytes):
+        return bytes(value)
     raise TypeError(f"{type(value).__name__} is no column")
 
 
@@ -128,8 +131,10 @@ def _new_run(run: NewRun) -> Row:
 
 
 def _run_of(row: Row) -> NewRun:
-    *plain_columns, origin, labels, value = row
-    return NewRun(*plain_columns, json.loads(origin), json.loads(labels), Stored(value))
+    columns: Any = row[:9]
+    origin, labels, value = row[9:]
+    values = {"origin": json.loads(origin), "labels": json.loads(labels), "input": Stored(value)}
+    return NewRun(*columns, **values)
 
 
 # -- changes: a code, and the columns -------------------------------------------------------------
