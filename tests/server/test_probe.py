@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import pytest
 
@@ -10,7 +11,7 @@ from llm_orchestrator.clock import RealClock
 from llm_orchestrator.errors import StoreUnavailable
 from llm_orchestrator.server import probe as probes
 from llm_orchestrator.server.probe import Probe
-from llm_orchestrator.store.base import Batch, Receipt
+from llm_orchestrator.store.base import Batch, Database, Receipt
 from llm_orchestrator.store.memory import MemoryStore
 
 
@@ -44,7 +45,7 @@ class Clock(RealClock):
 
 async def test_many_who_ask_at_once_are_one_commit() -> None:
     store, clock = Store(), Clock()
-    probe = Probe(store, clock)
+    probe = Probe(cast(Database, store), clock)
     found = await asyncio.gather(*(probe.ask() for _ in range(50)))
     assert {each.trouble for each in found} == {""}
     assert store.commits == 1
@@ -55,7 +56,7 @@ async def test_many_who_ask_at_once_are_one_commit() -> None:
 
 async def test_a_store_that_refuses_is_trouble_and_forgotten_when_it_is_over() -> None:
     store, clock = Store(), Clock()
-    probe = Probe(store, clock)
+    probe = Probe(cast(Database, store), clock)
     store.is_away = True
     assert (await probe.ask()).trouble == "away"
     store.is_away = False
@@ -67,5 +68,5 @@ async def test_a_store_that_hangs_is_an_answer_too(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(probes, "PATIENCE_S", 0.05)
     store = Store()
     store.hangs.clear()
-    found = await Probe(store, Clock()).ask()
+    found = await Probe(cast(Database, store), Clock()).ask()
     assert (found.write_ms, "no answer" in found.trouble) == (None, True)

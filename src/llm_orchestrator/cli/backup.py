@@ -7,6 +7,7 @@ place, 8 damaged, 11 another one is at it, 12 no key opens it.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -152,6 +153,8 @@ class _Making:
                 session.note(f"hint: {error.hint}")
                 failure = error
             catalogue = await self._backups.catalogue(store)
+            if failure is not None:  # what the place lacks, it need not be asked for
+                catalogue = replace(catalogue, place=None)
             item = await catalogue.find("latest")
             if failure is not None:
                 self.facts = {**item.to_json(), "place": ""}
@@ -165,7 +168,7 @@ class _Making:
                 self.facts["proof"] = proof.to_json()
                 code = code if proof.is_good else DAMAGED
             if is_pruned:
-                removed = await _prune(self._backups, store, is_dry=False)
+                removed = await _prune(self._backups, catalogue, store, is_dry=False)
                 _tell_removed(session, removed, is_dry=False)
                 code = code or (PARTIAL if removed.trouble else 0)
         return code
@@ -451,7 +454,8 @@ def prune(
 
     async def work() -> Removed:
         async with session.client() as store:
-            return await _prune(backups, store, is_dry=is_dry)
+            catalogue = await backups.catalogue(store)
+            return await _prune(backups, catalogue, store, is_dry=is_dry)
 
     removed = session.run(work())
     gone = "would go" if is_dry else "removed"
@@ -468,10 +472,11 @@ def prune(
     return PARTIAL if removed.trouble else 0
 
 
-async def _prune(backups: Backups, store: Database, *, is_dry: bool) -> Removed:
+async def _prune(
+    backups: Backups, catalogue: Catalogue, store: Database, *, is_dry: bool
+) -> Removed:
     from llm_orchestrator.wire.backups import policy_of
 
-    catalogue: Catalogue = await backups.catalogue(store)
     now_us = store.clock.now_us()
     return await backups.prune(catalogue, policy_of(backups.config), now_us=now_us, is_dry=is_dry)
 

@@ -78,7 +78,7 @@ def schedule(
         words += ["--dir", str(config.backup_folder.absolute())]
         words += ["--place", place] if place else []
         words += ["--keep-days", str(keep_days)] if keep_days is not None else []
-        plan = _plan(config, chosen, words, user or whoami())
+        plan = _plan(config, chosen, words, user=user or whoami())
         session.note(f"schedule: {chosen} ({why})")
         _install(session, plan, kind=kind, root=root, is_dry=is_dry)
 
@@ -104,7 +104,7 @@ def _cron(session: Session, config: Config, given: str | None) -> tuple[str, str
     return plain_cron(chosen), "as given"
 
 
-def _plan(config: Config, cron: str, words: list[str], user: str) -> Plan:
+def _plan(config: Config, cron: str, words: list[str], *, user: str) -> Plan:
     from llm_orchestrator.recovery.schedule_files import Plan
     from llm_orchestrator.wire import is_postgres, store_path
 

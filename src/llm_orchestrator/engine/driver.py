@@ -19,6 +19,7 @@ from llm_orchestrator.engine.breakers import WAKE
 from llm_orchestrator.engine.drive import outcome
 from llm_orchestrator.engine.execution import Execution
 from llm_orchestrator.engine.flows import Flow
+from llm_orchestrator.engine.gate import Gate
 from llm_orchestrator.engine.heart import Kind as HeartKind
 from llm_orchestrator.engine.lease import LeaseOptions
 from llm_orchestrator.engine.machine import Event, Happening, decide
@@ -261,16 +262,9 @@ class Driver:
                 execution.gate.leave()
 
     @property
-    def shut(self) -> frozenset[str]:
-        """The breakers for which runs here wait."""
-        return frozenset().union(*(each.gate.shut for each in self._driven.values()))
-
-    def release(self, breaker: str, limit: int) -> bool:
-        """Let at most `limit` runs go on that wait for this breaker. False: none did."""
-        waiting = [each for each in self._driven.values() if breaker in each.gate.shut]
-        for execution in waiting[:limit]:
-            execution.gate.release(breaker)
-        return bool(waiting)
+    def gates(self) -> list[Gate]:
+        """Of all runs here."""
+        return [each.gate for each in self._driven.values()]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

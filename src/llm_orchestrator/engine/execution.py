@@ -157,7 +157,6 @@ class _TryAgain(Exception):
     """An attempt ended without a result; the next one may start at `at_us`."""
 
     def __init__(self, attempt: int, at_us: int, *, breaker: str = "") -> None:
-        """`breaker`: it lets nothing pass until then, unless it closes sooner."""
         super().__init__()
         self.attempt = attempt
         self.at_us = at_us
@@ -188,8 +187,7 @@ class Execution:
         `at` is the call's place in its scope (Python workflows), recorded to notice divergence.
         Raises StepFailed once the attempts are spent.
         """
-        done = self.fold.finished.get(key)
-        if done is not None:
+        if (done := self.fold.finished.get(key)) is not None:
             return done.result
         job = _Job(key, work, policy, extras, at)
         attempt, ready_at = _next_attempt(self.fold, key, self.services.clock.now_us())
@@ -249,8 +247,7 @@ class Execution:
         )
         self.trace.finished(job.key, attempt)
         step_type = CODE if extras is None else extras.step_type
-        took_s = self.services.clock.monotonic() - job.began
-        self.services.metrics.step_done(step_type, took_s)
+        self.services.metrics.step_done(step_type, self.services.clock.monotonic() - job.began)
         if extras is not None and self.fold.intents.get(job.key) == attempt:
             extras.respent()
         if self.services.publish is not None:

@@ -10,6 +10,7 @@ through it, so time alone is no proof of idleness: a loaded loop may be slow to 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from llm_orchestrator.clock import Clock
@@ -168,3 +169,16 @@ class Gate:
         self.request_stop(
             Happening(Event.WAIT, reason, wake_at=wake_at, inbox_seen=self.inbox_seen, data=data)
         )
+
+
+def shut_in(gates: Sequence[Gate]) -> frozenset[str]:
+    """The breakers for which any of these runs wait."""
+    return frozenset().union(*(gate.shut for gate in gates))
+
+
+def release_in(gates: Sequence[Gate], breaker: str, *, limit: int) -> bool:
+    """Let at most `limit` runs go on that wait for this breaker. False: none did."""
+    waiting = [gate for gate in gates if breaker in gate.shut]
+    for gate in waiting[:limit]:
+        gate.release(breaker)
+    return bool(waiting)

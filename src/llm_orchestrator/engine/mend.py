@@ -98,6 +98,7 @@ def plan(
     journal: Journal,
     stored: Sequence[Entry],
     row: RunRow | None,
+    *,
     found: Mapping[int, Found] | None = None,
 ) -> Plan:
     """What to do about `journal.flaws`; `row` is what the row of `runs` says.
@@ -254,7 +255,7 @@ class Mender:
     ) -> None:
         self._store = store
         self._writer = writer
-        self._metrics = metrics or Metrics()
+        self.metrics = metrics or Metrics()
         self._copies = copies
 
     async def plan(self, journal: Journal) -> Plan:
@@ -268,7 +269,8 @@ class Mender:
             alone = plan(journal, stored, row)
             if not alone.lost:
                 return alone
-        return plan(journal, stored, row, await ask(self._copies, journal, wanted))
+        found = await ask(self._copies, journal, wanted)
+        return plan(journal, stored, row, found=found)
 
     async def whole(self, journal: Journal) -> tuple[Fold, Head]:
         """A fold that may be trusted and the head to append to; mends on the way if it must.
@@ -291,7 +293,7 @@ class Mender:
         run_id = plan.run_id
         logger.error("run %s is damaged: %s", run_id, plan.summary())
         damaged = len({flaw.seq for flaw in plan.flaws})
-        self._metrics.count("journal_damaged_total", amount=damaged)
+        self.metrics.count("journal_damaged_total", amount=damaged)
         if plan.entries:
             await self._store.commit(Batch(changes=(*plan.blobs, Mend(run_id, plan.entries))))
         if plan.lost:
@@ -303,7 +305,7 @@ class Mender:
                 f"run {run_id} is still damaged after its repair: {journal.flaws[0].what}",
                 run_id=run_id,
             )
-        self._metrics.count("journal_mended_total", amount=damaged)
+        self.metrics.count("journal_mended_total", amount=damaged)
         return journal
 
     async def _give_up(self, plan: Plan) -> None:

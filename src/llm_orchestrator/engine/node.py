@@ -122,7 +122,9 @@ class Node:
             offers=OfferBook(spool, store),
             upkeep=self.upkeep,
         )
-        self.verifier = self._make_verifier()
+        rate = self._options.verify_entries_per_s
+        verifier = Verifier(store, self._mender, clock, entries_per_s=rate, is_mine=self._is_first)
+        self.verifier = verifier if rate else None
         self.heart = self._make_heart()
         self._lives = 1
         self._registered: set[str] = set()
@@ -217,18 +219,9 @@ class Node:
             told=self._told,
         )
 
-    def _make_verifier(self) -> Verifier | None:
+    def _is_first(self) -> bool:
         """One node of a store verifies: the first by name of those that live."""
-        if not self._options.verify_entries_per_s:
-            return None
-        return Verifier(
-            self._store,
-            self._mender,
-            self._clock,
-            entries_per_s=self._options.verify_entries_per_s,
-            is_mine=lambda: self.node_id == min(self._alive, default=self.node_id),
-            metrics=self._services.metrics,
-        )
+        return self.node_id == min(self._alive, default=self.node_id)
 
     def _info(self) -> Json:
         """What people see of this node in `llmo nodes list`."""
@@ -315,8 +308,7 @@ class Node:
         head = Head(new.run_id, epoch)
         draft = accepted_draft(new)
         flow = None if new.wake_at else await self.flows.find(new.workflow, new.version, new.digest)
-        is_ours = flow is not None and self._may_drive(new.queue)
-        if not is_ours or flow is None:
+        if flow is None or not self._may_drive(new.queue):
             await self.writer.append(head, (draft,), accept=new, changes=changes)
             return new.run_id
         claim = Happening(Event.CLAIM, owner=self.node_id)

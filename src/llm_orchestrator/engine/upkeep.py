@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.breakers import waves
+from llm_orchestrator.engine.gate import Gate, release_in, shut_in
 from llm_orchestrator.engine.maintenance import Mode, Watch
 from llm_orchestrator.engine.memory import SHARE, Memory, Pressure, give_back
 from llm_orchestrator.errors import StoreError
@@ -44,9 +45,7 @@ class Drives(Protocol):
     def shed(self, share: float) -> int: ...
 
     @property
-    def shut(self) -> frozenset[str]: ...
-
-    def release(self, breaker: str, limit: int) -> bool: ...
+    def gates(self) -> list[Gate]: ...
 
 
 class Upkeep:
@@ -142,10 +141,10 @@ class Upkeep:
         """Until cancelled. A closed breaker is news; runs that wait here are few: most park."""
         while True:
             self._closed.clear()
-            for breaker in sorted(self._driver.shut):
+            for breaker in sorted(shut_in(self._driver.gates)):
                 try:
                     async for size in waves(self.watch.shelf, breaker, self._clock):
-                        if not self._driver.release(breaker, size):
+                        if not release_in(self._driver.gates, breaker, limit=size):
                             break
                 except StoreError as error:
                     logger.debug("breakers cannot be read: %s", error.message)

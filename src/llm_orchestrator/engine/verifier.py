@@ -35,14 +35,14 @@ class Verifier:
         *,
         entries_per_s: float,
         is_mine: Callable[[], bool],
-        metrics: Metrics,
+        metrics: Metrics | None = None,
     ) -> None:
         self._store = store
         self._mender = mender
         self._clock = clock
         self._rate = entries_per_s
         self._is_mine = is_mine
-        self._metrics = metrics
+        self.metrics = metrics or mender.metrics
         self.progress = 0.0
         """How much of this round is done: 0 to 1."""
         self.last_round_s = 0.0
@@ -73,7 +73,7 @@ class Verifier:
             for journal in journals:
                 damaged += await self._look_at(journal)
             entries = sum(len(journal.entries) for journal in journals)
-            self._metrics.count("journal_verified_entries_total", amount=entries)
+            self.metrics.count("journal_verified_entries_total", amount=entries)
             self.progress = (start + len(some)) / len(run_ids)
             took = self._clock.monotonic() - begun
             await self._clock.sleep(max(0.0, entries / self._rate - took))

@@ -31,7 +31,8 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _HARMLESS = re.compile(
-    r"(?:.*[-_])?(?:page|next|prev|previous|continuation|sync|start|stop|end|first|last|eos|bos|pad|unk|mask)"
+    r"(?:.*[-_])?(?:page|next|prev|previous|continuation|sync|start|stop|end|first|last"
+    r"|eos|bos|pad|unk|mask)"
     r"[-_]?token$",
     re.IGNORECASE,
 )
@@ -91,7 +92,7 @@ def _of_fields(fields: Mapping[str, Any], loc: Loc, templates: Templates) -> Ite
                 if isinstance(each, Mapping | Part):
                     yield from _of_fields(dict(each), (*here, number), templates)
         elif names_a_secret(name):
-            yield from _judge(name, value, here, templates)
+            yield from _judge(name, value, here, templates=templates)
         elif isinstance(value, str) and _ADDRESS.match(_HUMP.sub("_", name)):
             yield from _of_address(value, here, templates)
         elif isinstance(value, list | tuple) and name not in _WORDS:
@@ -111,10 +112,10 @@ def _of_data(value: Any, loc: Loc) -> Iterator[Issue]:
 def _of_address(text: str, loc: Loc, templates: Templates) -> Iterator[Issue]:
     found = _PASSWORD.match(text)
     if found is not None:
-        yield from _judge("password", found["value"], loc, templates)
+        yield from _judge("password", found["value"], loc, templates=templates)
     for option in _OPTION.finditer(text):
         if names_a_secret(option["name"]):
-            yield from _judge(option["name"], option["value"], loc, templates)
+            yield from _judge(option["name"], option["value"], loc, templates=templates)
 
 
 def _of_top(definition: Definition, templates: Templates) -> Iterator[Issue]:
@@ -128,7 +129,7 @@ def _of_top(definition: Definition, templates: Templates) -> Iterator[Issue]:
         yield from _lost(Text.inside(output.value, ("outputs", name)), "a run's output", templates)
 
 
-def _judge(name: str, value: Any, loc: Loc, templates: Templates) -> Iterator[Issue]:
+def _judge(name: str, value: Any, loc: Loc, *, templates: Templates) -> Iterator[Issue]:
     """`value` stands where a secret belongs."""
     if _is_literal(value):
         yield Issue(loc, f"`{name}` is a secret in clear; {_how(name)}")

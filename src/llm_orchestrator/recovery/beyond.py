@@ -121,11 +121,11 @@ def carry(
     """
     state = fold(tail.run_id, [*restored, *tail.entries])
     epoch = max(state.epoch, generation << 40)
-    decisions = _closing(tail, restored, state, epoch, why)
+    decisions = _closing(tail, restored, state, epoch=epoch, why=why)
     drafts = [decision.draft for decision in decisions]
     last = decisions[-1] if decisions else None
     head = Head(tail.run_id, last.epoch if last else epoch, seq=tail.at, digest=tail.digest)
-    entries, changes = chain(head, tail.entries, drafts, now_us)
+    entries, changes = chain(head, tail.entries, drafts, now_us=now_us)
     taken = tuple(_taken(tail.entries))
     if taken:
         changes.append(Consume(tail.run_id, taken))  # the hidden entries deliver them again
@@ -136,7 +136,7 @@ def carry(
 
 
 def _closing(
-    tail: Tail, restored: Sequence[Entry], state: Fold, epoch: int, why: str
+    tail: Tail, restored: Sequence[Entry], state: Fold, *, epoch: int, why: str
 ) -> list[Decision]:
     """What ends the tail: nothing, a rewind, or a rewind and a pause."""
     if state.state is RunState.CANCELLED:
@@ -153,7 +153,7 @@ def _closing(
 
 
 def chain(
-    head: Head, known: Sequence[Entry], drafts: Sequence[Draft], now_us: int
+    head: Head, known: Sequence[Entry], drafts: Sequence[Draft], *, now_us: int
 ) -> tuple[list[Entry], list[Change]]:
     """`known` as they were and `drafts` behind them, with the blobs that they need."""
     entries: list[Entry] = []

@@ -61,7 +61,7 @@ class Under:
 
 
 async def carry_over(
-    live: Database | None, restored: Database, under: Under, tails: Sequence[Tail] = ()
+    live: Database | None, restored: Database, under: Under, *, tails: Sequence[Tail] = ()
 ) -> Carriage:
     """Everything that a restore must not forget, into `restored`.
 
@@ -70,12 +70,12 @@ async def carry_over(
     gone) cannot be read is named.
     """
     done = Carriage()
-    runs = _Runs(restored, under, {tail.run_id: tail for tail in tails}, done)
+    runs = _Runs(restored, under, archived={tail.run_id: tail for tail in tails}, done=done)
     if live is not None:
         for what, work in (
             ("the definitions", _definitions(live, restored)),
             ("the runs", runs.carry(live)),
-            ("the records", _records(live, restored, NEVER_BACK, done)),
+            ("the records", _records(live, restored, NEVER_BACK, done=done)),
             ("the audit log", _audit(live, restored, done)),
         ):
             try:
@@ -97,7 +97,7 @@ class _Runs:
     """Runs on their way into the restored store, each by the longer of its two stories."""
 
     def __init__(
-        self, restored: Database, under: Under, archived: dict[str, Tail], done: Carriage
+        self, restored: Database, under: Under, *, archived: dict[str, Tail], done: Carriage
     ) -> None:
         self._restored = restored
         self._under = under
@@ -223,7 +223,7 @@ async def _definitions(live: Database, restored: Database) -> None:
 
 
 async def _records(
-    live: Database, restored: Database, kinds: Iterable[str], done: Carriage
+    live: Database, restored: Database, kinds: Iterable[str], *, done: Carriage
 ) -> None:
     for kind in kinds:
         try:
@@ -254,7 +254,7 @@ async def _audit(live: Database, restored: Database, done: Carriage) -> None:
     for start in range(0, len(new), _PAGE):
         await restored.commit(Batch(changes=(Audit(tuple(new[start : start + _PAGE])),)))
     done.audit = len(new)
-    await _records(live, restored, (_AUDIT_HEAD,), Carriage())
+    await _records(live, restored, (_AUDIT_HEAD,), done=Carriage())
 
 
 async def _chains(store: Database) -> AsyncIterator[AuditEntry]:

@@ -89,7 +89,7 @@ async def create(
         raise StoreError(f"no such compression: {options.compression}")
     recipients = read_recipients(options.recipients)  # before any work is done
     async with locked(store, clock), scratch(options.folder) as folder:
-        making = _Making(copier, options, store, clock, folder)
+        making = _Making(copier, options, store, clock=clock, folder=folder)
         made = await making.make(recipients)
         trouble = await making.upload(made, place) if place is not None else None
         if place is not None and trouble is None:
@@ -107,7 +107,7 @@ class _Making:
     """One backup while it is made."""
 
     def __init__(
-        self, copier: Copier, options: Options, store: Database, clock: Clock, folder: Path
+        self, copier: Copier, options: Options, store: Database, *, clock: Clock, folder: Path
     ) -> None:
         self._copier = copier
         self._options = options
@@ -129,9 +129,9 @@ class _Making:
         dump_bytes = await asyncio.to_thread(_size, dump)
         await asyncio.to_thread(_need_room, self._scratch, dump_bytes, "the packed file")
         ending = _ending(options.compression, is_sealed=bool(recipients))
-        manifest = self._manifest(cut, dump, dump_bytes, len(recipients))
+        manifest = self._manifest(cut, dump, dump_bytes, recipients=len(recipients))
         flows = await self._definitions(before)
-        warnings = _warnings(manifest, cut, flows, recipients)
+        warnings = _warnings(manifest, cut, flows, recipients=recipients)
         small = {**_definitions(flows), "config.json": _config(options.config)}
         small["report.txt"] = report(manifest, options.config, warnings).encode()
         file = self._scratch / f"packed{ending}"
@@ -188,7 +188,7 @@ class _Making:
         }
         return [flow for flow in before if (flow.name, flow.version, flow.digest) in after]
 
-    def _manifest(self, cut: Cut, dump: Path, dump_bytes: int, recipients: int) -> Manifest:
+    def _manifest(self, cut: Cut, dump: Path, dump_bytes: int, *, recipients: int) -> Manifest:
         options = self._options
         created_at, backup_id = _free_id(options.folder, self._begun_us)
         return Manifest(
@@ -244,7 +244,7 @@ def _config(config: Mapping[str, Json]) -> bytes:
 
 
 def _warnings(
-    manifest: Manifest, cut: Cut, flows: Sequence[Workflow], recipients: Sequence[Any]
+    manifest: Manifest, cut: Cut, flows: Sequence[Workflow], *, recipients: Sequence[Any]
 ) -> list[str]:
     found = []
     if len(recipients) == 1:

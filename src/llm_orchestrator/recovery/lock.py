@@ -79,7 +79,7 @@ async def locked(store: Database, clock: Clock, *, lease_s: float = LEASE_S) -> 
     """Hold the store's backup lock. Raises StoreLocked, naming the holder; StoreError."""
     token = clock.random_bytes(8).hex()
     await _take(store, token, lease_s)
-    renewing = asyncio.create_task(_renew(store, clock, token, lease_s))
+    renewing = asyncio.create_task(_renew(store, clock, token, lease_s=lease_s))
     try:
         yield
     finally:
@@ -124,7 +124,7 @@ async def _mine(store: Database, token: str) -> int:
     return version if isinstance(lease, dict) and lease.get("token") == token else 0
 
 
-async def _renew(store: Database, clock: Clock, token: str, lease_s: float) -> None:
+async def _renew(store: Database, clock: Clock, token: str, *, lease_s: float) -> None:
     while True:
         await clock.sleep(lease_s / 4)
         with contextlib.suppress(StoreError):  # the next time, maybe; the lease lasts for three

@@ -60,15 +60,15 @@ async def bring_back(
         raise NotFound(f"{name} has no run {run_id}", hint="llmo backup list")
     own = (await live.look.load([run_id])).get(run_id)
     if own is not None and any(flaw.seq for flaw in own.flaws):
-        return await _mend(backup, live, own, name)
+        return await _mend(backup, live, own, name=name)
     await _definition(backup, live, fold(run_id, known))
     if own is not None and own.entries:
         known = _renamed(known, new_run_id(clock), name)
-        return await _put(live, known, How.AS_ANOTHER, clock, name)
-    return await _put(live, known, How.AS_IT_WAS, clock, name)
+        return await _put(live, known, How.AS_ANOTHER, clock=clock, name=name)
+    return await _put(live, known, How.AS_IT_WAS, clock=clock, name=name)
 
 
-async def _mend(backup: Database, live: Database, own: Journal, name: str) -> Brought:
+async def _mend(backup: Database, live: Database, own: Journal, *, name: str) -> Brought:
     writer = GroupWriter(live, live.clock)
     writer.start()
     try:
@@ -100,7 +100,7 @@ def _renamed(known: Sequence[Entry], run_id: str, name: str) -> list[Entry]:
     head = Head(run_id)
     for draft, origin_entry in zip(drafts, known, strict=True):
         head.epoch = origin_entry.epoch
-        [entry], _ = chain(head, (), [draft], origin_entry.recorded_at)
+        [entry], _ = chain(head, (), [draft], now_us=origin_entry.recorded_at)
         entry = entry._replace(payload=draft.payload)  # blobs are put when it is stored
         entries.append(entry)
         head.seq, head.digest = entry.seq, entry.digest
@@ -108,14 +108,14 @@ def _renamed(known: Sequence[Entry], run_id: str, name: str) -> list[Entry]:
 
 
 async def _put(
-    live: Database, known: Sequence[Entry], how: How, clock: Clock, name: str
+    live: Database, known: Sequence[Entry], how: How, *, clock: Clock, name: str
 ) -> Brought:
     run_id = known[0].run_id
     state = fold(run_id, known)
-    drafts, change = _closing(state, known, live.generation, name)
+    drafts, change = _closing(state, known, live.generation, name=name)
     epoch = max(state.epoch, live.generation << 40) + bool(drafts)
     head = Head(run_id, epoch)
-    entries, changes = chain(head, known, drafts, clock.now_us())
+    entries, changes = chain(head, known, drafts, now_us=clock.now_us())
     accept = from_accepted(run_id, state.accepted)
     append = Append(run_id, 0, GENESIS, entries, accept, change, tuple(changes))
     receipt = await live.commit(Batch(appends=(append,)))
@@ -127,7 +127,7 @@ async def _put(
 
 
 def _closing(
-    state: Fold, known: Sequence[Entry], generation: int, name: str
+    state: Fold, known: Sequence[Entry], generation: int, *, name: str
 ) -> tuple[list[Draft], StateChange]:
     """Nothing for a run that had ended; else a rewind to where it is, and a pause."""
     if state.state.is_final:

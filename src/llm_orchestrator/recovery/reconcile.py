@@ -65,7 +65,7 @@ async def accept(store: Store, clock: Clock, run_id: str, *, by: str) -> int:
     """
     state, entries, rewound = await _read(store, run_id)
     drafts = _adopted(entries, rewound)
-    await _go_on(store, clock, state, drafts, {"by": by, "reconciled": "accept"})
+    await _go_on(store, clock, state, drafts=drafts, data={"by": by, "reconciled": "accept"})
     return sum(draft.kind != Kind.INTENT for draft in drafts)
 
 
@@ -74,7 +74,7 @@ async def rerun(store: Store, clock: Clock, run_id: str, *, by: str) -> None:
     state, _, _ = await _read(store, run_id)
     again = encode({"choose": "retry", "result": None, "by": by})
     drafts = [Draft(Kind.DECISION, step, 0, again) for step in state.intents]
-    await _go_on(store, clock, state, drafts, {"by": by, "reconciled": "rerun"})
+    await _go_on(store, clock, state, drafts=drafts, data={"by": by, "reconciled": "rerun"})
 
 
 # -- how ------------------------------------------------------------------------------------------
@@ -132,12 +132,12 @@ def _is_restore(entry: Entry) -> bool:
 
 
 async def _go_on(
-    store: Store, clock: Clock, state: Fold, drafts: Sequence[Draft], data: dict[str, Json]
+    store: Store, clock: Clock, state: Fold, *, drafts: Sequence[Draft], data: dict[str, Json]
 ) -> None:
     """The adopted entries and the resume: one commit."""
     decision = decide(state.state, state.epoch, Happening(Event.RESUME, data=data))
     head = Head(state.run_id, decision.epoch, seq=state.seq, digest=state.digest)
-    entries, changes = chain(head, (), [*drafts, decision.draft], clock.now_us())
+    entries, changes = chain(head, (), [*drafts, decision.draft], now_us=clock.now_us())
     append = Append(
         state.run_id, head.seq, head.digest, entries, None, decision.change, tuple(changes)
     )

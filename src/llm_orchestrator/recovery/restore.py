@@ -113,10 +113,10 @@ async def restore(
 
         async def last(store: Database) -> None:
             nonlocal carried
-            carried = await _carry(store, aside, filled, under)
+            carried = await _carry(store, aside, filled, under=under)
 
         if await live.identity() is None:
-            carried = await _carry(None, aside, filled, under)
+            carried = await _carry(None, aside, filled, under=under)
         say("swapping")
         old = await aside.take_over(identity, last=last)
     except BaseException:
@@ -175,13 +175,13 @@ async def _fill(aside: Aside, fill: Fill | None, say: Callable[[str], None]) -> 
 
 
 async def _carry(
-    live: Database | None, aside: Aside, filled: Filled | None, under: Under
+    live: Database | None, aside: Aside, filled: Filled | None, *, under: Under
 ) -> Carriage:
     """Into the copy: what the live store and the archive know beyond the point."""
     tails = filled.tails if filled is not None else ()
     restored = aside.store()
     await restored.open_as_client()
     try:
-        return await carry_over(live, restored, under, tails)
+        return await carry_over(live, restored, under, tails=tails)
     finally:
         await restored.close()

@@ -33,7 +33,13 @@ async def download(
     made = await asyncio.to_thread(made_beside, file)
     try:
         with made.open("wb") as opened:
-            piece = _Download(dict(target), opened, size, str(about.get("ETag", "")), advance)
+            piece = _Download(
+                dict(target),
+                opened,
+                size=size,
+                etag=str(about.get("ETag", "")),
+                advance=advance,
+            )
             await requests.ask(piece.work, str(target["Key"]))
             await asyncio.to_thread(_flush, opened)
         _compare(str(target["Key"]), about, piece.md5.hexdigest())
@@ -61,7 +67,13 @@ class _Download:
     """`work` goes on where the last try ended."""
 
     def __init__(
-        self, target: dict[str, Any], file: BinaryIO, size: int, etag: str, advance: Advance | None
+        self,
+        target: dict[str, Any],
+        file: BinaryIO,
+        *,
+        size: int,
+        etag: str,
+        advance: Advance | None,
     ) -> None:
         self.md5: Any = md5(b"")
         self._target = target

@@ -77,7 +77,7 @@ class Parts:
         )
         upload = self._target | {"UploadId": begun["UploadId"]}
         try:
-            return await self._send(upload, file, part_bytes, advance)
+            return await self._send(upload, file, part_bytes, advance=advance)
         except BaseException:
             with contextlib.suppress(OperatorError):
                 await self._requests.ask(
@@ -90,7 +90,7 @@ class Parts:
         return str(self._target["Key"])
 
     async def _send(
-        self, upload: dict[str, Any], file: Path, part_bytes: int, advance: Advance | None
+        self, upload: dict[str, Any], file: Path, part_bytes: int, *, advance: Advance | None
     ) -> Digests:
         done, whole, md5s, sha256s = 0, md5(b""), b"", b""
         parts: list[dict[str, Any]] = []

@@ -82,7 +82,7 @@ async def unpacked(
         manifest, dump = read.manifest, read.dump
         assert dump is not None
         _check_name(file, manifest)
-        notes = await _check_dump(file, manifest, dump, tools)
+        notes = await _check_dump(file, manifest, dump, tools=tools)
         size = (await asyncio.to_thread(file.stat)).st_size
         yield Verified(manifest, file, size, read.members, notes), dump
 
@@ -97,7 +97,7 @@ def _check_name(file: Path, manifest: Manifest) -> None:
         )
 
 
-async def _check_dump(file: Path, manifest: Manifest, dump: Path, tools: Tools) -> list[str]:
+async def _check_dump(file: Path, manifest: Manifest, dump: Path, *, tools: Tools) -> list[str]:
     notes = []
     if tools.copier is not None and tools.copier.kind == manifest.kind:
         why = await tools.copier.check_dump(dump)

@@ -560,11 +560,7 @@ class Store(Protocol):
         ...
 
     async def renew(self) -> None:
-        """Take the store for what it is now, if a restore has put another one in its place.
-
-        For who has dropped everything that he knew of the one before. Raises StoreError.
-        """
-        ...
+        """After a restore: take the store for what it is now, once all of before is dropped."""
 
     def on_news(self, listener: Callable[[News], None]) -> None:
         """Call `listener` after commits: at once after this process's, soon after other nodes'."""

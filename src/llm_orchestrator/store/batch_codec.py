@@ -70,8 +70,9 @@ def plain(batch: Batch) -> tuple[list[Any], list[Any] | None]:
             appends.append(append)
             continue
         try:
-            accept = None if append.accept is None else _new_run(append.accept)
-            appends.append(append._replace(accept=accept, changes=_changes(append.changes)))  # type: ignore[arg-type]
+            accept: Any = None if append.accept is None else _new_run(append.accept)
+            rows: Any = _changes(append.changes)
+            appends.append(append._replace(accept=accept, changes=rows))
         except _UNFIT:
             appends.append(None)
     if not batch.changes:

@@ -91,7 +91,7 @@ def _from_sqlite(
         for seq, digest in database.execute(_END, (head.run_id,)):
             facts.ends[head.run_id] = (int(seq), bytes(digest).hex())
     marks = ",".join("?" * len(_FINAL))
-    unfinished = f"SELECT run_id, state FROM runs WHERE state NOT IN ({marks})"  # noqa: S608 (marks)
+    unfinished = f"SELECT run_id, state FROM runs WHERE state NOT IN ({marks})"  # noqa: S608 (?)
     facts.states = {
         str(run_id): str(state) for run_id, state in database.execute(unfinished, _FINAL)
     }
@@ -152,7 +152,7 @@ def _from_copy(lines: Iterator[bytes], wanted: set[str]) -> Facts:
                 break
             count += 1
             if table in ("journal", "runs", "store"):
-                _take(facts, table, _Row(row, columns), wanted)
+                _take(facts, table, _Row(row, columns), wanted=wanted)
         else:
             raise ValueError(f"table {table} has no end")
         facts.counts[table] = facts.counts.get(table, 0) + count
@@ -177,7 +177,7 @@ class _Row:
         return self.text(column).removeprefix("\\\\x")
 
 
-def _take(facts: Facts, table: str, row: _Row, wanted: set[str]) -> None:
+def _take(facts: Facts, table: str, row: _Row, *, wanted: set[str]) -> None:
     if table == "store":
         facts.identity = (row.text("incarnation"), int(row.text("generation")))
     elif table == "runs":

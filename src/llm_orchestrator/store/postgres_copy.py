@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 import asyncpg  # type: ignore[import-untyped]
@@ -38,7 +39,7 @@ from llm_orchestrator.store.copying import Advance, ChainHead, Cut, Identity, Ro
 from llm_orchestrator.store.postgres import PostgresStore
 from llm_orchestrator.store.postgres_address import Address, parse_address
 from llm_orchestrator.store.postgres_connect import Connection, connect, translate
-from llm_orchestrator.store.postgres_programs import find, run, target_of
+from llm_orchestrator.store.postgres_programs import find, pour, reached, run
 from llm_orchestrator.store.postgres_schema import prepare
 from llm_orchestrator.store.postgres_tables import PostgresTables
 
@@ -116,16 +117,17 @@ class PostgresCopier:
                 program = await find("pg_dump", _major(session))
                 async with session.transaction(isolation="repeatable_read", readonly=True):
                     cut, snapshot = await _cut(session)
-                    dsn, environment = target_of(_dsn(self._address, session))
-                    options = ["--format=custom", "--compress=0", "--no-owner", "--no-privileges"]
-                    options += [f"--snapshot={snapshot}", f"--dbname={dsn}", f"--file={target}"]
-                    watching = asyncio.create_task(
-                        self._watch(target, cut.size_bytes, bytes_per_s, advance)
-                    )
-                    try:
-                        await run([program, *options], environment)
-                    finally:
-                        watching.cancel()
+                    words = [program, "--format=custom", "--compress=0", f"--snapshot={snapshot}"]
+                    words += ["--no-owner", "--no-privileges"]
+                    with reached(_dsn(self._address, session)) as reach, target.open("xb") as file:
+                        writing = _Writing(file, cut.size_bytes, self._clock)
+                        writing.bytes_per_s, writing.advance = bytes_per_s, advance
+                        command = [*words, f"--dbname={reach.dsn}"]
+                        await pour(command, writing.take, inherited=reach.inherited)
+                        await asyncio.to_thread(os.fsync, file.fileno())
+        except OSError as error:
+            await asyncio.to_thread(target.unlink, missing_ok=True)
+            raise translate(error, self._address.shown) from error
         except BaseException:
             await asyncio.to_thread(target.unlink, missing_ok=True)
             raise
@@ -134,10 +136,10 @@ class PostgresCopier:
     async def check_dump(self, dump: Path) -> str:
         try:
             program = await find("pg_restore", 0)
-            said = await run([program, "--list", str(dump)], {})
+            said = await run([program, "--list", str(dump)])
             if "TABLE DATA public journal" not in said and " journal " not in said:
                 return "it holds no journals"
-            await run([program, "--file=/dev/null", str(dump)], {})
+            await run([program, "--file=/dev/null", str(dump)])
         except StoreError as error:
             return error.message
         return ""
@@ -145,9 +147,10 @@ class PostgresCopier:
     async def load(self, dump: Path, *, advance: Advance | None = None) -> PostgresAside:
         async def fill(aside: PostgresAside, session: Connection) -> None:
             program = await find("pg_restore", _major(session))
-            dsn, environment = target_of(aside.dsn)
-            options = ["--exit-on-error", "--no-owner", "--no-privileges", "--jobs=2"]
-            await run([program, *options, f"--dbname={dsn}", str(dump)], environment)
+            words = [program, "--exit-on-error", "--no-owner", "--no-privileges", "--jobs=2"]
+            with reached(aside.dsn) as reach:
+                command = [*words, f"--dbname={reach.dsn}", str(dump)]
+                await run(command, inherited=reach.inherited)
             if advance is not None:
                 size = (await asyncio.to_thread(dump.stat)).st_size
                 advance(size, size)
@@ -211,23 +214,38 @@ class PostgresCopier:
                     f"ALTER DATABASE {_quoted(self._name)} ALLOW_CONNECTIONS true"
                 )
 
-    async def _watch(
-        self, file: Path, total: int, bytes_per_s: int, advance: Advance | None
-    ) -> None:
-        """Tell how far pg_dump is."""
-        while advance is not None:
-            with contextlib.suppress(FileNotFoundError):
-                advance(min(total, (await asyncio.to_thread(file.stat)).st_size), total)
-            await self._clock.sleep(0.2)
-
     def _session(self, database: str = "") -> contextlib.AbstractAsyncContextManager[Connection]:
         return session_of(self._address, database)
+
+
+class _Writing:
+    """pg_dump's output on its way into a file, at most so fast."""
+
+    def __init__(self, file: BinaryIO, total: int, clock: Clock) -> None:
+        self._file = file
+        self._total = total
+        self._clock = clock
+        self._begun = clock.monotonic()
+        self._done = 0
+        self.bytes_per_s = 0
+        self.advance: Advance | None = None
+
+    async def take(self, piece: bytes) -> None:
+        """Write a piece. Raises OSError."""
+        await asyncio.to_thread(self._file.write, piece)
+        self._done += len(piece)
+        if self.advance is not None:
+            self.advance(min(self._done, self._total), self._total)
+        if self.bytes_per_s:
+            ahead = self._done / self.bytes_per_s - (self._clock.monotonic() - self._begun)
+            if ahead > 0:
+                await self._clock.sleep(ahead)
 
 
 class PostgresAside:
     """Another database of the live store's server."""
 
-    def __init__(self, url: str, name: str, clock: Clock, holder: Connection, dsn: str) -> None:
+    def __init__(self, url: str, name: str, clock: Clock, *, holder: Connection, dsn: str) -> None:
         self._url = url
         self._name = name
         self._clock = clock
@@ -254,7 +272,7 @@ class PostgresAside:
             if isinstance(error, _TROUBLE):
                 raise translate(error, address.shown) from error
             raise
-        return cls(url, name, clock, holder, _dsn(_in(address, name), holder))
+        return cls(url, name, clock, holder=holder, dsn=_dsn(_in(address, name), holder))
 
     @property
     def url(self) -> str:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -18,26 +18,40 @@ from llm_orchestrator.telemetry.redact import redact
 _PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin")
 _VERSION = re.compile(r"(\d+)(?:\.\d+)?")
 _SAID_MAX = 2_000
+_PIECE_BYTES = 1 << 18
 
 
 class Target(NamedTuple):
-    """A database for libpq's programs: the address without password, and the password beside it."""
+    """A database as libpq's programs are told of it: no password in the words of a command."""
 
     dsn: str
-    environment: Mapping[str, str]
+    inherited: tuple[int, ...] = ()
+    """Descriptors that the program must inherit: the password, in memory."""
 
 
-def target_of(dsn: str, database: str = "") -> Target:
-    """`dsn` for a program; of another database of the same server when one is named."""
+@contextlib.contextmanager
+def reached(dsn: str, database: str = "") -> Iterator[Target]:
+    """`dsn` for a program; of another database of the same server when one is named.
+
+    The password is handed over as libpq's `passfile`, which is memory here: no file is left.
+    """
     parts = urlsplit(dsn)
     user, at, place = parts.netloc.rpartition("@")
     name, colon, password = user.partition(":")
     path = f"/{database}" if database else parts.path
-    bare = urlunsplit((parts.scheme, f"{name}{at}{place}", path, parts.query, ""))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PGOPT")}
-    if colon:
-        environment["PGPASSWORD"] = unquote(password)
-    return Target(bare, environment)
+    if not colon:
+        yield Target(urlunsplit((parts.scheme, parts.netloc, path, parts.query, "")))
+        return
+    memory = os.memfd_create("pgpass")
+    try:
+        os.fchmod(memory, 0o600)
+        plain = unquote(password).replace("\\", "\\\\").replace(":", "\\:")
+        os.write(memory, f"*:*:*:*:{plain}\n".encode())
+        query = "&".join(filter(None, (parts.query, f"passfile=/proc/self/fd/{memory}")))
+        bare = urlunsplit((parts.scheme, f"{name}{at}{place}", path, query, ""))
+        yield Target(bare, (memory,))
+    finally:
+        os.close(memory)
 
 
 async def find(name: str, major: int) -> str:
@@ -48,7 +62,7 @@ async def find(name: str, major: int) -> str:
     found: dict[int, str] = {}
     for path in await asyncio.to_thread(_candidates, name):
         with contextlib.suppress(StoreError, OSError):
-            said = await run([path, "--version"], os.environ)
+            said = await run([path, "--version"])
             if (version := _VERSION.search(said)) is not None:
                 found.setdefault(int(version[1]), path)
     fitting = [version for version in found if version >= major]
@@ -68,23 +82,46 @@ def _candidates(name: str) -> list[str]:
     return [path for path in dict.fromkeys(found) if path and Path(path).exists()]
 
 
-async def run(command: Sequence[str], environment: Mapping[str, str]) -> str:
+async def run(command: Sequence[str], *, inherited: Sequence[int] = ()) -> str:
     """What it says on stdout. Ends it when we are cancelled. Raises StoreError: what it said."""
+    said: list[bytes] = []
+
+    async def keep(piece: bytes) -> None:
+        said.append(piece)
+
+    await pour(command, keep, inherited=inherited)
+    return b"".join(said).decode(errors="replace")
+
+
+async def pour(
+    command: Sequence[str],
+    take: Callable[[bytes], Awaitable[None]],
+    *,
+    inherited: Sequence[int] = (),
+) -> None:
+    """Give `take` what a program says on stdout, as it comes and no faster. Raises as `run`."""
     process = await asyncio.create_subprocess_exec(
         *command,
-        env=dict(environment),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        pass_fds=tuple(inherited),
+        limit=_PIECE_BYTES,
     )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    complaining = asyncio.create_task(process.stderr.read())
     try:
-        out, said = await process.communicate()
+        while piece := await process.stdout.read(_PIECE_BYTES):
+            await take(piece)
+        complaint = await complaining
+        await process.wait()
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+        await asyncio.gather(complaining, return_exceptions=True)
         raise
     if process.returncode:
-        text = redact(said.decode(errors="replace").strip())[-_SAID_MAX:]
+        text = redact(complaint.decode(errors="replace").strip())[-_SAID_MAX:]
         raise StoreError(f"{Path(command[0]).name} failed: {text or process.returncode}")
-    return out.decode(errors="replace")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
-from uuid import UUID
 
 import asyncpg  # type: ignore[import-untyped]
 
@@ -17,6 +16,10 @@ from llm_orchestrator.store.tables import COLUMNS, PAGE_ROWS, Row, neutral, own
 
 _TROUBLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _PATIENT = {"idle_in_transaction_session_timeout": "0", "lock_timeout": "0"}
+
+
+_Uuid = asyncpg.pgproto.pgproto.UUID
+"""What the driver gives for an id."""
 
 
 class PostgresTables:
@@ -67,7 +70,7 @@ class PostgresTables:
 
 
 def _plain(row: Any) -> Row:
-    return tuple(str(value) if isinstance(value, UUID) else value for value in row)
+    return tuple(str(value) if isinstance(value, _Uuid) else value for value in row)
 
 
 def _mail(row: Row) -> bytes:

@@ -16,7 +16,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-import time
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -99,7 +99,13 @@ class SQLiteCopier:
                 with closing(connect(self._path, is_read_only=True)) as live:
                     taken_at = _snapshot(live, now_us)
                     with closing(_plain(target)) as copy:
-                        _pour(live, copy, bytes_per_s=bytes_per_s, advance=advance)
+                        _pour(
+                            live,
+                            copy,
+                            bytes_per_s=bytes_per_s,
+                            clock=self._clock,
+                            advance=advance,
+                        )
                         copy.execute("PRAGMA journal_mode=DELETE")
                         cut = _cut(copy, _size(self._path), taken_at)
                 _sync(target)
@@ -339,20 +345,20 @@ def _pour(
     taking: sqlite3.Connection,
     *,
     bytes_per_s: int = 0,
+    clock: Clock | None = None,
     advance: Advance | None = None,
 ) -> None:
-    """Copy a whole database, a step at a time, at most so fast."""
+    """Copy a whole database, a step at a time; by `clock` at most so fast."""
     [(page,)] = given.execute("PRAGMA page_size")
-    begun = time.monotonic()
+    pause = threading.Event()
+    begun = clock.monotonic() if clock else 0.0
 
     def told(_status: int, remaining: int, total: int) -> None:
         done = (total - remaining) * page
         if advance is not None:
             advance(done, total * page)
-        if bytes_per_s:
-            ahead = done / bytes_per_s - (time.monotonic() - begun)
-            if ahead > 0:
-                time.sleep(ahead)
+        if bytes_per_s and clock is not None:
+            pause.wait(max(0.0, done / bytes_per_s - (clock.monotonic() - begun)))
 
     pages = _STEP_PAGES if not bytes_per_s else max(1, min(_STEP_PAGES, bytes_per_s // page // 4))
     given.backup(taking, pages=pages, progress=told)

@@ -36,7 +36,8 @@ class SQLiteTables:
 
     async def pages(self, table: str) -> AsyncIterator[list[Row]]:
         columns = ", ".join(COLUMNS[table])
-        statement = f"SELECT rowid, {columns} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT ?"  # noqa: S608 (names of ours)
+        some = "WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        statement = f"SELECT rowid, {columns} FROM {table} {some}"  # noqa: S608 (our names)
         last = -(1 << 63)
         while rows := await self._do(statement, (last, PAGE_ROWS)):
             last = rows[-1][0]
@@ -44,7 +45,8 @@ class SQLiteTables:
 
     async def write(self, table: str, rows: Sequence[Row]) -> None:
         marks = ", ".join("?" * len(COLUMNS[table]))
-        statement = f"INSERT INTO {table} ({', '.join(COLUMNS[table])}) VALUES ({marks})"  # noqa: S608 (names of ours)
+        columns = ", ".join(COLUMNS[table])
+        statement = f"INSERT INTO {table} ({columns}) VALUES ({marks})"  # noqa: S608 (our names)
         mine = [own(table, row, sqlite_mail) for row in rows]
         try:
             await asyncio.to_thread(self._open.executemany, statement, mine)

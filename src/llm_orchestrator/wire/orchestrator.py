@@ -98,7 +98,7 @@ def second_copies(config: Config, store: Database, *, url: str = "") -> list[Sec
     address = config.direct_url or url or config.store_url
     if not is_postgres(address):
         return []
-    from llm_orchestrator.store.postgres_replica import Replica  # noqa: PLC0415 (its driver is slow)
+    from llm_orchestrator.store.postgres_replica import Replica  # noqa: PLC0415 (a slow driver)
 
     return [Replica(address, store.clock)]
 
