@@ -31,7 +31,7 @@ def lone(tmp_path: Path) -> Yard:
 
 
 def test_what_came_after_the_backup_is_held_and_decided(yard: Yard) -> None:
-    yard.make()
+    yard.make("--prove")
     late = [
         yard("run", "hello.yaml", "--input", f"who={name}", "--detach").out.strip()
         for name in ("three", "four")
@@ -46,6 +46,8 @@ def test_what_came_after_the_backup_is_held_and_decided(yard: Yard) -> None:
     done = yard("restore", "--yes", "--json")
     assert done.code == 0, done.err
     rows = yard("recovery", "reconcile", "list", "-o", "json").json
+    [backup] = yard("backup", "list", "--json").json
+    assert backup["is_proved"]  # what is known of backups does not go back
     held = {row["run_id"] for row in rows}
     assert set(late) <= held
     assert {row["effects"] for row in rows} == {"greet"}

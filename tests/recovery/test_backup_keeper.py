@@ -67,6 +67,22 @@ async def test_a_failure_is_told_and_not_repeated_at_once(
         assert caplog.text == ""
 
 
+async def test_a_second_place_that_is_away_stops_no_proof(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "second").write_text("no folder")
+    config = Config(
+        store=f"sqlite:///{tmp_path / 'runs.db'}",
+        data_dir=tmp_path,
+        backup_place=str(tmp_path / "second"),
+    )
+    async with opened(config.store) as store:
+        assert await BackupKeeper(Backups(config, store.clock), store, YEARLY).do()
+        backups = await read_backups(store)
+    assert "not in the second place" in caplog.text
+    assert backups.proved["backup_id"] == backups.last["backup_id"]
+
+
 async def test_the_setting_gives_the_engine_the_chore(tmp_path: Path) -> None:
     async with opened(f"sqlite:///{tmp_path / 'runs.db'}") as store:
         config = Config(data_dir=tmp_path, backup_schedule="@hourly")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm_orchestrator.cli.backup_findings import place_findings, record_findings
+from llm_orchestrator.cli.backup_given import backups_of
 from llm_orchestrator.cli.doctor_postgres import Finding, check_nodes, server_findings
 from llm_orchestrator.cli.options import ObjectFormat, make_app
 from llm_orchestrator.cli.output import count, print_object, print_table
@@ -96,6 +98,7 @@ def _configured(session: Session) -> list[Finding]:
         findings.append(_disk(path))
         findings.append(_file_system(path, _mounts()))
     findings += session.run(_store(session, store))
+    findings += session.run(place_findings(backups_of(session, {})))
     findings.append(_keys(session))
     findings.append(_local(session))
     return findings
@@ -163,6 +166,7 @@ async def _store(session: Session, store: Database) -> list[Finding]:
         if is_server:
             findings.append(check_nodes(await store.shelf.nodes()))
         findings.append(await _integrity(store))
+        findings += record_findings(await store.shelf.records("backup"), store.clock.now_us())
     except StoreAbsent as error:
         findings.append(Finding("store", "ok", f"{error.message} yet", error.hint or ""))
     except StoreError as error:

@@ -8,18 +8,19 @@ exit code is 1 when there is an error.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm_orchestrator.cli.backup_findings import record_findings
 from llm_orchestrator.cli.doctor_postgres import Finding
 from llm_orchestrator.cli.options import ObjectFormat, make_app
 from llm_orchestrator.cli.output import count, print_object, print_table
 from llm_orchestrator.cli.session import Session, session_of
 from llm_orchestrator.errors import StoreError
-from llm_orchestrator.model import MICROSECONDS, Run, RunState
+from llm_orchestrator.model import MICROSECONDS, Json, Run, RunState
 
 if TYPE_CHECKING:
     from llm_orchestrator.engine.breakers import BreakerView
@@ -52,6 +53,8 @@ class Seen:
     members: Sequence[Member]
     orders: Orders
     breakers: Sequence[BreakerView]
+    backups: Mapping[str, Json] = field(default_factory=dict)
+    """The records of that kind."""
 
 
 @app.command()
@@ -85,6 +88,7 @@ async def _findings(session: Session) -> list[Finding]:
         *run_findings(seen),
         *standby_findings(seen),
         *breaker_findings(seen),
+        *record_findings(seen.backups, seen.now_us),
     ]
 
 
@@ -108,6 +112,7 @@ async def _look(session: Session) -> Seen:
             await store.shelf.nodes(),
             await read_orders(store.shelf),
             await list_breakers(store.shelf, now_us),
+            await store.shelf.records("backup"),
         )
 
 

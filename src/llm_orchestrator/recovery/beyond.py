@@ -27,6 +27,7 @@ from llm_orchestrator.engine.replay import Fold, fold
 from llm_orchestrator.engine.schedule import KIND as SCHEDULE
 from llm_orchestrator.engine.second_copy import as_stored
 from llm_orchestrator.model import Draft, Entry, Kind, RunState, Usage
+from llm_orchestrator.recovery.create import BACKUP
 from llm_orchestrator.store.base import Append, Change, Consume, PutBlob, StateChange
 from llm_orchestrator.store.journal import (
     BLOB_BYTES_MIN,
@@ -38,7 +39,7 @@ from llm_orchestrator.store.journal import (
 from llm_orchestrator.store.writer import Head
 
 HELD = "unknown_outcome"
-NEVER_BACK = (KEY_RECORD, SCHEDULE, OUTBOX)
+NEVER_BACK = (KEY_RECORD, SCHEDULE, OUTBOX, BACKUP)
 """Kinds of records that a restore carries over as they were last."""
 
 

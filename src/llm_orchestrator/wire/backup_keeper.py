@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from llm_orchestrator.engine.schedule import times_after
-from llm_orchestrator.errors import OrchestratorError, StoreLocked
+from llm_orchestrator.errors import NotUploaded, OrchestratorError, StoreLocked
 from llm_orchestrator.model import MICROSECONDS
 from llm_orchestrator.recovery.create import BACKUP, LAST
 from llm_orchestrator.store.base import Database
@@ -38,11 +38,11 @@ class BackupKeeper:
         if now_us < self._rests_until or await self._next_us() > now_us:
             return False
         try:
-            made = await self._backups.create(self._store)
+            backup_id = await self._made()
             catalogue = await self._backups.catalogue(self._store)
             policy = policy_of(self._backups.config)
             await self._backups.prune(catalogue, policy, now_us=now_us)
-            item = await catalogue.find(made.manifest.backup_id)
+            item = await catalogue.find(backup_id)
             proof = await self._backups.prove(catalogue, item, store=self._store, advance=None)
         except StoreLocked:
             return False  # another one is at it
@@ -53,6 +53,14 @@ class BackupKeeper:
         if not proof.is_good:
             logger.error("backup %s is no good: %s", item.backup_id, "; ".join(proof.flaws[:3]))
         return True
+
+    async def _made(self) -> str:
+        """The id of a new one. A second place that does not have it is told, and stops nothing."""
+        try:
+            return (await self._backups.create(self._store)).manifest.backup_id
+        except NotUploaded as error:
+            logger.error("the scheduled backup is not in the second place: %s", error.message)
+            return str((await self._store.shelf.records(BACKUP))[LAST]["backup_id"])
 
     async def _next_us(self) -> int:
         last = (await self._store.shelf.records(BACKUP)).get(LAST) or {}
