@@ -25,7 +25,7 @@ def record_findings(records: Mapping[str, Json], now_us: int) -> list[Finding]:
     if not last:
         return [Finding("backups", "warning", "there is none", "llmo backup create")]
     age_h = (now_us - int(last["taken_at"])) / MICROSECONDS / 3_600
-    found = [_aged("backups", f"{last['backup_id']}, {_hours(age_h)} old", age_h, AGE_H)]
+    found = [_aged("backups", f"{last['backup_id']}, {_hours(age_h)} old", age_h, limit_h=AGE_H)]
     if int(tally.get("failed_at") or 0) > int(last["taken_at"]):
         what = f"the last one failed: {tally.get('error')}"
         found.append(Finding("backups", "warning", what, "llmo backup create"))
@@ -38,7 +38,7 @@ def record_findings(records: Mapping[str, Json], now_us: int) -> list[Finding]:
         return [*found, Finding("proof", "warning", "none was ever proved", "llmo backup prove")]
     proof_h = (now_us - proved_at) / MICROSECONDS / 3_600
     what = f"{proved.get('backup_id')} was proved {_hours(proof_h)} ago"
-    return [*found, _aged("proof", what, proof_h, PROOF_AGE_H)]
+    return [*found, _aged("proof", what, proof_h, limit_h=PROOF_AGE_H)]
 
 
 async def place_findings(backups: Backups) -> list[Finding]:
@@ -66,7 +66,7 @@ async def place_findings(backups: Backups) -> list[Finding]:
     return found
 
 
-def _aged(name: str, what: str, age_h: float, limit_h: float) -> Finding:
+def _aged(name: str, what: str, age_h: float, *, limit_h: float) -> Finding:
     hint = "llmo backup create" if name == "backups" else "llmo backup prove"
     return Finding(name, "warning", what, hint) if age_h > limit_h else Finding(name, "ok", what)
 
