@@ -39,7 +39,7 @@ class Append:
         return self.server.tables
 
     def run(self, tx: Transaction, parts: tuple[str, ...], v: Values) -> Steps:
-        """Rows of the statement: one, with the runs whose entries went in."""
+        """Rows of the statement: one, with the runs whose entries went in, and what parts say."""
         head = {
             run_id
             for run_id, seq, digest in unnest(v, "head_", "run", "seq", "digest")
@@ -53,7 +53,7 @@ class Append:
                 yield from self.insert_entry(tx, entry)
         where = ("commits", (v["lane"], v["number"]))
         yield from self.tables.insert(tx, where, (v["entries"], v["batch"]))
-        counts: dict[str, int] = {}
+        counts: dict[str, Any] = {}
         for part in parts:
             yield self.server.pause()
             counts[part] = (yield from getattr(self, part)(tx, head, v)) or 0
@@ -62,7 +62,7 @@ class Append:
         if "recorded" in parts:
             self.check(counts["recorded"] == sum(via in head or via is None for via in v["p_via"]))
         order = [run_id for run_id in v["head_run"] if run_id in head]
-        return [(order, 1)]
+        return [(order, 1, counts["mailed"] or [])] if "mailed" in parts else [(order, 1)]
 
     @staticmethod
     def check(holds: bool) -> None:
@@ -142,6 +142,7 @@ class Append:
         return 0 if old["inbox_seq"] > seen else wake_at
 
     def mailed(self, tx: Transaction, head: set[str], v: Values) -> Steps:
+        placed: list[list[int]] = []
         names = ("via", "run", "place", "kind", "name", "payload", "key", "digest")
         mail: dict[str, list[tuple[Any, ...]]] = {}
         for row in unnest(v, "m_", *names):
@@ -159,6 +160,8 @@ class Append:
                 digest = sha256(row[7] + number.to_bytes(8, "big", signed=True)).digest()
                 message = (*row[3:7], digest, v["now"])
                 yield from self.insert_message(tx, (run_id, number), message)
+                placed.append([row[2], number])
+        return placed
 
     def numbered(self, old: Row, count: int) -> Row:
         """A message takes its number from the run's row and wakes the run."""

@@ -35,7 +35,7 @@ async def test_nothing_lands_in_a_store_that_was_replaced(
         Post(writer.run_id, "signal", "x") if isinstance(change, Post) else change
         for change in changes
     ]
-    with pytest.raises(StoreError, match="replaced or restored"):
+    with pytest.raises(StoreError, match="restored meanwhile; ask again"):
         await land(store, *([] if changes else [writer.append(draft())]), changes=changes)
     count = "SELECT (SELECT count(*) FROM records) + (SELECT count(*) FROM workflows)"
     count += " + (SELECT count(*) FROM inbox) + (SELECT count(*) FROM journal)"
