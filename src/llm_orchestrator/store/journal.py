@@ -171,7 +171,14 @@ def decode(payload: bytes) -> dict[str, Json]:
             value = _parse(payload)
         except RecursionError:
             value = _parse_on_empty_stack(payload)
-    except (ValueError, TypeError, AttributeError, zlib.error, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        zlib.error,
+        RecursionError,
+    ) as error:
         raise StoreDamaged(f"a recorded payload does not decode: {error}") from error
     if not isinstance(value, dict):
         raise StoreDamaged("a recorded payload is no JSON object")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from llm_orchestrator.engine.attempt import CHECKPOINT_S, Attempt
 from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.store.base import Append, Batch
@@ -13,6 +15,14 @@ from llm_orchestrator.telemetry import redact
 from tests.store.support import HandClock, accepted, claim, land
 
 STEP = "story"
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests have made the process know holds nothing back here."""
+    made = redact.Registry()
+    monkeypatch.setattr(redact, "_in_data", made)
+    monkeypatch.setattr("llm_orchestrator.engine.attempt.redact_data", made.redact_json)
 
 
 class Life:
