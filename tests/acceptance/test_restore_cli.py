@@ -119,9 +119,14 @@ def test_a_damaged_backup_changes_nothing(lone: Yard) -> None:
     assert lone("runs", "list", "-o", "ids").out == before
 
 
-def test_an_engine_that_serves_is_not_pulled_away(lone: Yard) -> None:
+def test_an_engine_that_serves_steps_aside_and_goes_on(lone: Yard) -> None:
     lone.make()
-    with lone.serving():
-        done = lone("restore", "--yes")
-    assert done.code == 11
-    assert "SIGTERM" in done.err
+    kept = lone("runs", "list", "-o", "ids").out.split()
+    assert lone("run", "hello.yaml", "--input", "who=late").code == 0
+    with lone.serving() as engine:
+        done = lone("restore", "--yes", "--json")
+        assert done.code == 0, done.err
+        assert lone("run", "hello.yaml", "--input", "who=new").code == 0  # it drives it
+        assert engine.poll() is None
+        assert set(kept) < set(lone("runs", "list", "-o", "ids").out.split())
+        assert lone("journal", "verify", "--all").code == 0

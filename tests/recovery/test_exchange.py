@@ -6,12 +6,13 @@ import asyncio
 
 import pytest
 
-from llm_orchestrator import Orchestrator
+from llm_orchestrator import Context, Orchestrator, step, workflow
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.engine.audit import verify_store
 from llm_orchestrator.errors import StoreUnavailable
 from llm_orchestrator.recovery import reconcile
-from llm_orchestrator.store.base import Batch, PutRecord
+from llm_orchestrator.store.base import Batch, Database, PutRecord, Receipt
+from llm_orchestrator.store.copying import Identity
 from llm_orchestrator.store.postgres import PostgresStore
 from llm_orchestrator.wire.orchestrator import node_options
 from tests.recovery.test_restore import Site, expected, ledger, parked, site, trade
@@ -19,7 +20,6 @@ from tests.recovery.test_restore import Site, expected, ledger, parked, site, tr
 __all__ = ["site"]
 
 
-@pytest.mark.parametrize("site", ["postgres"], indirect=True)
 async def test_a_node_drops_its_runs_and_serves_the_restored_store(site: Site) -> None:
     options = node_options(site.config)
     async with Orchestrator(
@@ -46,6 +46,62 @@ async def test_a_node_drops_its_runs_and_serves_the_restored_store(site: Site) -
             assert await one.result(fresh) == expected(3)
         assert await verify_store(one.store) == []
     assert sorted(ledger.lines()) == ["1-a", "1-b", "2-a", "2-b", "3-a", "3-b"]
+
+
+answers: list[asyncio.Future[str]] = []
+
+
+@step
+async def asks() -> str:
+    answers.append(asyncio.get_running_loop().create_future())
+    return await answers[-1]
+
+
+@workflow
+async def one_question(ctx: Context) -> str:
+    return await ctx.step(asks)
+
+
+@pytest.mark.parametrize("site", ["sqlite"], indirect=True)
+async def test_what_waits_to_be_committed_does_not_land_in_the_restored_store(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The restored journal ends where the waiting entry would fit: nobody else would refuse it."""
+    answers.clear()
+    async with Orchestrator(site.url, workflows=[one_question], config=site.config) as one:
+        run_id = await one.start(one_question)
+        await asked(one, 1)
+        dump, _ = await site.backups.copier.dump(site.config.data_dir)
+        aside = await site.backups.copier.load(dump)
+        refused = asyncio.Event()
+        commit = one.store.commit
+
+        async def told(batch: Batch) -> Receipt:
+            try:
+                return await commit(batch)
+            except StoreUnavailable:
+                refused.set()
+                raise
+
+        monkeypatch.setattr(one.store, "commit", told)
+
+        async def last(store: Database) -> None:
+            answers[0].set_result("before")
+            refused.clear()
+            await refused.wait()
+
+        await aside.take_over(Identity("new" * 10, 2), last=last)
+        await asked(one, 2)
+        await one.clock.sleep(1.2)  # longer than the writer rests between two tries
+        answers[1].set_result("after")
+        assert await one.result(run_id) == "after"
+        assert await verify_store(one.store) == []
+
+
+async def asked(one: Orchestrator, times: int) -> None:
+    async with asyncio.timeout(60):
+        while len(answers) < times:
+            await one.clock.sleep(0.01)
 
 
 @pytest.mark.parametrize("site", ["postgres"], indirect=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -293,7 +294,8 @@ async def child(site: Site, backup_id: str, kill_after_s: float | None) -> float
         async with asyncio.timeout(kill_after_s):
             assert await process.wait() == 0
     except TimeoutError:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
     return clock.monotonic() - begun
 

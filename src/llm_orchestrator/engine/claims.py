@@ -28,7 +28,14 @@ from llm_orchestrator.engine.offers import OfferBook
 from llm_orchestrator.engine.quota import Quotas
 from llm_orchestrator.engine.replay import Fold, fold
 from llm_orchestrator.engine.upkeep import Upkeep
-from llm_orchestrator.errors import Fenced, OrchestratorError, Refused, StoreDamaged, StoreError
+from llm_orchestrator.errors import (
+    Fenced,
+    OrchestratorError,
+    Refused,
+    StoreDamaged,
+    StoreError,
+    StoreReplaced,
+)
 from llm_orchestrator.model import MICROSECONDS, Journal, Run, RunState
 from llm_orchestrator.store.base import News, NodeState, Store, Wanted
 from llm_orchestrator.store.writer import GroupWriter
@@ -392,8 +399,8 @@ def _is_of(node_id: str, journal: Journal | None) -> bool:
 
 
 def _passes(error: BaseException) -> bool:
-    """True when the store only did not answer: the same may succeed the next time."""
-    return isinstance(error, StoreError) and error.retryable
+    """True when the store only did not answer, or the node is just about to begin anew."""
+    return isinstance(error, StoreReplaced) or (isinstance(error, StoreError) and error.retryable)
 
 
 def replace_limits(wanted: Wanted, queue: str, limit: int, *, concurrency: int) -> Wanted:

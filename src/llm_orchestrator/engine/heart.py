@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from llm_orchestrator.clock import Clock, StoreClock
 from llm_orchestrator.engine.lease import Lease, LeaseOptions, Verdict
-from llm_orchestrator.errors import StoreError
+from llm_orchestrator.errors import StoreError, StoreUnavailable
 from llm_orchestrator.model import Json
 from llm_orchestrator.store.base import Members, NodeState, Pulse, Store
 
@@ -25,6 +25,8 @@ Kind = Literal["thread", "task", "none"]
 """`none`: nobody else can own this store's runs (a file with a lock): joins and leaves only."""
 STALL_S = 20.0
 """A heart that has not even tried for so long does not beat; trying takes seconds at most."""
+JOIN_S = 20.0
+"""How long a store that opens, and then does not answer, is asked to let this node join."""
 _PROMPT_S = 0.25
 """An answer that took longer says too little about what time it is."""
 _NEVER = float("-inf")
@@ -137,8 +139,7 @@ class Heart:
         members: Members | None = None
         try:
             members = await self._store.members()
-            self._lease = Lease(self.node_id, self._options, self._clock.monotonic())
-            await members.join(self.node_id, self._region, self._info())
+            await self._join(members)
         except BaseException as error:  # noqa: BLE001 (told to whoever waits for the join)
             self._tell(_fail, joined, error)
             if members is not None:
@@ -153,6 +154,19 @@ class Heart:
             logger.debug("the node could not say good-bye: %s", error.message)
         finally:
             await members.close()
+
+    async def _join(self, members: Members) -> None:
+        """Join the nodes. A store that was heard a moment ago may be slow: it is asked again."""
+        until = self._clock.monotonic() + JOIN_S
+        while True:
+            self._turned_at = self._clock.monotonic()
+            self._lease = Lease(self.node_id, self._options, self._turned_at)
+            try:
+                return await members.join(self.node_id, self._region, self._info())
+            except StoreUnavailable:
+                if self._is_stopping or self._clock.monotonic() >= until:
+                    raise
+            await self._rest(self._lease.pause_s())
 
     async def _beat_forever(self, members: Members) -> None:
         is_told, sent_at, session = False, _NEVER, 0

@@ -193,7 +193,7 @@ class Watch:
         return at is not None and 0 <= self._clock.monotonic() - at < self.poll_s
 
     def _notice(self, news: News) -> None:
-        if news.is_order or news.is_gap:
+        if news.is_order or news.is_gap or news.is_replaced:
             self._looked_at = None
             self._told += 1
             for listener in self._listeners:

@@ -50,7 +50,7 @@ from llm_orchestrator.engine.verifier import Verifier
 from llm_orchestrator.errors import NotFound, Refused, StoreError
 from llm_orchestrator.language.code import CodeWorkflow
 from llm_orchestrator.model import Json, NewRun, RunState, Workflow
-from llm_orchestrator.store.base import Change, NodeState, Register, Store
+from llm_orchestrator.store.base import Change, News, NodeState, Register, Store
 from llm_orchestrator.store.spool import Spool
 from llm_orchestrator.store.writer import GroupWriter, Head
 from llm_orchestrator.telemetry.metrics import Metrics
@@ -144,7 +144,7 @@ class Node:
         """
         self._services.metrics.watch(self._gauges)
         self.writer.start()
-        self._store.on_news(self._claims.notice)
+        self._store.on_news(self._notice)
         await self._begin()
         await self._claims.take_over()
         self._claimer = asyncio.create_task(self._claims.run_forever(), name="claimer")
@@ -215,24 +215,13 @@ class Node:
             kind=self._options.heart,
             options=self._options.lease,
             region=self._options.region,
-            info=self._info,
+            info=lambda: _info(self.driver, self.upkeep, self._services),
             told=self._told,
         )
 
     def _is_first(self) -> bool:
         """One node of a store verifies: the first by name of those that live."""
         return self.node_id == min(self._alive, default=self.node_id)
-
-    def _info(self) -> Json:
-        """What people see of this node in `llmo nodes list`."""
-        return {
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "runs": len(list(self.driver.driven)),
-            "room": self.driver.room,
-            "version": self._services.metrics.version,
-            **self.upkeep.info(),
-        }
 
     async def _begin(self) -> None:
         """A life of this node."""
@@ -244,23 +233,28 @@ class Node:
     def _told(self, verdict: Verdict) -> None:
         """The heart saw the other nodes, or learnt that this one is dead to them."""
         if verdict.is_fenced:
-            if self._rebirth is None or self._rebirth.done():
-                self._rebirth = asyncio.create_task(self._come_back(), name="rebirth")
+            self._begin_anew("was taken for dead")
             return
         self._claims.nodes_alive = max(1, len(verdict.alive))
         if self._alive - verdict.alive:
             self._claims.expect_orphans()
         self._alive = verdict.alive
 
+    def _notice(self, news: News) -> None:
+        if news.is_replaced:
+            self._begin_anew("has lost its store to a restored one")
+        self._claims.notice(news)
+
+    def _begin_anew(self, why: str) -> None:
+        if self._rebirth is None or self._rebirth.done():
+            logger.error("node %s %s and comes back as a new one", self.node_id, why)
+            self._rebirth = asyncio.create_task(self._come_back(), name="rebirth")
+
     async def _come_back(self) -> None:
         """Fenced: drop every run, begin no further effect, and come back as a new node.
 
         What is in flight is not committed, here or ever; whoever took the runs over goes on.
         """
-        logger.error(
-            "node %s was taken for dead; its runs are others' now, it comes back as a new node",
-            self.node_id,
-        )
         await self.heart.stop()
         while not self._is_stopping:
             await self.driver.abandon()
@@ -268,17 +262,14 @@ class Node:
             self.node_id = f"{self._store.node_id}.{self._lives}"
             self.heart = self._make_heart()
             try:
-                await self._store.renew()
-                if self.spool is not None:
-                    self.spool.renew(self._store.incarnation)
+                await _renew(self._store, self.writer, self.spool)
                 await self._begin()
+                break
             except StoreError as error:
                 logger.error("cannot come back yet: %s", error.message)
                 await self._clock.sleep(1.0)
-                continue
-            self._claims.forget()
-            self._claims.wake.set()
-            return
+        self._claims.forget()
+        self._poke()
 
     def _poke(self) -> None:
         self._claims.wake.set()
@@ -364,6 +355,28 @@ class Node:
         if flow is None:
             raise NotFound(f"the code of workflow {workflow} is not in this process")
         return flow
+
+
+def _info(driver: Driver, upkeep: Upkeep, services: Services) -> Json:
+    """What people see of a node in `llmo nodes list`."""
+    return {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "runs": len(list(driver.driven)),
+        "room": driver.room,
+        "version": services.metrics.version,
+        **upkeep.info(),
+    }
+
+
+async def _renew(store: Store, writer: GroupWriter, spool: Spool | None) -> None:
+    """Take the store for what it is now. Raises StoreError."""
+    before = store.incarnation
+    await store.renew()
+    if store.incarnation != before:
+        writer.forget()  # before anybody else has a turn
+    if spool is not None:
+        spool.renew(store.incarnation)
 
 
 def registration(workflow: CodeWorkflow[Any]) -> Workflow:

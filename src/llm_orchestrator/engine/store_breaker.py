@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.errors import StoreResting, StoreUnavailable
+from llm_orchestrator.errors import StoreReplaced, StoreResting, StoreUnavailable
 from llm_orchestrator.model import Json
 from llm_orchestrator.providers import breaker
 from llm_orchestrator.providers.breaker import BreakerPolicy, State, Tally, Verdict
@@ -183,7 +183,12 @@ class _GatedStore:
         return getattr(self._store, name)
 
     async def commit(self, batch: Batch) -> Receipt:
-        return await self._gate.call(lambda: self._store.commit(batch), patience_s=self._patience_s)
+        try:
+            return await self._gate.call(
+                lambda: self._store.commit(batch), patience_s=self._patience_s
+            )
+        except StoreReplaced as error:
+            raise StoreUnavailable(error.message, hint="ask again") from error
 
     async def is_served(self) -> bool:
         return await self._gate.call(self._store.is_served, patience_s=self._patience_s)

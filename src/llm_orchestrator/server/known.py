@@ -51,5 +51,5 @@ class Known:
         self._found.clear()
 
     def _notice(self, news: News) -> None:
-        if news.is_workflow or news.is_gap:
+        if news.is_workflow or news.is_gap or news.is_replaced:
             self.forget()

@@ -26,11 +26,13 @@ class News:
     """What operators want of the nodes (engine/maintenance.py), or a breaker has closed."""
     is_workflow: bool = False
     """Definitions have come or gone."""
+    is_replaced: bool = False
+    """A restore has put another store in its place (see Store.renew). Told in this process only."""
 
     def __bool__(self) -> bool:
         some = self.posted or self.freed or self.ended or self.parked or self.mended
         flags = self.is_due or self.is_gap or self.is_order or self.is_workflow
-        return flags or bool(some)
+        return flags or self.is_replaced or bool(some)
 
     def __or__(self, other: News) -> News:
         return News(
@@ -43,6 +45,7 @@ class News:
             self.is_gap or other.is_gap,
             self.is_order or other.is_order,
             self.is_workflow or other.is_workflow,
+            self.is_replaced or other.is_replaced,
         )
 
 

@@ -165,9 +165,9 @@ class PostgresStore:
     async def renew(self) -> None:
         async with self._pool.connection() as connection:
             row = await connection.fetchrow("SELECT incarnation, generation FROM store")
-        if row is not None and tuple(row) != (self.incarnation, self.generation):
+        if row is not None and row[0] != self.incarnation:
             self.incarnation, self.generation = row
-            self._make_appliers()
+            self._make_appliers()  # the caller goes on at once: nobody gets a turn in between
 
     async def close(self) -> None:
         """End every connection."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -49,7 +50,12 @@ TABLES = (
     *("commits", "audit", "store", "schema_version"),
 )
 """Every table but `nodes`."""
-_NAME_MAX = 63
+_BASE_MAX = 38
+"""Bytes: with what comes behind it a name stays under 63, where PostgreSQL cuts it silently."""
+_OURS = 1_717
+"""The connection limit of every aside: CREATE DATABASE sets it together with the name, so that no
+database of other people, however it is called, is taken for one that a dead restore has left."""
+_NAMES = {"restore": r"[0-9a-f]{8}", "old": r"\d{8}_\d{6}(_\d+)?"}
 _LOOK_S = 0.05
 _PATIENCE_S = 30.0
 _TROUBLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -57,6 +63,7 @@ _PATIENT = {
     "idle_in_transaction_session_timeout": "0",
     "lock_timeout": "0",
     "statement_timeout": "0",
+    "synchronous_commit": "on",
     "application_name": "llm-orchestrator recovery",
 }
 _FINAL = [state.value for state in RunState if state.is_final]
@@ -173,8 +180,13 @@ class PostgresCopier:
             await session.execute(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)")
 
     async def leftovers(self) -> list[str]:
+        ours = "SELECT datconnlimit = $2 FROM pg_database WHERE datname = $1"
         async with self._session("postgres") as session:
-            return [name for name in await self._named("restore") if await _is_free(session, name)]
+            return [
+                name
+                for name in await self._named("restore")
+                if await session.fetchval(ours, name, _OURS) and await _is_free(session, name)
+            ]
 
     # -- how ----------------------------------------------------------------------------------
 
@@ -185,7 +197,7 @@ class PostgresCopier:
         for name in await self.leftovers():
             async with self._session("postgres") as session:
                 await session.execute(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)")
-        name = _short(self._name, f"_restore_{self._clock.random_bytes(4).hex()}")
+        name = f"{_base(self._name)}_restore_{self._clock.random_bytes(4).hex()}"
         aside = await PostgresAside.make(self._url, name, self._clock)
         try:
             async with self._session(name) as session:
@@ -197,13 +209,11 @@ class PostgresCopier:
         return aside
 
     async def _named(self, word: str) -> list[str]:
-        pattern = _short(self._name, f"_{word}_")
         async with self._session("postgres") as session:
-            rows = await session.fetch(
-                "SELECT datname FROM pg_database WHERE starts_with(datname, $1) ORDER BY datname",
-                pattern,
-            )
-        return [row[0] for row in rows]
+            rows = await session.fetch("SELECT datname FROM pg_database ORDER BY datname")
+        begin, ending = f"{_base(self._name)}_{word}_", re.compile(_NAMES[word])
+        names = [row[0] for row in rows if row[0].startswith(begin)]
+        return [name for name in names if ending.fullmatch(name.removeprefix(begin))]
 
     async def _heal(self) -> None:
         """Let people in again where a restore died after it had closed the door."""
@@ -266,7 +276,9 @@ class PostgresAside:
                     hint="ALTER ROLE ... CREATEDB, and ALTER DATABASE ... OWNER TO it",
                 )
             await holder.execute("SELECT pg_advisory_lock($1)", _key(name))
-            await holder.execute(f"CREATE DATABASE {_quoted(name)} TEMPLATE template0")
+            await holder.execute(
+                f"CREATE DATABASE {_quoted(name)} TEMPLATE template0 CONNECTION LIMIT {_OURS}"
+            )
         except BaseException as error:
             holder.terminate()
             if isinstance(error, _TROUBLE):
@@ -326,7 +338,6 @@ class PostgresAside:
                 await self._identify(identity)
                 await self._empty_out(self._name)
                 await self._rename(old)
-            await holder.execute(f"ALTER DATABASE {_quoted(old)} ALLOW_CONNECTIONS true")
         finally:
             with contextlib.suppress(*_TROUBLE):
                 await holder.execute("SELECT pg_advisory_unlock($1)", _key(self._live))
@@ -402,18 +413,20 @@ class PostgresAside:
                 await self._holder.execute(
                     f"ALTER DATABASE {_quoted(self._live)} RENAME TO {_quoted(old)}"
                 )
+                await self._holder.execute(f"ALTER DATABASE {_quoted(old)} ALLOW_CONNECTIONS true")
             await self._holder.execute(
                 f"ALTER DATABASE {_quoted(self._name)} RENAME TO {_quoted(self._live)}"
             )
+            await self._holder.execute(f"ALTER DATABASE {_quoted(self._live)} CONNECTION LIMIT -1")
 
     async def _free_name(self) -> str:
         moment = datetime.fromtimestamp(self._clock.now_us() / MICROSECONDS, UTC)
         taken = {row[0] for row in await self._holder.fetch("SELECT datname FROM pg_database")}
-        base = name = _short(self._live, f"_old_{moment:%Y%m%d_%H%M%S}")
+        first = name = f"{_base(self._live)}_old_{moment:%Y%m%d_%H%M%S}"
         number = 1
         while name in taken:
             number += 1
-            name = f"{base[: _NAME_MAX - 4]}_{number}"
+            name = f"{first}_{number}"
         return name
 
 
@@ -489,9 +502,13 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _short(base: str, ending: str) -> str:
-    """PostgreSQL cuts names at 63 bytes, silently."""
-    return base.encode()[: _NAME_MAX - len(ending) - 4].decode(errors="ignore") + ending
+def _base(name: str) -> str:
+    """What the names beside a database's begin with: a long one's own, not its neighbours'."""
+    content = name.encode()
+    if len(content) <= _BASE_MAX:
+        return name
+    digest = blake2b(content, digest_size=4).hexdigest()
+    return content[: _BASE_MAX - 9].decode(errors="ignore") + f"_{digest}"
 
 
 def _database_of(url: str) -> str:

@@ -9,18 +9,28 @@ class look alike to their callers:
 - client: `commit` takes the lock for the moment if nobody has it, else sends the batch to the
   engine.
 
+When a restore asks for the file, an engine lets go of it until that process is gone, and then goes
+on: with its runs if nothing has changed, else its node begins anew (`_step_aside`, `renew`).
+
 It must never write outside `BatchWriter`, and never delete to go back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.errors import StoreDamaged, StoreError, StoreLocked
+from llm_orchestrator.errors import (
+    StoreDamaged,
+    StoreError,
+    StoreLocked,
+    StoreReplaced,
+    StoreUnavailable,
+)
 from llm_orchestrator.model import Run
 from llm_orchestrator.store.archiving import Archive, archived
 from llm_orchestrator.store.base import Batch, News, Receipt, Wanted, news_of
@@ -39,13 +49,21 @@ from llm_orchestrator.store.sqlite_file import (
 from llm_orchestrator.store.sqlite_look import SQLiteLook
 from llm_orchestrator.store.sqlite_members import SQLiteMembers
 from llm_orchestrator.store.sqlite_reader import SQLiteReader
-from llm_orchestrator.store.sqlite_share import ShareServer, answers, send_batch, socket_path
+from llm_orchestrator.store.sqlite_share import (
+    Gone,
+    ShareServer,
+    answers,
+    send_batch,
+    socket_path,
+)
 from llm_orchestrator.store.sqlite_thread import DatabaseThread
 from llm_orchestrator.store.sqlite_write import BatchWriter
 from llm_orchestrator.store.statistics import TableCounts
 from llm_orchestrator.telemetry.metrics import Metrics
 
+logger = logging.getLogger(__name__)
 OnNews = Callable[[News], None]
+_AGAIN_S = 0.05
 GENERATION_MAX = 1 << 20
 """An epoch is generation x 2^40 + claims, and has 63 bits."""
 
@@ -71,6 +89,8 @@ class SQLiteStore:
         self.incarnation = ""
         self.clock = clock
         self._lock = EngineLock(path)
+        self._is_away = False
+        self._successor: tuple[str, int] | None = None
         self._writer: BatchWriter | None = None
         self._write_thread: DatabaseThread | None = None
         self._write_database: sqlite3.Connection | None = None
@@ -109,8 +129,8 @@ class SQLiteStore:
                 )
             await self.clock.sleep(0.05)
         try:
-            await self._open_writer(is_engine=True)
-            self._server = ShareServer(socket_path(self.path), self.commit)
+            self.incarnation, self.generation = await self._open_writer(is_engine=True)
+            self._server = ShareServer(socket_path(self.path), self.commit, self._step_aside)
             await self._server.start()
         except BaseException:
             await self.close()
@@ -122,7 +142,7 @@ class SQLiteStore:
         is_wanted = may_create if version == 0 else version < SCHEMA_VERSION
         if is_wanted and self._lock.acquire(self.node_id):
             try:
-                await self._open_writer()
+                self.incarnation, self.generation = await self._open_writer()
             except StoreError:
                 if version == 0:
                     raise  # an older one can be read, at least
@@ -143,25 +163,27 @@ class SQLiteStore:
 
         return await self._reader.read(work)
 
-    async def _open_writer(self, *, is_engine: bool = False) -> None:
+    async def _open_writer(self, *, is_engine: bool = False) -> tuple[str, int]:
+        """The incarnation and generation of what is there."""
         self._write_thread = DatabaseThread("store-writer")
         incarnation = self.clock.random_bytes(16).hex()
 
-        def start() -> None:
+        def start() -> tuple[str, int]:
             self._write_database = prepare(self.path, incarnation, self.clock.now_us())
             row = self._write_database.execute(self._queries["incarnation"].sql).fetchone()
             if row is None or not isinstance(row[1], int) or not 0 < row[1] < GENERATION_MAX:
                 raise StoreDamaged(f"{self.path} has lost its identity row", hint="llmo doctor")
             self._writer = BatchWriter(self._write_database, self.node_id, row[0])
-            self.incarnation, self.generation = row
             if is_engine:
                 check_role(self._write_database, self.path, may_copy=self._may_copy)
                 extend_log(self._write_database)
+            return row[0], row[1]
 
         try:
-            await self._write_thread.submit(start)
+            found: tuple[str, int] = await self._write_thread.submit(start)
         except sqlite3.Error as error:
             raise translate(error, self.path) from error
+        return found
 
     async def _close_writer(self) -> None:
         if self._write_thread is not None:
@@ -188,14 +210,61 @@ class SQLiteStore:
         """Call `listener` after each commit, on the event loop: the wake-up within this process."""
         self._listeners.append(listener)
 
+    # -- while a restore has the file ----------------------------------------------------------
+
+    async def _step_aside(self, gone: Gone) -> None:
+        """Let go of the file until `gone` returns, then take what is there."""
+        if self._is_away or self._successor is not None:
+            raise StoreLocked("another restore has the file")
+        self._is_away = True
+        logger.warning("%s is let go of: a restore wants it", self.path)
+        for reader in (self._reader, self._counter):
+            reader.shut(f"{self.path} is being restored")
+        await self._close_writer()
+        await gone()
+        found = await self._take_again()
+        self._is_away = False
+        for reader in (self._reader, self._counter):
+            reader.open_again()
+        if found == (self.incarnation, self.generation):
+            self._tell(News(is_due=True, is_gap=True))
+            return
+        self._successor = found
+        self._tell(News(is_replaced=True))
+
+    async def _take_again(self) -> tuple[str, int]:
+        """The lock, and a writer. Clients may have the lock for a commit."""
+        trouble = ""
+        while True:
+            if self._lock.acquire(self.node_id):
+                try:
+                    return await self._open_writer(is_engine=True)
+                except StoreError as error:
+                    await self._close_writer()
+                    if error.message != trouble:
+                        logger.error("%s cannot be served: %s", self.path, error.message)
+                    trouble = error.message
+            await self.clock.sleep(_AGAIN_S)
+
+    def _check_here(self) -> None:
+        """Raises StoreError while the file is not ours, or not the one that we know."""
+        if self._is_away:
+            raise StoreUnavailable(f"{self.path} is being restored", hint="ask again")
+        if self._successor is not None:
+            raise StoreReplaced("the store was restored under this process", hint="ask again")
+
     # -- nodes and claims: one engine, so nobody else picks ------------------------------------
 
     async def members(self) -> SQLiteMembers:
-        if self._write_database is None or self._write_thread is None:
+        if self._server is None:
             raise StoreError("only the engine of a store is a node of it")
-        return SQLiteMembers(
-            self._write_database, self._write_thread, path=self.path, clock=self.clock
-        )
+        return SQLiteMembers(self._lend, path=self.path, clock=self.clock)
+
+    def _lend(self) -> tuple[sqlite3.Connection, DatabaseThread]:
+        self._check_here()
+        if self._write_database is None or self._write_thread is None:
+            raise StoreError("the store is closed")
+        return self._write_database, self._write_thread
 
     async def pick(self, node_id: str, wanted: Wanted) -> list[Run]:
         return await self._claims.pick(wanted)
@@ -214,24 +283,31 @@ class SQLiteStore:
         """There is nobody else."""
 
     async def renew(self) -> None:
-        """Nobody else puts anything in a file's place while this engine has its lock."""
+        if self._successor is not None:
+            self.incarnation, self.generation = self._successor
+            self._successor = None
 
     # -- writing -------------------------------------------------------------------------------
 
     async def commit(self, batch: Batch) -> Receipt:
+        self._check_here()
         if self._writer is None:
             return await self._commit_as_client(batch)
         receipt = await measured(self._apply(batch), batch, metrics=self.metrics, clock=self.clock)
         news = news_of(batch)
         if news:
-            for listener in self._listeners:
-                listener(news)
+            self._tell(news)
         return receipt
+
+    def _tell(self, news: News) -> None:
+        for listener in self._listeners:
+            listener(news)
 
     async def _apply(self, batch: Batch) -> Receipt:
         return await archived(self.archive, batch, self._write, clock=self.clock)
 
     async def _write(self, batch: Batch) -> Receipt:
+        self._check_here()
         writer, thread = self._writer, self._write_thread
         if writer is None or thread is None:
             raise StoreError("the store is closed")
@@ -245,7 +321,7 @@ class SQLiteStore:
         for _ in range(200):
             if self._lock.acquire(self.node_id):
                 try:
-                    await self._open_writer()
+                    self.incarnation, self.generation = await self._open_writer()
                     return await self._apply(batch)
                 finally:
                     await self._close_writer()

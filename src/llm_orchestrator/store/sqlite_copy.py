@@ -4,9 +4,10 @@ A dump is SQLite's own online backup, taken inside one read transaction, so writ
 make it begin again. An aside is a file beside the live one. Taking over copies it *into* the live
 file by the backup API, in one transaction: a rename would leave the old write-ahead log behind,
 which the next opener would replay onto the new file (law 12). A process killed in the middle leaves
-the old content; SQLite rolls the rest back.
+the old content; SQLite rolls the rest back. Only a file that is no database any more is renamed
+over, without its log. An engine that serves the file lets go of it meanwhile (sqlite_share.py).
 
-All that blocks runs in a thread.
+All that blocks runs in a thread, and ends there: whoever is cancelled waits for it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,24 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
+import shutil
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.errors import NotFound, StoreError, StoreForeign, StoreLocked
+from llm_orchestrator.errors import (
+    NotFound,
+    StoreDamaged,
+    StoreError,
+    StoreForeign,
+    StoreLocked,
+)
 from llm_orchestrator.model import MICROSECONDS, RunState
 from llm_orchestrator.store.base import Database
 from llm_orchestrator.store.copying import Advance, ChainHead, Cut, Identity, Role, RunHead
@@ -37,6 +46,7 @@ from llm_orchestrator.store.sqlite_file import (
     prepare,
     translate,
 )
+from llm_orchestrator.store.sqlite_share import asked_aside, socket_path
 from llm_orchestrator.store.sqlite_tables import SQLiteTables
 
 T = TypeVar("T")
@@ -57,6 +67,13 @@ TABLES = (
 """Every table but `nodes`."""
 _STEP_PAGES = 1_000
 _PATIENCE_S = 10.0
+_ASK_AGAIN_S = 2.0
+_NAMES = {
+    "restore": re.compile(r"[0-9a-f]{8}"),
+    "old": re.compile(r"\d{8}_\d{6}(-\d+)?"),
+    "half": re.compile(r"\d{8}_\d{6}(-\d+)?\.part"),
+}
+"""What comes behind `<file>.restore-` and `<file>.old-`: other names are people's own files."""
 _FINAL = tuple(state.value for state in RunState if state.is_final)
 _HEADS = (
     "SELECT run_id, state, (SELECT max(seq) FROM journal j WHERE j.run_id = r.run_id) AS last, "
@@ -93,6 +110,7 @@ class SQLiteCopier:
     ) -> tuple[Path, Cut]:
         target = folder / DUMP
         now_us = self._clock.now_us
+        stop = threading.Event()
 
         def work() -> Cut:
             try:
@@ -105,6 +123,7 @@ class SQLiteCopier:
                             bytes_per_s=bytes_per_s,
                             clock=self._clock,
                             advance=advance,
+                            stop=stop,
                         )
                         copy.execute("PRAGMA journal_mode=DELETE")
                         cut = _cut(copy, _size(self._path), taken_at)
@@ -114,7 +133,7 @@ class SQLiteCopier:
                 raise
             return cut
 
-        return target, await self._do(work)
+        return target, await in_thread(work, self._path, stop=stop)
 
     async def check_dump(self, dump: Path) -> str:
         return await asyncio.to_thread(_check, dump)
@@ -122,7 +141,7 @@ class SQLiteCopier:
     async def load(self, dump: Path, *, advance: Advance | None = None) -> SQLiteAside:
         def work(aside: SQLiteAside) -> None:
             with closing(_plain(dump)) as given, closing(_plain(aside.path)) as copy:
-                _pour(given, copy, advance=advance)
+                _pour(given, copy, advance=advance)  # ends early only with the process
             with closing(prepare(aside.path, "", 0)) as copy:  # an older schema is brought up
                 copy.execute("UPDATE store SET role = ?", (Role.COPY,))
 
@@ -207,21 +226,18 @@ class SQLiteAside:
     async def take_over(
         self, identity: Identity, *, last: Callable[[Database], Awaitable[None]] | None = None
     ) -> str:
-        lock = EngineLock(self._live)
-        await self._lock(lock)
-        try:
+        async with self._locked():
             old = await in_thread(self._keep_old, self._live)
             try:
-                identity_now = await asyncio.to_thread(_identity, self._live)
-                if last is not None and identity_now is not None:
+                is_whole = await in_thread(lambda: _identity(self._live), self._live) is not None
+                if last is not None and is_whole:
                     await self._look(last)
-                await in_thread(lambda: self._exchange(identity), self._live)
+                exchange = self._exchange if is_whole else self._put_over
+                await in_thread(lambda: exchange(identity), self._live)
             except BaseException:
                 if old:
-                    await asyncio.to_thread(self._undo, old)
+                    await in_thread(lambda: self._undo(old, identity), self._live)
                 raise
-        finally:
-            lock.release()
         await self.discard()
         return old
 
@@ -233,16 +249,37 @@ class SQLiteAside:
 
     # -- how ----------------------------------------------------------------------------------
 
-    async def _lock(self, lock: EngineLock) -> None:
-        """Nobody else may write. A client has the lock for a commit, an engine for its life."""
+    async def _ask(self, asked: AsyncExitStack, within_s: float) -> None:
+        async with asyncio.timeout(within_s):
+            await asked.enter_async_context(asked_aside(socket_path(self._live)))
+
+    @asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
+        """Nobody else may write. A client has the lock for a commit, an engine until it is asked.
+
+        The engine has its file back when the block ends, and when this process does.
+        """
+        lock = EngineLock(self._live)
         deadline = self._clock.monotonic() + _PATIENCE_S
-        while not lock.acquire("a restore"):
-            if self._clock.monotonic() >= deadline:
-                raise StoreLocked(
-                    f"an engine ({lock.owner() or 'unknown'}) serves {self._live}",
-                    hint="stop it (SIGTERM), restore, start it again",
-                )
-            await self._clock.sleep(0.05)
+        async with AsyncExitStack() as asked:
+            ask_at = self._clock.monotonic()
+            while not lock.acquire("a restore"):
+                now = self._clock.monotonic()
+                if now >= deadline:
+                    raise StoreLocked(
+                        f"an engine ({lock.owner() or 'unknown'}) serves {self._live}",
+                        hint="stop it (SIGTERM), restore, start it again",
+                    )
+                if now >= ask_at:
+                    ask_at = now + _ASK_AGAIN_S
+                    with contextlib.suppress(TimeoutError):
+                        await self._ask(asked, deadline - now)
+                else:
+                    await self._clock.sleep(0.05)
+            try:
+                yield
+            finally:
+                lock.release()
 
     async def _look(self, last: Callable[[Database], Awaitable[None]]) -> None:
         live = SQLiteStore(self._live, node_id="restore", clock=self._clock)
@@ -253,7 +290,7 @@ class SQLiteAside:
             await live.close()
 
     def _keep_old(self) -> str:
-        """A copy of the live file under another name; its name, "" when there is none."""
+        """The live file's content under another name; that name, "" when there is no file."""
         if not self._live.exists():
             return ""
         moment = datetime.fromtimestamp(self._clock.now_us() / MICROSECONDS, UTC)
@@ -265,67 +302,102 @@ class SQLiteAside:
                 copy.execute("PRAGMA journal_mode=DELETE")
             _sync(part)
             part.rename(self._live.with_name(name))
-        except (sqlite3.DatabaseError, StoreForeign) as error:
+        except (sqlite3.DatabaseError, StoreForeign, StoreDamaged) as error:
             _remove(part)
             if isinstance(error, sqlite3.OperationalError):
                 raise  # the disk, not the file
-            self._move_away(name)
+            self._keep_bytes(name)
         except BaseException:
             _remove(part)
             raise
         _sync(self._live.parent)
         return name
 
-    def _move_away(self, name: str) -> None:
-        """What is no database any more cannot be copied into. We have the lock: nobody uses it."""
-        for suffix in ("", "-wal", "-shm"):
+    def _keep_bytes(self, name: str) -> None:
+        """A file that is no database any more, and its log, as they are."""
+        for suffix in ("-wal", ""):
             path = self._live.with_name(self._live.name + suffix)
             if path.exists():
-                path.rename(self._live.with_name(name + suffix))
+                shutil.copyfile(path, self._live.with_name(name + suffix))
+                _sync(self._live.with_name(name + suffix))
 
-    def _undo(self, old: str) -> None:
-        """The live file is as it was, or was moved away: then it comes back."""
-        kept = self._live.with_name(old)
-        if self._live.exists() and _identity(self._live) is not None:
-            _remove(kept)
-            return
-        for suffix in ("-wal", "-shm", ""):
-            path = self._live.with_name(old + suffix)
-            if path.exists():
-                path.replace(self._live.with_name(self._live.name + suffix))
+    def _undo(self, old: str, identity: Identity) -> None:
+        """Nothing has changed, so nothing need be kept; unless we failed after the exchange."""
+        if _identity(self._live) != identity:
+            _remove(self._live.with_name(old))
 
     def _exchange(self, identity: Identity) -> None:
         """The one transaction that changes the live file."""
         with closing(connect(self.path)) as copy:
-            copy.execute("BEGIN IMMEDIATE")
-            copy.execute(
-                "UPDATE store SET incarnation = ?, generation = ?, role = ?",
-                (identity.incarnation, identity.generation, identity.role),
-            )
-            for table in ("nodes", "commits"):  # who lives, and what servers have counted
-                copy.execute(f"DELETE FROM {table}")  # noqa: S608 (names of ours)
-            copy.execute("COMMIT")
+            self._identify(copy, identity)
             with closing(connect(self._live)) as live:
                 live.execute("PRAGMA journal_mode=WAL")
                 live.execute("PRAGMA synchronous=FULL")
                 copy.backup(live)
-                live.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                with contextlib.suppress(sqlite3.Error):  # done is done: the next opener does it
+                    live.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         _sync(self._live.parent)
+
+    def _put_over(self, identity: Identity) -> None:
+        """What is no database any more cannot be copied into: it is renamed over, by a whole one.
+
+        Its log goes first, or the next opener would replay it. We have the lock: nobody uses it.
+        """
+        with closing(connect(self.path)) as copy:
+            self._identify(copy, identity)
+            copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            copy.execute("PRAGMA journal_mode=DELETE")
+        _sync(self.path)
+        for suffix in ("-wal", "-shm", "-journal"):
+            self._live.with_name(self._live.name + suffix).unlink(missing_ok=True)
+        self.path.replace(self._live)
+        _sync(self._live.parent)
+
+    @staticmethod
+    def _identify(copy: sqlite3.Connection, identity: Identity) -> None:
+        copy.execute("BEGIN IMMEDIATE")
+        copy.execute(
+            "UPDATE store SET incarnation = ?, generation = ?, role = ?",
+            (identity.incarnation, identity.generation, identity.role),
+        )
+        for table in ("nodes", "commits"):  # who lives, and what servers have counted
+            copy.execute(f"DELETE FROM {table}")  # noqa: S608 (names of ours)
+        copy.execute("COMMIT")
 
 
 # -- in a thread ----------------------------------------------------------------------------------
 
 
-async def in_thread(work: Callable[[], T], path: Path) -> T:
-    """Run what blocks; SQLite's errors and the system's come out in our words."""
+async def in_thread(work: Callable[[], T], path: Path, *, stop: threading.Event | None = None) -> T:
+    """Run what blocks; SQLite's errors and the system's come out in our words.
+
+    A thread cannot be cancelled, and must not go on behind its caller's back: we wait for its end,
+    which `stop` hastens.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        return await asyncio.to_thread(work)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            if stop is not None:
+                stop.set()
+            await _ended(working)
+            raise
     except sqlite3.Error as error:
         raise translate(error, path) from error
     except OSError as error:
         raise StoreError(
             f"{path.parent}: {error.strerror or error}", hint="df -h; ls -ld"
         ) from error
+
+
+async def _ended(working: asyncio.Future[Any]) -> None:
+    """Wait for it, whoever else wants us to stop."""
+    while not working.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([working])
+    if not working.cancelled():
+        working.exception()  # nobody else asks
 
 
 def _plain(path: Path) -> sqlite3.Connection:
@@ -347,10 +419,11 @@ def _pour(
     bytes_per_s: int = 0,
     clock: Clock | None = None,
     advance: Advance | None = None,
+    stop: threading.Event | None = None,
 ) -> None:
-    """Copy a whole database, a step at a time; by `clock` at most so fast."""
+    """Copy a whole database, a step at a time; by `clock` at most so fast, until `stop` is set."""
     [(page,)] = given.execute("PRAGMA page_size")
-    pause = threading.Event()
+    pause = stop or threading.Event()
     begun = clock.monotonic() if clock else 0.0
 
     def told(_status: int, remaining: int, total: int) -> None:
@@ -359,6 +432,8 @@ def _pour(
             advance(done, total * page)
         if bytes_per_s and clock is not None:
             pause.wait(max(0.0, done / bytes_per_s - (clock.monotonic() - begun)))
+        if pause.is_set():
+            raise StoreError("the copy was stopped")
 
     pages = _STEP_PAGES if not bytes_per_s else max(1, min(_STEP_PAGES, bytes_per_s // page // 4))
     given.backup(taking, pages=pages, progress=told)
@@ -443,18 +518,21 @@ def _size(path: Path) -> int:
     return total
 
 
-def _beside(path: Path, word: str) -> list[Path]:
-    """Databases named `<file>.<word>-...`, without what lies beside each."""
+def _beside(path: Path, kind: str) -> list[Path]:
+    """Files that we have named so (see _NAMES), without what lies beside each."""
     if not path.parent.is_dir():
         return []
-    found = path.parent.glob(f"{path.name}.{word}-*")
-    extra = ("-wal", "-shm", "-journal", ".lock", ".maker")
-    return sorted(one for one in found if not one.name.endswith(extra))
+    begin = f"{path.name}.{'restore' if kind == 'restore' else 'old'}-"
+    return sorted(
+        one
+        for one in path.parent.iterdir()
+        if one.name.startswith(begin) and _NAMES[kind].fullmatch(one.name.removeprefix(begin))
+    )
 
 
 def _abandoned(path: Path) -> list[Path]:
     """Asides and half-kept copies whose maker is gone."""
-    found = [one for one in _beside(path, "old") if one.name.endswith(".part")]
+    found = _beside(path, "half")
     for one in _beside(path, "restore"):
         descriptor = os.open(_maker(one), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

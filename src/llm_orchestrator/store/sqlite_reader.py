@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llm_orchestrator.errors import StoreDamaged, StoreError
+from llm_orchestrator.errors import StoreDamaged, StoreError, StoreUnavailable
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.store.sqlite_file import connect, translate
 from llm_orchestrator.store.sqlite_thread import DatabaseThread
@@ -22,6 +22,7 @@ class SQLiteReader:
         self._path = path
         self._thread: DatabaseThread | None = None
         self._database: sqlite3.Connection | None = None
+        self._why = ""
 
     async def open(self) -> None:
         """Connect now, to hear of an absent or foreign file at once."""
@@ -29,6 +30,8 @@ class SQLiteReader:
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """`function(connection)` on the reading thread."""
+        if self._why:
+            raise StoreUnavailable(self._why)
         if self._thread is None:
             self._thread = DatabaseThread("store-reader")
 
@@ -66,6 +69,15 @@ class SQLiteReader:
         """All rows of a named statement."""
         query = load_queries()[name]
         return await self.read(lambda db: db.execute(query.sql, query.bind(**values)).fetchall())
+
+    def shut(self, why: str) -> None:
+        """Let go of the file, and read nothing until `open_again`."""
+        self._why = why
+        self.close()
+
+    def open_again(self) -> None:
+        """The opposite of `shut`."""
+        self._why = ""
 
     def close(self) -> None:
         """End the thread and the connection."""

@@ -1,9 +1,10 @@
 """The local socket through which other processes hand their batches to the engine.
 
-One request, one answer: four bytes of length, then JSON. A batch is sent complete (seq, digests),
-so the engine needs no trust in it: the writing statement judges it like any other. The socket
-lives in a private folder, because a Unix socket's path is limited to about 100 bytes and a data
-folder's is not.
+One request, one answer: four bytes of length, then JSON. The one request that is no batch asks the
+engine to step aside for a restore: it does so for as long as the connection lasts. A batch is sent
+complete (seq, digests), so the engine needs no trust in it: the writing statement judges it like
+any other. The socket lives in a private folder, because a Unix socket's path is limited to about
+100 bytes and a data folder's is not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from llm_orchestrator.errors import (
     StoreFull,
     StoreLocked,
     StoreReadOnly,
+    StoreUnavailable,
 )
 from llm_orchestrator.model import Entry, NewRun, Workflow
 from llm_orchestrator.store import base
@@ -36,6 +38,7 @@ from llm_orchestrator.store.escape import default
 
 _LENGTH = struct.Struct(">I")
 _BYTES_MAX = 256 << 20
+_ASIDE = {"step": "aside"}
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
@@ -66,7 +69,8 @@ _TYPES: dict[str, type[Any]] = {
 
 
 _ERRORS: dict[str, type[StoreError]] = {
-    kind.kind: kind for kind in (StoreDamaged, StoreFull, StoreLocked, StoreReadOnly)
+    kind.kind: kind
+    for kind in (StoreDamaged, StoreFull, StoreLocked, StoreReadOnly, StoreUnavailable)
 }
 
 
@@ -102,12 +106,47 @@ async def send_batch(path: Path, batch: Batch) -> Receipt | None:
     return Receipt(refused, is_refused=answer["is_refused"])
 
 
-class ShareServer:
-    """Listens for batches and commits them through `commit`."""
+@contextlib.asynccontextmanager
+async def asked_aside(path: Path) -> AsyncIterator[bool]:
+    """The engine that listens at `path` has let go of its file while the block lasts.
 
-    def __init__(self, path: Path, commit: Callable[[Batch], Awaitable[Receipt]]) -> None:
+    However this process ends, the engine takes its file again. False when there is no engine, or
+    none that does so.
+    """
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            await _write(writer, _ASIDE)
+            answer = await _read(reader)
+        except (OSError, ValueError, asyncio.IncompleteReadError):
+            answer = {}
+        yield "is_aside" in answer
+    finally:
+        writer.close()
+
+
+Gone = Callable[[], Awaitable[object]]
+
+
+class ShareServer:
+    """Listens for batches and commits them through `commit`.
+
+    `step_aside(gone)` lets go of the file, then waits for `gone()`, then takes it again.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        commit: Callable[[Batch], Awaitable[Receipt]],
+        step_aside: Callable[[Gone], Awaitable[None]],
+    ) -> None:
         self._path = path
         self._commit = commit
+        self._step_aside = step_aside
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
@@ -139,12 +178,27 @@ class ShareServer:
         self._clients.add(task)
         try:
             while True:
-                await _write(writer, await self._answer(await _read(reader)))
+                request = await _read(reader)
+                if request == _ASIDE:
+                    await self._make_room(reader, writer)
+                    return
+                await _write(writer, await self._answer(request))
         except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the client is gone or speaks no JSON, or we are at our end
         finally:
             self._clients.discard(task)
             writer.close()
+
+    async def _make_room(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def gone() -> None:
+            with contextlib.suppress(OSError):
+                await _write(writer, {"is_aside": True})
+                await reader.read()
+
+        try:
+            await self._step_aside(gone)
+        except StoreError as error:
+            await _write(writer, {"error": error.message})
 
     async def _answer(self, request: Any) -> dict[str, Any]:
         try:

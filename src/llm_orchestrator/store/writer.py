@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.errors import Fenced, Refused, StoreDamaged, StoreError
+from llm_orchestrator.errors import Fenced, Refused, StoreDamaged, StoreError, StoreReplaced
 from llm_orchestrator.model import Draft, Entry, NewRun
 from llm_orchestrator.store import journal
 from llm_orchestrator.store.base import (
@@ -218,6 +218,7 @@ class GroupWriter:
         self._task: asyncio.Task[None] | None = None
         self._is_closing = False
         self._is_hurried = False
+        self._lives = 1
         self.batches = 0
         self.entries = 0
 
@@ -259,6 +260,12 @@ class GroupWriter:
     def hurry(self) -> None:
         """From now on a store that cannot take a batch is given a few seconds, not for ever."""
         self._is_hurried = True
+
+    def forget(self) -> None:
+        """A restore has put another store in its place: nothing of before may land in it."""
+        self._lives += 1
+        _fail(self._core.queue, _replaced())
+        self._core.queue.clear()
 
     async def close(self) -> None:
         """Commit what is queued, then stop."""
@@ -303,8 +310,10 @@ class GroupWriter:
         if self._sinks:
             for copy in [copy for ticket in tickets for copy in ticket.copies]:
                 await copy.written()
-        tries = 0
+        tries, life = 0, self._lives
         while True:
+            if life != self._lives:
+                raise _replaced()
             try:
                 return await self._store.commit(batch)
             except StoreError as error:
@@ -314,6 +323,10 @@ class GroupWriter:
                 log("%s; results are kept in memory and written when there is room", error.message)
                 await self._clock.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
                 tries += 1
+
+
+def _replaced() -> StoreReplaced:
+    return StoreReplaced("the store was restored before this was committed")
 
 
 def _fail(tickets: Sequence[Ticket], error: BaseException) -> None:
