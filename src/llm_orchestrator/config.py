@@ -126,7 +126,7 @@ class Config:
     """Only by reference: env:NAME or file:PATH."""
     archive_place: str = ""
     """The stream archive, where every committed batch goes as well: a folder on another disk, or
-    s3://BUCKET/PREFIX. Comes with a later release, and is refused until then."""
+    s3://BUCKET/PREFIX. The same for every node and every command that writes to the store."""
     archive_mode: str = "sync"
     """`sync`: acknowledged means durable there too. `async`: it may lag."""
     archive_on_failure: str = "stall"
@@ -141,8 +141,7 @@ class Config:
     barman_config: str = ""
     """Barman's configuration file. Empty: where Barman looks by itself."""
     restore_hold: bool = False
-    """After a restore, hold every unfinished run of which nothing says what it did since. Comes
-    with a later release, and is refused until then."""
+    """After a restore, hold every unfinished run of which nothing says what it did since."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Provider keys and addresses found in the environment, by variable name."""
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)

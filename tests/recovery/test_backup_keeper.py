@@ -91,7 +91,7 @@ async def test_the_setting_gives_the_engine_the_chore(tmp_path: Path) -> None:
         assert chores(Config(data_dir=tmp_path), store, metrics=Metrics()) == []
 
 
-@pytest.mark.parametrize("name", ["archive_place", "barman_server", "restore_hold"])
+@pytest.mark.parametrize("name", ["barman_server"])
 async def test_what_comes_later_is_refused_and_not_ignored(tmp_path: Path, name: str) -> None:
     async with opened(f"sqlite:///{tmp_path / 'runs.db'}") as store:
         config = Config(data_dir=tmp_path, **{name: "x"})  # type: ignore[arg-type]

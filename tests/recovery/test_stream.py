@@ -103,7 +103,7 @@ async def test_a_sealed_archive_opens_with_its_key_alone(tmp_path: Path) -> None
 
 
 def segments(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in (folder / "segments").rglob("*") if path.is_file())
 
 
 @pytest.fixture
@@ -152,11 +152,13 @@ async def test_a_torn_end_is_what_a_crash_leaves(archived: Path) -> None:
 
 
 async def test_while_the_place_is_away_commits_wait_or_go_on(tmp_path: Path) -> None:
-    folder = tmp_path / "archive"
-    folder.write_text("a file where the folder should be")
+    folder, elsewhere = tmp_path / "archive", tmp_path / "elsewhere"
     for on_failure in OnFailure:
         async with opened(f"sqlite:///{tmp_path / f'{on_failure}.db'}") as store:
             archive = archive_of(store, folder, on_failure=on_failure)
+            await archive.prepare()
+            folder.rename(elsewhere)
+            folder.write_text("a file where the folder should be")
             store.archive = archive  # type: ignore[attr-defined]
             batch = Batch(changes=(PutRecord("kind", "key", 1, 0),))
             if on_failure is OnFailure.STALL:
@@ -166,7 +168,8 @@ async def test_while_the_place_is_away_commits_wait_or_go_on(tmp_path: Path) -> 
             else:
                 await store.commit(batch)
                 assert archive.exposure_s > 0
-                folder.unlink()  # it is back
+            folder.unlink()
+            elsewhere.rename(folder)  # it is back
     items, findings = await read(folder)
     assert findings.damage == []
     batches = [batch_of(i.kept.at, i.kept.appends, i.kept.changes) for i in items]

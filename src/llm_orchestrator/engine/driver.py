@@ -61,6 +61,8 @@ class NodeOptions:
     """How often operators' orders are looked at when no news of them comes."""
     verify_entries_per_s: float = 0.0
     """How fast all journals are read again to find damage; 0: never."""
+    archive: str = ""
+    """Where its batches go as well: others see that it archives."""
 
 
 @dataclass(frozen=True, slots=True)

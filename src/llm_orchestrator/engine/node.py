@@ -365,6 +365,7 @@ def _info(driver: Driver, upkeep: Upkeep, services: Services) -> Json:
         "runs": len(list(driver.driven)),
         "room": driver.room,
         "version": services.metrics.version,
+        "archive": driver.options.archive,
         **upkeep.info(),
     }
 

@@ -30,7 +30,7 @@ from llm_orchestrator.recovery.stream_read import (
     list_streams,
     read_header,
 )
-from llm_orchestrator.recovery.stream_store import BEGIN, KIND
+from llm_orchestrator.recovery.unarchived import BEGIN, KIND
 from llm_orchestrator.store.audit import Audit
 from llm_orchestrator.store.base import Append, Batch, Change, Database, Post, PutBlob, PutRecord
 from llm_orchestrator.store.batch_codec import batch_of

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import OrchestratorError, StoreUnavailable
+from llm_orchestrator.model import Json
 from llm_orchestrator.recovery.segments import Frame, Hole, Kept, frame_bytes
 from llm_orchestrator.recovery.stream_sinks import Sink
 from llm_orchestrator.recovery.stream_tally import Tally
@@ -74,6 +75,9 @@ class StreamOptions:
 
 class Opener(Protocol):
     """Gives the sink once there is something to write, and remembers how far the store is."""
+
+    state: Callable[[], dict[str, Json]]
+    """Asked how the archive fares, for people."""
 
     async def prepare(self) -> None:
         """Find out what the store held before the first batch. Raises StoreError."""
@@ -134,6 +138,8 @@ class StreamArchive:
         self._has_lost = False
         self._waiting_bytes = 0
         self._is_closing = self._is_prepared = False
+        self._preparing = asyncio.Lock()
+        opener.state = self.state
         self._metrics = metrics
         if metrics is not None:
             metrics.watch(self._gauges)
@@ -145,8 +151,7 @@ class StreamArchive:
             return 0
         options = self._options
         if not self._is_prepared:
-            await self._opener.prepare()
-            self._is_prepared = True
+            await self.prepare()
         self._number += 1
         one = _Waiting(self._number, batch, self._clock.monotonic())
         self._tally.begin(one.number)
@@ -167,6 +172,13 @@ class StreamArchive:
             self._tally.void(one.number)
             raise
         return one.number
+
+    async def prepare(self) -> None:
+        """Before the first batch, or earlier. Raises ConfigError, StoreError."""
+        async with self._preparing:
+            if not self._is_prepared:
+                await self._opener.prepare()
+                self._is_prepared = True
 
     def settle(self, number: int, receipt: Receipt | None) -> None:
         if not number:
@@ -191,6 +203,14 @@ class StreamArchive:
             self._sink = None
         if self._metrics is not None:
             self._metrics.unwatch(self._gauges)
+
+    async def abandon(self) -> None:
+        """The store is another one now: what waits belongs to nobody any more. Raises nothing."""
+        self._is_closing = True
+        for one in (*self._flight, *self._queue):
+            _release(one, StoreUnavailable("the store was restored meanwhile", hint="ask again"))
+        self._flight, self._queue = [], []
+        await self.close()
 
     # -- the flusher --------------------------------------------------------------------------
 
@@ -318,13 +338,27 @@ class StreamArchive:
         waiting = self._flight or self._queue
         return self._clock.monotonic() - waiting[0].since if waiting else 0.0
 
+    @property
+    def is_degraded(self) -> bool:
+        """True while a new batch might not get there, or when some never will."""
+        return self._has_lost or self._away_since is not None
+
+    def state(self) -> dict[str, Json]:
+        """How it fares, for people."""
+        return {
+            "mode": self._options.mode.value,
+            "exposure_s": round(self.exposure_s, 3),
+            "is_degraded": self.is_degraded,
+            "has_hole": self._has_lost,
+            "is_ended": self._is_closing,
+        }
+
     def _gauges(self) -> Iterable[Sample]:
         sink = self._sink
-        is_degraded = self._has_lost or (self._away_since is not None)
         return (
             Sample("recovery_point_exposure_seconds", ("archive",), self.exposure_s),
             Sample("archive_lag_batches", (), len(self._flight) + len(self._queue)),
-            Sample("archive_degraded", (), float(is_degraded)),
+            Sample("archive_degraded", (), float(self.is_degraded)),
             Sample("archive_segments", (), sink.segments if sink else 0),
             Sample("archive_bytes", (), sink.written_bytes if sink else 0),
         )

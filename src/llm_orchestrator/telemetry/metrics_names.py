@@ -211,12 +211,23 @@ BACKUPS = (
         " store: the same number on every node",
     ),
 )
+ARCHIVE = (
+    _gauge("archive_lag_batches", "", "Committed batches that are not in the stream archive yet"),
+    _gauge(
+        "archive_degraded",
+        "",
+        "1 while the stream archive is away, or misses something until the next backup",
+    ),
+    _gauge("archive_segments", "", "Segments that this process has written"),
+    _gauge("archive_bytes", "", "Their size"),
+)
 GROUPS: dict[str, tuple[Metric, ...]] = {
     "Runs and steps": RUNS,
     "Queues": QUEUES,
     "Models": MODELS,
     "The store": STORE,
     "Backups": BACKUPS,
+    "The stream archive": ARCHIVE,
     "Nodes": NODES,
     "The process": PROCESS,
 }

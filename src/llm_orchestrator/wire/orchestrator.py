@@ -33,6 +33,7 @@ from llm_orchestrator.model import MICROSECONDS, Json, NewRun, RunState, Workflo
 from llm_orchestrator.store.base import Batch, Database, QueueLimit, Register
 from llm_orchestrator.store.sqlite import SQLiteStore
 from llm_orchestrator.telemetry.metrics import Metrics
+from llm_orchestrator.wire.archive import make_archive, start_archive
 from llm_orchestrator.wire.housekeeping import chores
 from llm_orchestrator.wire.telemetry import Telemetry, set_up
 
@@ -57,7 +58,7 @@ def store_path(url: str) -> Path:
     return Path(unquote(parts.path[1:]))
 
 
-LATER = ("archive_place", "barman_server", "restore_hold")
+LATER = ("barman_server",)
 """Settings of what comes with a later release: to take them and do nothing would be a lie."""
 
 
@@ -79,11 +80,13 @@ def make_store(
     address = url or config.store_url
     node_id = f"{config.node_name or name or 'node'}-{clock.random_bytes(6).hex()}"
     if not is_postgres(address):
-        return SQLiteStore(store_path(address), node_id=node_id, clock=clock, metrics=metrics)
+        file = SQLiteStore(store_path(address), node_id=node_id, clock=clock, metrics=metrics)
+        file.archive = make_archive(config, file, kind="sqlite", metrics=metrics)
+        return file
     from llm_orchestrator.store.postgres import PostgresStore  # noqa: PLC0415 (its driver is slow)
 
     direct_url, size = config.direct_url, config.pool_size
-    return PostgresStore(
+    store = PostgresStore(
         address,
         node_id=node_id,
         clock=clock,
@@ -91,6 +94,8 @@ def make_store(
         pool_size=size,
         metrics=metrics,
     )
+    store.archive = make_archive(config, store, kind="postgresql", metrics=metrics)
+    return store
 
 
 def second_copies(config: Config, store: Database, *, url: str = "") -> list[SecondCopy]:
@@ -129,6 +134,7 @@ def node_options(
         memory=Memory(config.memory_limit_mb << 20),
         poll_s=config.maintenance_poll_s,
         verify_entries_per_s=config.verify_entries_per_s,
+        archive=config.archive_place,
     )
 
 
@@ -197,6 +203,7 @@ class Orchestrator:
         for workflow in self._workflows:
             flows.add_code(workflow)
         try:
+            await start_archive(self.store)
             self._spool = self._open_spool()
             self._telemetry = set_up(self.config, self.store.node_id)
             self._node = Node(
