@@ -15,9 +15,10 @@ from llm_orchestrator import Orchestrator
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.config import Config
 from llm_orchestrator.errors import StoreDamaged
+from llm_orchestrator.recovery.archive_read import find_entry
 from llm_orchestrator.recovery.places_folder import FolderPlace
-from llm_orchestrator.recovery.rebuild import Point, Rebuilt, rebuild
-from llm_orchestrator.recovery.stream_store import KIND
+from llm_orchestrator.recovery.rebuild import Rebuilt, rebuild
+from llm_orchestrator.recovery.unarchived import KIND
 from llm_orchestrator.security.audit import AuditLog, Result
 from llm_orchestrator.store.base import Batch, PutBlob, PutRecord, PutVectors
 from llm_orchestrator.store.sqlite import SQLiteStore
@@ -98,7 +99,10 @@ async def test_applying_it_again_changes_nothing(tmp_path: Path) -> None:
 async def test_up_to_an_entry_and_what_lies_beyond_it(tmp_path: Path) -> None:
     source, target = (f"sqlite:///{tmp_path / name}" for name in ("a.db", "b.db"))
     run_id, other = await filled(source, tmp_path / "archive")
-    done = await rebuilt(tmp_path / "archive", target, point=Point(run_id=run_id, seq=1))
+    moment = await find_entry(FolderPlace(tmp_path / "archive"), run_id, 1)
+    done = await rebuilt(
+        tmp_path / "archive", target, until_us=moment.at, incarnation=moment.incarnation
+    )
     async with client(source) as store:
         story = await store.look.stored(run_id)
     async with client(target) as store:

@@ -13,38 +13,38 @@ Everything goes through the target's own `commit`, with the time that it had: th
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Entry
+from llm_orchestrator.recovery.archive_read import (
+    Merged,
+    check_base,
+    choose,
+    content_of,
+    positions_of,
+)
 from llm_orchestrator.recovery.beyond import NEVER_BACK, Tail, tail_of
 from llm_orchestrator.recovery.places import Place
-from llm_orchestrator.recovery.segments import Header
-from llm_orchestrator.recovery.stream_read import (
-    Findings,
-    Item,
-    StreamReader,
-    list_streams,
-    read_header,
-)
+from llm_orchestrator.recovery.stream_read import Findings, Item
 from llm_orchestrator.recovery.unarchived import BEGIN, KIND
 from llm_orchestrator.store.audit import Audit
-from llm_orchestrator.store.base import Append, Batch, Change, Database, Post, PutBlob, PutRecord
-from llm_orchestrator.store.batch_codec import batch_of
+from llm_orchestrator.store.base import (
+    Append,
+    Batch,
+    Change,
+    Consume,
+    Database,
+    Post,
+    PutBlob,
+    PutRecord,
+)
 from llm_orchestrator.store.journal import GENESIS, blob_digest, chain
 
 AUDIT_HEAD = "audit"
-
-
-class Point(NamedTuple):
-    """Up to where: everything, a moment, or the batch that holds a run's entry."""
-
-    until_us: int | None = None
-    run_id: str = ""
-    seq: int = 0
+_PAGE = 500
 
 
 @dataclass(slots=True)
@@ -88,158 +88,52 @@ async def rebuild(
     place: Place,
     target: Database,
     *,
-    point: Point | None = None,
+    until_us: int | None = None,
+    base_us: int = 0,
     incarnation: str = "",
     keys: Sequence[Any] = (),
     may_miss: bool = False,
 ) -> Rebuilt:
     """Apply the archive to `target`: an empty store, or one that a backup was put into.
 
+    `until_us`: the last moment that is wanted, on the store's clock; by default everything.
+    `base_us`: when that backup was made. A moment before it cannot be reached.
+    `incarnation`: of which life of the store; by default the base's, or the newest.
     Raises StoreDamaged when something is missing or does not fit, unless `may_miss`; WrongKey.
     """
-    done = Rebuilt()
-    reading = _Reading(place, keys, done)
-    await reading.begin(target, incarnation)
-    point = point or Point()
-    until = point.until_us
-    if point.run_id:
-        until = await reading.moment_of(point)
-    builder = _Builder(target, done, is_alone=reading.is_alone)
+    records = await target.shelf.records(KIND)
+    begun = records.get(BEGIN)
+    base = str(begun["incarnation"]) if isinstance(begun, dict) else ""
+    one = await choose(place, until_us=until_us, name=incarnation or base)
+    check_base(one, base=base, base_at=base_us, place=place)
+    done = Rebuilt(generation=one.generation)
+    done.findings.damage += one.damage
+    merged = Merged(place, one, positions=positions_of(records), keys=keys, findings=done.findings)
+    builder = _Builder(target, done, is_alone=len(one.streams) == 1)
     beyond: list[Item] = []
-    async for item in reading.items():
-        if until is not None and item.kept.at > until:
+    async for item in merged.items():
+        if until_us is not None and item.kept.at > until_us:
             beyond.append(item)
         else:
-            for unit in _units(item):
-                await builder.offer(unit)
-    lost = await builder.finish(has_cut=until is not None)
-    reading.check_starts()
+            await builder.offer(item)
+    lost = await builder.finish(has_cut=until_us is not None)
+    merged.check_starts()
     done.findings.damage += lost
     if done.findings.damage and not may_miss:
         raise StoreDamaged(
             f"the stream archive is not whole: {'; '.join(done.findings.damage[:3])}",
-            hint="restore a newer backup, or go on without what is missing",
+            hint="restore a newer backup, or go on without what is missing: --despite-flaws",
         )
     if beyond:
         await _look_beyond(target, beyond, done)
     return done
 
 
-# -- reading --------------------------------------------------------------------------------------
-
-
-class _Reading:
-    """The streams of one incarnation, merged."""
-
-    def __init__(self, place: Place, keys: Sequence[Any], done: Rebuilt) -> None:
-        self._place = place
-        self._keys = keys
-        self._done = done
-        self._streams: dict[str, list[Any]] = {}
-        self._kinds: dict[str, str] = {}
-        self._positions: dict[str, int] = {}
-        self._readers: list[StreamReader] = []
-
-    @property
-    def is_alone(self) -> bool:
-        """True when there is one stream."""
-        return len(self._streams) == 1
-
-    async def begin(self, target: Database, incarnation: str) -> None:
-        """Choose the streams, and where to begin in each."""
-        records = await target.shelf.records(KIND)
-        begun = records.get(BEGIN)
-        base = str(begun["incarnation"]) if isinstance(begun, dict) else ""
-        heads: dict[str, Header] = {}
-        streams = await list_streams(self._place)
-        for stream, segments in streams.items():
-            found = [await read_header(self._place, each) for each in segments[:1]]
-            if found[0] is not None:
-                heads[stream] = found[0]
-            elif len(segments) > 1:
-                self._done.findings.damage.append(f"{segments[0].name} has no header")
-        known = {head.incarnation for head in heads.values()}
-        wanted = incarnation or base or (known.pop() if len(known) == 1 else "")
-        if not wanted:
-            raise StoreDamaged(
-                f"{self._place.shown} holds the streams of {len(known)} stores, or of none:"
-                f" {', '.join(sorted(known))}",
-                hint="say which one, by its incarnation",
-            )
-        for stream, head in heads.items():
-            self._done.generation = max(self._done.generation, head.generation)
-            if head.incarnation == wanted:
-                self._streams[stream] = streams[stream]
-                self._kinds[stream] = head.kind
-                if not head.is_whole and base != wanted:
-                    raise StoreDamaged(
-                        "the store held something before it was archived",
-                        hint="restore a backup that was made since, with the archive on top",
-                    )
-        for stream, value in records.items():
-            if isinstance(value, dict) and "number" in value:
-                self._positions[stream] = int(value["number"])
-
-    async def items(self) -> AsyncIterator[Item]:
-        """All batches behind the base's positions, by time."""
-        self._readers = []
-        heap: list[tuple[int, str, int, Item, AsyncIterator[Item]]] = []
-        for stream, segments in self._streams.items():
-            reader = StreamReader(
-                self._place, stream, segments, keys=self._keys, findings=self._done.findings
-            )
-            self._readers.append(reader)
-            await self._push(heap, stream, reader.items())
-        while heap:
-            _, stream, _, item, rest = heapq.heappop(heap)
-            yield item
-            await self._push(heap, stream, rest)
-
-    async def _push(self, heap: list[Any], stream: str, rest: AsyncIterator[Item]) -> None:
-        async for item in rest:
-            if item.kept.number > self._positions.get(stream, 0):
-                heapq.heappush(heap, (item.kept.at, stream, item.kept.number, item, rest))
-                return
-
-    async def moment_of(self, point: Point) -> int:
-        """The time of the batch with an entry. Raises StoreDamaged when no stream has it."""
-        found = None
-        async for item in self.items():
-            places = {
-                (append.run_id, entry.seq)
-                for append in _batch(item).appends
-                for entry in append.entries
-            }
-            if item.is_known and (point.run_id, point.seq) in places:
-                found = item.kept.at
-        self._done.findings = Findings()
-        if found is None:
-            raise StoreDamaged(f"entry {point.seq} of run {point.run_id} is not in the archive")
-        return found
-
-    def check_starts(self) -> None:
-        """Streams whose beginning is neither here nor in the base; and holes."""
-        damage = self._done.findings.damage
-        for reader in self._readers:
-            position = self._positions.get(reader.stream, 0)
-            if reader.first > position + 1:
-                damage.append(
-                    f"stream {reader.stream} begins with batch {reader.first}: segments before it"
-                    " are missing"
-                )
-            damage += [
-                f"stream {reader.stream} lacks batches {hole.first} to {hole.last}: it was away"
-                for hole in reader.holes
-                if hole.last > position
-            ]
-
-
-def _batch(item: Item) -> Batch:
-    return batch_of(item.kept.at, item.kept.appends, item.kept.changes)
+# -- what is applied at once -----------------------------------------------------------------------
 
 
 def _units(item: Item) -> list[_Unit]:
-    batch, told = _batch(item), item.told
+    batch, told = content_of(item), item.told
     refused = set(told.refused) if told else set()
     numbers = list(told.posted) if told else []
     is_heard = item.is_known and len(numbers) == sum(
@@ -280,14 +174,42 @@ class _Builder:
         self._waiting: list[_Unit] = []
         self._unsure: list[_Unit] = []
 
-    async def offer(self, unit: _Unit) -> None:
+    async def offer(self, item: Item) -> None:
         """It is its turn by the clock."""
-        if not unit.is_known:
-            self._unsure.append(unit)
-        elif await self._try(unit):
-            await self._settle()
-        else:
-            self._waiting.append(unit)
+        units = _units(item)
+        if not item.is_known:
+            self._unsure += units
+            return
+        left = await self._together(units) if len(units) > 1 else units
+        for unit in left:
+            if not await self._try(unit):
+                self._waiting.append(unit)
+        await self._settle()
+
+    async def _together(self, units: Sequence[_Unit]) -> list[_Unit]:
+        """Those that fit go in with one commit; what is left."""
+        fitting: list[_Unit] = []
+        left: list[_Unit] = []
+        runs: set[str] = set()
+        for unit in units:
+            run_id = _run(unit)
+            is_first = run_id not in runs and not any(isinstance(c, Post) for c in unit.changes)
+            runs.add(run_id)
+            is_fit = is_first and not await self._has(unit) and await self._fits(unit)
+            (fitting if is_fit else left).append(unit)
+        if len(fitting) < 2:
+            return list(units)
+        parts = [unit.batch() for unit in fitting]
+        changes = [each for part in parts for each in part.changes]
+        batch = Batch([each for part in parts for each in part.appends], changes, units[0].at)
+        receipt = await self._target.commit(batch)
+        for unit in fitting:
+            is_out = receipt.is_refused if unit.append is None else _run(unit) in receipt.refused
+            if is_out:
+                left.append(unit)
+            else:
+                self._landed(unit)
+        return left
 
     async def finish(self, *, has_cut: bool) -> list[str]:
         """No more comes. What of the known never fitted."""
@@ -337,7 +259,7 @@ class _Builder:
 
     async def _try(self, unit: _Unit) -> bool:
         """True when it is in the target now."""
-        if unit.append is not None and await self._is_there(unit.append):
+        if await self._has(unit):
             self._done.passed_over += 1
             return True
         fit = await self._fits(unit)
@@ -349,12 +271,14 @@ class _Builder:
         receipt = await self._target.commit(unit.batch())
         if receipt.refused or receipt.is_refused:
             return False
-        self._moved(unit, receipt.posted)
-        self._done.applied += 1
-        self._done.point_us = max(self._done.point_us, unit.at)
+        self._landed(unit)
         return True
 
-    async def _is_there(self, append: Append) -> bool:
+    async def _has(self, unit: _Unit) -> bool:
+        """True when its entries are there already."""
+        append = unit.append
+        if append is None:
+            return False
         digests = await self._digests(append.run_id)
         last = append.entries[-1] if append.entries else None
         return last is not None and digests.get(last.seq) == last.digest
@@ -400,7 +324,9 @@ class _Builder:
             self._inboxes[run_id] = found.get(run_id, 0)
         return self._inboxes[run_id]
 
-    def _moved(self, unit: _Unit, posted: Sequence[int]) -> None:
+    def _landed(self, unit: _Unit) -> None:
+        self._done.applied += 1
+        self._done.point_us = max(self._done.point_us, unit.at)
         if unit.append is not None and unit.append.run_id in self._heads:
             digests = self._heads[unit.append.run_id]
             digests.update((entry.seq, entry.digest) for entry in unit.append.entries)
@@ -409,6 +335,10 @@ class _Builder:
                 self._inboxes.pop(change.run_id, None)
             elif not isinstance(change, PutRecord | PutBlob) and unit.append is None:
                 self._heads.clear()  # runs may have been removed or mended
+
+
+def _run(unit: _Unit) -> str:
+    return unit.append.run_id if unit.append else ""
 
 
 # -- what lies beyond the point -------------------------------------------------------------------
@@ -436,7 +366,9 @@ async def _look_beyond(target: Database, items: Sequence[Item], done: Rebuilt) -
         tail = tail_of(restored, [*restored, *whole], run_id)
         if tail is not None:
             done.tails.append(tail)
-    await _carry(target, [change for unit in units if unit.is_known for change in unit.changes])
+    known_units = [unit for unit in units if unit.is_known]
+    await _carry(target, [change for unit in known_units for change in unit.changes])
+    await _mail(target, known_units)
 
 
 async def _carry(target: Database, changes: Sequence[Change]) -> None:
@@ -465,3 +397,29 @@ def _along(digest: bytes, seq: int, known: Sequence[Entry]) -> list[Entry]:
         best = max(after, key=lambda each: each.epoch)
         story.append(best)
         seq, digest = best.seq, best.digest
+
+
+async def _mail(target: Database, units: Sequence[_Unit]) -> None:
+    """Messages that came later, under the numbers that they had; those taken are used up.
+
+    What took one is among the hidden entries, which deliver it again (see carry.py).
+    """
+    posts: dict[str, dict[int, Post]] = {}
+    taken: dict[str, set[int]] = {}
+    for unit in units:
+        numbers = iter(unit.posted)
+        for change in unit.changes:
+            if isinstance(change, Post) and (number := next(numbers)) > 0:
+                posts.setdefault(change.run_id, {})[number] = change
+            elif isinstance(change, Consume):
+                taken.setdefault(change.run_id, set()).update(change.numbers)
+    seen = await target.look.inbox_seqs(list(posts))
+    for run_id in posts.keys() & seen.keys():
+        there = posts[run_id]
+        wanted = range(seen[run_id] + 1, max(there) + 1)
+        again = [there.get(number) or Post(run_id, "taken") for number in wanted]
+        used = [n for n in wanted if n not in there or n in taken.get(run_id, ())]
+        for start in range(0, len(again), _PAGE):
+            await target.commit(Batch(changes=again[start : start + _PAGE]))
+        if used:
+            await target.commit(Batch(changes=(Consume(run_id, tuple(used)),)))

@@ -167,7 +167,7 @@ async def _fill(aside: Aside, fill: Fill | None, say: Callable[[str], None]) -> 
         return None
     say("applying the stream archive")
     store = aside.store()
-    await store.open_as_client()
+    await store.open_as_engine()
     try:
         return await fill(store)
     finally:

@@ -56,7 +56,7 @@ class StoreArchive(Archive):
         else:
             raise StoreUnavailable(
                 f"{self._place.shown} cannot hold the stream archive: {trouble}",
-                hint="archive_on_failure = \"degrade\" lets an archived store go on without it",
+                hint='archive_on_failure = "degrade" lets an archived store go on without it',
             )
 
     async def keep(self, batch: Batch) -> int:

@@ -24,6 +24,7 @@ from typing import Any
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import ConfigError, NotFound, Overtaken, StoreError
 from llm_orchestrator.model import Json
+from llm_orchestrator.recovery.compact import MARKS
 from llm_orchestrator.recovery.places import Place
 from llm_orchestrator.recovery.sealing import Seal, SealedKey
 from llm_orchestrator.recovery.segments import Header
@@ -34,7 +35,6 @@ from llm_orchestrator.store.base import Batch, Database, PutRecord, RunFilter, l
 
 logger = logging.getLogger(__name__)
 POSITION_S = 1.0
-MARKS = "archives/"
 LEASE_S = 3.5
 """A node that has not beaten for so long is no reason to wait."""
 

@@ -174,6 +174,8 @@ class SQLiteStore:
             if row is None or not isinstance(row[1], int) or not 0 < row[1] < GENERATION_MAX:
                 raise StoreDamaged(f"{self.path} has lost its identity row", hint="llmo doctor")
             self._writer = BatchWriter(self._write_database, self.node_id, row[0])
+            if self._may_copy:
+                self._write_database.execute("PRAGMA synchronous=OFF")  # it can be made again
             if is_engine:
                 check_role(self._write_database, self.path, may_copy=self._may_copy)
                 extend_log(self._write_database)
