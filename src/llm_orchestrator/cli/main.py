@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "audit": ("audit", "list who did what, verify that nobody has changed it"),
     "schema": ("schema", "print the JSON Schema of workflow files, for editors"),
     "local": ("local", "fetch, start and stop the local model"),
+    "lab": ("lab", "a cluster of real servers on this machine: up, status, down"),
     "config": ("config", "show the settings and where they come from"),
     "status": ("status", "what is wrong, and which command mends it"),
     "doctor": ("doctor", "check this machine, the store and the providers' keys"),
@@ -47,6 +48,7 @@ DEFAULTS = {
     "breakers": "list",
     "audit": "list",
     "config": "show",
+    "lab": "status",
 }
 """What a group does when it is called without a verb of its own."""
 

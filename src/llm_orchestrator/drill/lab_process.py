@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
+from llm_orchestrator.errors import OperatorError
+
 _COMMAND_S = 120.0
 _POLL_S = 0.01
 
 
-class LabError(Exception):
+class LabError(OperatorError):
     """The lab could not do what a test or a drill asked of it; the message says why."""
 
 

@@ -110,7 +110,7 @@ class PostgresServer:
         is_durable: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        self._binaries = _reachable(binaries or find_binaries())
+        self._binaries = reachable(binaries or find_binaries())
         self._is_durable = is_durable
         self._settings = _SETTINGS | (_DURABLE if is_durable else _FRAGILE) | dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
@@ -176,7 +176,7 @@ class PostgresServer:
             template = _template(self._binaries, is_durable=self._is_durable)
             run("cp", "-a", "--reflink=auto", str(template), str(self._data))
         self._configure()
-        _end(self._data)
+        end_cluster(self._data)
         self._process = launch(
             *(str(self._binaries / "postgres"), "-D", str(self._data)),
             *("-p", str(self.port), "-k", str(self.folder)),
@@ -197,7 +197,7 @@ class PostgresServer:
 
     def kill(self) -> None:
         """SIGKILL every process of it; keep its folder, forget its memory, as a crash would."""
-        _end(self._data)
+        end_cluster(self._data)
         if self._process is not None:
             self._process.kill()
             self._process.wait(_STOP_S)
@@ -304,7 +304,7 @@ def _postmaster_file(data: Path) -> list[str]:
         return []
 
 
-def _end(data: Path) -> None:
+def end_cluster(data: Path) -> None:
     """Kill what works on a cluster and forget it, as if the machine had been switched off."""
     kill(data)
     lines = _postmaster_file(data)
@@ -372,7 +372,7 @@ def _claim(folder: Path) -> IO[str]:
 def _clear_if_orphaned(folder: Path) -> None:
     with contextlib.suppress(OSError), (folder / "owner").open("a") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _end(folder / "data")
+        end_cluster(folder / "data")
         shutil.rmtree(folder)
 
 
@@ -392,7 +392,7 @@ def _template(binaries: Path, *, is_durable: bool) -> Path:
     return place / "data"
 
 
-def _reachable(binaries: Path) -> Path:
+def reachable(binaries: Path) -> Path:
     """`binaries`, or a copy of what they are part of, for whom we start servers as."""
     if may("-x", binaries / "postgres"):
         return binaries

