@@ -235,7 +235,8 @@ async def test_a_file_grows_into_a_server_and_comes_back(
         await small.back_up()
     server = Site(postgres_url, tmp_path, postgres_server)
     done = await server.restore()
-    assert done.carried.trouble == []
+    [unknown] = done.carried.trouble
+    assert "nothing here knows it" in unknown
     async with Orchestrator(postgres_url, workflows=[trade]) as one:
         await one.operator.signal(run_id, "go")
         assert await one.result(run_id) == expected(1)

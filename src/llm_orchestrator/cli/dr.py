@@ -72,6 +72,7 @@ async def _status(session: Session, objectives: Path | None) -> dict[str, Json]:
         statistics = await store.counts.statistics(now_us, stalled_before=0)
         exposures = [
             readiness.replica_exposure(statistics.standbys),
+            await readiness.archive_exposure(store, now_us),
             await readiness.backup_exposure(store, records, now_us),
         ]
     config = session.config
@@ -80,6 +81,7 @@ async def _status(session: Session, objectives: Path | None) -> dict[str, Json]:
         backup_folder=True,
         backup_place=str(records.last.get("place") or ""),
         is_locked=bool(config.backup_place and config.s3_object_lock_days),
+        archive=config.archive_place,
     )
     if config.backup_recipients:
         notes.append(_keys(backups))

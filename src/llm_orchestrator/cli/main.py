@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "journal": ("journal", "verify what is recorded, repair what is damaged"),
     "backup": ("backup", "make backup files, check, prove, list and prune them"),
     "restore": ("restore", "put the store back from a backup; the old one is kept"),
+    "archive": ("archive", "the stream archive: what it holds, whether it is whole"),
     "recovery": ("recovery", "after a restore: decide about runs that would act twice"),
     "dr": ("dr", "how ready this site is: what would be lost now, what is proved"),
     "audit": ("audit", "list who did what, verify that nobody has changed it"),

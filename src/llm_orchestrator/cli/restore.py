@@ -1,5 +1,7 @@
 """`llmo restore`: put the store back from a backup; what is live is touched last, and kept.
 
+    --from-archive   with the stream archive: a backup and all that came after, or segments alone
+    --to POINT     up to a moment or to an entry (RUN:SEQ)
     --dry-run      which backup, how big, how long, and what would be taken back; changes nothing
     (nothing)      asks, naming the target; --yes does not ask
     --run RUN      only one run, beside the live ones
@@ -11,6 +13,7 @@ Exit codes: 8 the backup or the copy is damaged, 11 an engine serves the file, 1
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,16 +30,19 @@ from llm_orchestrator.errors import ConfigError, InputError, NotFound, StoreErro
 from llm_orchestrator.model import MICROSECONDS, Json, stamp
 
 if TYPE_CHECKING:
+    from llm_orchestrator.config import Config
     from llm_orchestrator.recovery.catalogue import Catalogue, Item
+    from llm_orchestrator.recovery.from_archive import Chosen, Wanted
     from llm_orchestrator.recovery.manifest import Manifest
     from llm_orchestrator.recovery.one_run import Brought
     from llm_orchestrator.recovery.readiness import Exposure
-    from llm_orchestrator.recovery.restore import Restored
+    from llm_orchestrator.recovery.restore import Request, Restored
     from llm_orchestrator.store.base import Database
     from llm_orchestrator.wire.backups import Backups
 
 app = make_app("Put the store back from a backup; the old one is kept under another name.")
 _HELD_SHOWN = 20
+_ENTRY = re.compile(r"([0-9a-f]{8}-[0-9a-f-]{27}):([1-9]\d*)")
 
 
 @app.command()
@@ -52,8 +58,17 @@ def restore(
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="TIME", help="The newest backup made before: 2h, ISO 8601."),
+        typer.Option(
+            "--to",
+            metavar="POINT",
+            help="A moment (2h, ISO 8601) or an entry (RUN:SEQ): by the stream archive if there is"
+            " one, else the newest backup made before.",
+        ),
     ] = None,
+    is_from_archive: Annotated[
+        bool,
+        typer.Option("--from-archive", help="With the stream archive, up to its end or --to."),
+    ] = False,
     run_id: Annotated[
         str | None, typer.Option("--run", metavar="RUN", help="Only this run, beside the others.")
     ] = None,
@@ -77,7 +92,8 @@ def restore(
 ) -> None:
     """Verify a backup, put it aside, check it, exchange it for the live store."""
     session = session_of(context)
-    if sum(each is not None for each in (file, backup, to)) > 1:
+    given_points = (file, backup) if is_from_archive else (file, backup, to)
+    if sum(each is not None for each in given_points) > 1:
         raise typer.BadParameter("give a backup, --backup or --to: one of them")
     given = {"store": to_url, "backup_dir": folder, "backup_place": place}
     backups = backups_of(session, given)
@@ -91,7 +107,11 @@ def restore(
     if run_id is not None:
         session.run(doing.one_run(chosen, to, run_id, is_dry=is_dry))
         return
-    options = {"generation": generation, "may_flaw": may_flaw}
+    hold = backups.config.restore_hold
+    options = {"generation": generation, "may_flaw": may_flaw, "hold": hold}
+    if is_from_archive or goes_by_archive(backups.config, to):
+        session.run(doing.from_archive(file or backup, to, options, is_dry=is_dry))
+        return
     session.run(doing.whole(chosen, to, options, is_dry=is_dry))
 
 
@@ -109,8 +129,7 @@ class _Restoring:
         self, wanted: str, to: str | None, options: dict[str, Any], *, is_dry: bool
     ) -> None:
         """The store, as it was."""
-        from llm_orchestrator.recovery.restore import Request, restore
-        from llm_orchestrator.wire.recovery import make_checks
+        from llm_orchestrator.recovery.restore import Request
 
         backups, session = self._backups, self._session
         async with maybe_store(session) as store:
@@ -121,19 +140,62 @@ class _Restoring:
         self._tell(plan)
         if is_dry:
             return
+        if backups.config.archive_place:
+            session.warn("the stream archive knows what came after: --from-archive takes it back")
         self._ask(f"restore {item.backup_id} into {backups.copier.shown}")
         with bar(session) as shown:
             async with backups.base(catalogue, item, advance=shown.of("verify")) as base:
                 request = Request(base, why=f"backup {item.backup_id}", **options)
-                done = await restore(
-                    backups.copier,
-                    request,
-                    checks=make_checks(backups.config, session.clock),
-                    clock=session.clock,
-                    say=session.note,
-                )
-        await self._record(item, done)
-        self._report(item, done)
+                done = await self._restore(request)
+        await self._finish(item.backup_id, done)
+
+    async def from_archive(
+        self, base_id: str | None, to: str | None, options: dict[str, Any], *, is_dry: bool
+    ) -> None:
+        """The store as it was last, or at a point, out of a backup and the stream archive."""
+        from llm_orchestrator.recovery.from_archive import choose_source
+        from llm_orchestrator.recovery.restore import Request
+        from llm_orchestrator.wire.archive import archive_place
+
+        backups, session = self._backups, self._session
+        place = archive_place(backups.config, session.clock)
+        wanted = read_point(to, now_us=session.clock.now_us())
+        async with maybe_store(session) as store:
+            catalogue = await backups.catalogue(store)
+            item = await catalogue.find(base_id) if base_id else None
+            chosen = await choose_source(place, catalogue, wanted, keys=backups.keys, base=item)
+            plan = await self._plan_archive(store, chosen)
+        self._tell(plan)
+        if is_dry:
+            return
+        why = "the stream archive" + (f" up to {stamp(chosen.until_us)}" if chosen.until_us else "")
+        self._ask(f"restore {why} into {backups.copier.shown}")
+        fill = chosen.fill(backups.keys, may_miss=options["may_flaw"])
+        if chosen.item is None:
+            done = await self._restore(Request(None, fill, why=why, **options))
+        else:
+            with bar(session) as shown:
+                advance = shown.of("verify")
+                async with backups.base(catalogue, chosen.item, advance=advance) as base:
+                    done = await self._restore(Request(base, fill, why=why, **options))
+        await self._finish(why, done)
+
+    async def _restore(self, request: Request) -> Restored:
+        from llm_orchestrator.recovery.restore import restore
+        from llm_orchestrator.wire.recovery import make_checks
+
+        session, config = self._session, self._backups.config
+        return await restore(
+            self._backups.copier,
+            request,
+            checks=make_checks(config, session.clock),
+            clock=session.clock,
+            say=session.note,
+        )
+
+    async def _finish(self, source: str, done: Restored) -> None:
+        await self._record(source, done)
+        self._report(source, done)
 
     async def one_run(self, wanted: str, to: str | None, run_id: str, *, is_dry: bool) -> None:
         """One run, beside the live ones."""
@@ -199,20 +261,39 @@ class _Restoring:
         oldest = f"the oldest is of {stamp(items[-1].made_at_us)}" if items else "there is none"
         raise NotFound(f"no backup was made before {stamp(moment)}: {oldest}")
 
+    async def _plan_archive(self, store: Database | None, chosen: Chosen) -> dict[str, Json]:
+        """What would be done, for people and --json."""
+        until, one, item = chosen.until_us, chosen.one, chosen.item
+        lost, _ = await self._lost(store, until) if until else (None, None)
+        return {
+            "archive": chosen.place.shown,
+            "up_to": stamp(until) if until else "its end",
+            "backup_id": item.backup_id if item else "none: segments alone",
+            "made_at": chosen.manifest.created_at if chosen.manifest else None,
+            "into": self._backups.copier.shown,
+            "size_bytes": item.size_bytes if item else 0,
+            "segments_bytes": one.size_bytes,
+            "streams": len(one.streams),
+            "lost": _plain(lost) if until else {"runs": 0, "entries": 0, "usd": 0.0},
+        }
+
+    async def _lost(self, store: Database | None, since_us: int) -> tuple[Exposure | None, Json]:
+        """What the live store did since, and how long the last proof took; None: not known."""
+        from llm_orchestrator.recovery.readiness import done_since, read_backups
+
+        if store is None:
+            return None, None
+        try:
+            lost = await done_since(store, since_us, store.clock.now_us())
+            return lost, (await read_backups(store)).proved.get("took_s")
+        except StoreError as error:
+            self._session.warn(f"what would be taken back is not known: {error.message}")
+        return None, None
+
     async def _plan(
         self, store: Database | None, item: Item, manifest: Manifest
     ) -> dict[str, Json]:
-        from llm_orchestrator.recovery.readiness import done_since, read_backups
-
-        lost: Exposure | None = None
-        took_s = None
-        if store is not None:
-            try:
-                lost = await done_since(store, manifest.taken_at, store.clock.now_us())
-                proved = (await read_backups(store)).proved
-                took_s = proved.get("took_s")
-            except StoreError as error:
-                self._session.warn(f"what would be taken back is not known: {error.message}")
+        lost, took_s = await self._lost(store, manifest.taken_at)
         return {
             "backup_id": item.backup_id,
             "made_at": manifest.created_at,
@@ -224,9 +305,7 @@ class _Restoring:
             "entries": manifest.counts.get("journal", 0),
             "is_proved": item.is_proved,
             "estimated_s": took_s,
-            "lost": None
-            if lost is None
-            else {"runs": lost.runs, "entries": lost.entries, "usd": lost.usd},
+            "lost": _plain(lost),
         }
 
     def _tell(self, plan: dict[str, Json]) -> None:
@@ -257,11 +336,11 @@ class _Restoring:
 
     # -- after --------------------------------------------------------------------------------
 
-    async def _record(self, item: Item, done: Restored) -> None:
+    async def _record(self, source: str, done: Restored) -> None:
         """What was rewound stands in the restored store's audit log."""
         session = self._session
         detail: dict[str, Json] = {
-            "backup": item.backup_id,
+            "backup": source,
             "generation": done.identity.generation,
             "kept": done.old,
             "rewound": {"runs": done.carried.runs, "entries": done.carried.entries},
@@ -270,24 +349,25 @@ class _Restoring:
             async with (
                 session.client() as store,
                 session.audited(
-                    store, "store.restore", target=item.backup_id, detail=detail, is_announced=False
+                    store, "store.restore", target=source, detail=detail, is_announced=False
                 ),
             ):
                 pass
         except StoreError as error:  # it is restored all the same
             session.warn(f"this is not in the audit log: {error.message}")
 
-    def _report(self, item: Item, done: Restored) -> None:
+    def _report(self, source: str, done: Restored) -> None:
         session, carried = self._session, done.carried
         for flaw in (*done.flaws, *carried.trouble):
             session.warn(flaw)
         if self._is_json:
             facts: dict[str, Json] = {
-                "backup_id": item.backup_id,
+                "backup_id": source,
                 "generation": done.identity.generation,
                 "runs": done.runs,
                 "old": done.old,
                 "took_s": round(done.took_s, 3),
+                "from_archive": done.filled.applied if done.filled else 0,
                 "rewound": {"runs": carried.runs, "entries": carried.entries},
                 "held": list(carried.held),
                 "lost": list(carried.trouble),
@@ -295,9 +375,14 @@ class _Restoring:
             print_object(facts, "json")
             return
         emit(
-            f"restored {item.backup_id}: {count(done.runs, 'run')}, generation "
+            f"restored {source}: {count(done.runs, 'run')}, generation "
             f"{done.identity.generation}, in {duration(done.took_s * 1_000)}"
         )
+        if (filled := done.filled) is not None and filled.point_us:
+            session.note(
+                f"the stream archive gave {count(filled.applied, 'change')}, the last one of "
+                f"{stamp(filled.point_us)}"
+            )
         if carried.runs:
             session.note(
                 f"{count(carried.runs, 'run')} had gone on since: {carried.entries} entries are "
@@ -324,7 +409,29 @@ class _Restoring:
             self._session.note("hint: llmo recovery reconcile list")
 
 
+def goes_by_archive(config: Config, to: str | None) -> bool:
+    """True when `--to` is for the stream archive."""
+    return to is not None and (_ENTRY.fullmatch(to) is not None or bool(config.archive_place))
+
+
+def read_point(to: str | None, *, now_us: int) -> Wanted:
+    """`--to` for the stream archive. Raises InputError."""
+    from llm_orchestrator.recovery.from_archive import Wanted
+
+    if to is None:
+        return Wanted()
+    if entry := _ENTRY.fullmatch(to):
+        return Wanted(run_id=entry[1], seq=int(entry[2]))
+    return Wanted(read_moment(to, "--to", now_us=now_us))
+
+
+def _plain(lost: Exposure | None) -> Json:
+    return lost and {"runs": lost.runs, "entries": lost.entries, "usd": lost.usd}
+
+
 _WORDS = {
+    "up_to": "up to",
+    "segments_bytes": "segments",
     "backup_id": "backup",
     "made_at": "made at",
     "size_bytes": "file",

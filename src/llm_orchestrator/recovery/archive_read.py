@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from llm_orchestrator.errors import NotFound, StoreDamaged
-from llm_orchestrator.model import Json
+from llm_orchestrator.model import Json, stamp
 from llm_orchestrator.recovery.compact import floor_of
 from llm_orchestrator.recovery.places import Place
 from llm_orchestrator.recovery.stream_read import (
@@ -39,7 +39,7 @@ class Incarnation:
     """False: it held something before; a backup made since is needed."""
     kind: str
     floor_us: int = 0
-    """What is older was let go once a backup held it; such a backup is needed. 0: nothing."""
+    """A backup made since is needed: older segments were let go, or some never came. 0: none."""
     streams: dict[str, Sequence[Named]] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
 
@@ -192,6 +192,7 @@ def check_base(one: Incarnation, *, base: str, base_at: int, place: Place) -> No
         )
     if one.floor_us and not (has_base and base_at >= one.floor_us):
         raise StoreDamaged(
-            f"{place.shown} has let go of its oldest segments, which backups hold",
+            f"{place.shown} alone is not enough: it lacks what backups since"
+            f" {stamp(one.floor_us)} hold",
             hint="restore a backup that was made since, with the archive on top",
         )

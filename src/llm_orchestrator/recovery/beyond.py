@@ -114,15 +114,21 @@ class Carried(NamedTuple):
 
 
 def carry(
-    tail: Tail, restored: Sequence[Entry], *, generation: int, now_us: int, why: str
+    tail: Tail,
+    restored: Sequence[Entry],
+    *,
+    generation: int,
+    now_us: int,
+    why: str,
+    is_held: bool = False,
 ) -> Carried:
-    """The tail, hidden; the run held if it must be.
+    """The tail, hidden; the run held if it must be, or if `is_held` says so.
 
     A run that was cancelled beyond the point stays cancelled: that was somebody's will.
     """
     state = fold(tail.run_id, [*restored, *tail.entries])
     epoch = max(state.epoch, generation << 40)
-    decisions = _closing(tail, restored, state, epoch=epoch, why=why)
+    decisions = _closing(tail, restored, state, epoch=epoch, why=why, is_held=is_held)
     drafts = [decision.draft for decision in decisions]
     last = decisions[-1] if decisions else None
     head = Head(tail.run_id, last.epoch if last else epoch, seq=tail.at, digest=tail.digest)
@@ -137,7 +143,7 @@ def carry(
 
 
 def _closing(
-    tail: Tail, restored: Sequence[Entry], state: Fold, *, epoch: int, why: str
+    tail: Tail, restored: Sequence[Entry], state: Fold, *, epoch: int, why: str, is_held: bool
 ) -> list[Decision]:
     """What ends the tail: nothing, a rewind, or a rewind and a pause."""
     if state.state is RunState.CANCELLED:
@@ -146,7 +152,8 @@ def _closing(
     rewind = decide(state.state, epoch, Happening(Event.REWIND, RESTORED, data={"to_seq": to_seq}))
     before = fold(tail.run_id, restored).state if restored else RunState.PENDING
     stood = (RunState.PAUSED, RunState.FAILED)
-    if not tail.effects and before not in stood and state.state is not RunState.PAUSED:
+    is_quiet = not tail.effects and before not in stood and state.state is not RunState.PAUSED
+    if is_quiet and not is_held:
         return [rewind]
     error = {"kind": RESTORED, "message": why, "to_seq": to_seq}
     held = Happening(Event.PAUSE, HELD, error=error)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llm_orchestrator.errors import StoreError
-from llm_orchestrator.model import Entry, Journal, Message, Run
+from llm_orchestrator.model import Entry, Journal, Message, Run, RunState
 from llm_orchestrator.recovery.beyond import NEVER_BACK, Tail, carry, tail_of
 from llm_orchestrator.store.audit import Audit, AuditEntry
 from llm_orchestrator.store.base import (
@@ -61,13 +61,19 @@ class Under:
 
 
 async def carry_over(
-    live: Database | None, restored: Database, under: Under, *, tails: Sequence[Tail] = ()
+    live: Database | None,
+    restored: Database,
+    under: Under,
+    *,
+    tails: Sequence[Tail] = (),
+    hold: bool = False,
 ) -> Carriage:
     """Everything that a restore must not forget, into `restored`.
 
     `tails` are what the stream archive knows beyond the point; of two stories of a run the longer
-    one is taken. Raises StoreError when `restored` does not take it; what of `live` (None: it is
-    gone) cannot be read is named.
+    one is taken. `hold`: where nobody can say what unfinished runs did since, they are held.
+    Raises StoreError when `restored` does not take it; what of `live` (None: it is gone) cannot be
+    read is named.
     """
     done = Carriage()
     runs = _Runs(restored, under, archived={tail.run_id: tail for tail in tails}, done=done)
@@ -83,6 +89,8 @@ async def carry_over(
             except _Unreadable as error:
                 done.trouble.append(f"{what} of the store that is replaced: {error}")
     await runs.carry_rest()
+    if hold and (live is None or done.trouble):
+        await runs.hold_all()
     return done
 
 
@@ -126,6 +134,26 @@ class _Runs:
         """What the archive alone knows."""
         for run_id in list(self._archived):
             await self._one(run_id, ())
+
+    async def hold_all(self) -> None:
+        """Every unfinished run that is not held already."""
+        under, done = self._under, self._done
+        async for run in _all_runs(self._restored):
+            if run.state.is_final or run.state is RunState.PAUSED:
+                continue
+            journal = (await self._restored.look.load([run.run_id]))[run.run_id]
+            last = journal.entries[-1]
+            held = carry(
+                Tail(run.run_id, last.seq, last.digest, ()),
+                journal.entries,
+                generation=under.generation,
+                now_us=under.now_us,
+                why=under.why,
+                is_held=True,
+            )
+            receipt = await self._restored.commit(Batch(appends=(held.append,)))
+            if run.run_id not in receipt.refused:
+                done.held.append(run.run_id)
 
     async def _journals(self, live: Database, run_ids: Sequence[str]) -> Mapping[str, Journal]:
         try:

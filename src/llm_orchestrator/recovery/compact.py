@@ -6,7 +6,8 @@ that backup was made; the margin is more than any two clocks here may differ, an
 commit takes. Of a stream that may still be written the last segment stays.
 
 Before the first one goes a mark says so (`archives/INCARNATION.from-MOMENT`): from then on segments
-alone are not enough, and a rebuild without a backup is refused instead of being incomplete.
+alone are not enough, and a rebuild without a backup is refused instead of being incomplete. Streams
+that broke off leave the same mark (stream_heal.py).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Compacted(NamedTuple):
 
 
 async def floor_of(place: Place, incarnation: str) -> int:
-    """Up to which moment segments were let go, microseconds; 0 when all are there."""
+    """Since when a backup must be with which a rebuild begins, microseconds; 0: none is needed."""
     prefix = f"{MARKS}{incarnation}{_FROM}"
     found = [kept.name.removeprefix(prefix) for kept in await place.list(prefix)]
     return max((int(each) for each in found if each.isdecimal()), default=0)
@@ -72,7 +73,7 @@ async def compact(
         doomed += some
     if not doomed or is_dry:
         return _sum(doomed, ended)
-    await _mark(place, store.incarnation, oldest_us - int(MARGIN_S * MICROSECONDS))
+    await need_base(place, store.incarnation, oldest_us - int(MARGIN_S * MICROSECONDS))
     gone = [kept for kept in doomed if await _removed(place, kept)]
     for stream in ended:
         _, version = await store.shelf.record(KIND, stream)
@@ -85,7 +86,8 @@ def _sum(segments: list[Kept], ended: list[str]) -> Compacted:
     return Compacted(len(segments), sum(each.size_bytes for each in segments), len(ended))
 
 
-async def _mark(place: Place, incarnation: str, moment_us: int) -> None:
+async def need_base(place: Place, incarnation: str, moment_us: int) -> None:
+    """From now on a rebuild begins with a backup made since that moment. Raises StoreError."""
     try:
         await place.create(f"{MARKS}{incarnation}{_FROM}{moment_us}", b"a backup is needed\n")
     except Overtaken:

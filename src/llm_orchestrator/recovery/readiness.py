@@ -23,6 +23,8 @@ from llm_orchestrator.errors import ConfigError
 from llm_orchestrator.model import MICROSECONDS, Json, Usage
 from llm_orchestrator.recovery.create import BACKUP, LAST
 from llm_orchestrator.recovery.prove import DISPROVED, PROVED
+from llm_orchestrator.recovery.stream_heal import base_from
+from llm_orchestrator.recovery.unarchived import BEGIN, KIND
 from llm_orchestrator.store.base import Database, RunFilter
 from llm_orchestrator.store.journal import decode
 from llm_orchestrator.store.statistics import Standby
@@ -133,6 +135,32 @@ def replica_exposure(standbys: Sequence[Standby] | None) -> Exposure:
         return Exposure("replica", 0.0, 0, 0, 0.0, detail=f"commits wait for {sync[0].name}")
     best = min(standbys, key=lambda one: one.exposed_s)
     return Exposure("replica", best.exposed_s, detail=f"{best.name} follows, nobody waits for it")
+
+
+async def archive_exposure(store: Database, now_us: int) -> Exposure:
+    """What the stream archive does not have yet, as its writers last said. Raises StoreError."""
+    records = await store.shelf.records(KIND)
+    begun = records.get(BEGIN)
+    if not isinstance(begun, dict) or begun.get("incarnation") != store.incarnation:
+        return Exposure("archive", None, detail="this store is not archived: archive_place")
+    writers = [
+        value
+        for value in records.values()
+        if isinstance(value, dict) and "mode" in value and not value.get("is_ended")
+    ]
+    exposed_s = max((float(each.get("exposure_s") or 0) for each in writers), default=0.0)
+    place = str(begun.get("place"))
+    if needed := base_from(begun):
+        backups = await read_backups(store)
+        if int(backups.last.get("taken_at") or 0) < needed:
+            return Exposure("archive", None, detail=f"{place} needs a backup made since")
+    if any(each.get("has_hole") for each in writers):
+        return Exposure("archive", None, detail=f"{place} was away: it has a hole")
+    if any(each.get("is_degraded") for each in writers):
+        return Exposure("archive", exposed_s, detail=f"{place} is away")
+    if all(each.get("mode") == "sync" for each in writers):
+        return Exposure("archive", 0.0, 0, 0, 0.0, detail=f"commits wait for {place}")
+    return Exposure("archive", exposed_s, detail=f"{place} follows, nobody waits for it")
 
 
 class Copies(NamedTuple):

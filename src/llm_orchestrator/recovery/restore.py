@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import ConfigError, StoreDamaged
+from llm_orchestrator.model import stamp
 from llm_orchestrator.recovery.beyond import Tail
 from llm_orchestrator.recovery.carry import Carriage, Under, carry_over
 from llm_orchestrator.recovery.manifest import Manifest
@@ -45,7 +46,13 @@ class Filled(NamedTuple):
     generation: int
     """The highest one that it has seen."""
     point_us: int
-    """The last batch that is in, microseconds on the store's clock."""
+    """The last batch that is in, microseconds on the store's clock; 0: none was needed."""
+    applied: int = 0
+    """Appends and changes that went in."""
+    dropped: int = 0
+    """Those that nobody was told of, and that did not fit."""
+    flaws: Sequence[str] = ()
+    """What is missing; only where the request takes it."""
 
 
 Fill = Callable[[Database], Awaitable[Filled]]
@@ -64,6 +71,8 @@ class Request:
     """Where nothing tells which generations there were."""
     may_flaw: bool = False
     """Go on although the copy has flaws (they are in the report)."""
+    hold: bool = False
+    """Hold unfinished runs where nobody can say what they did since."""
 
 
 @dataclass(slots=True)
@@ -77,6 +86,7 @@ class Restored:
     carried: Carriage
     flaws: list[str] = field(default_factory=list)
     took_s: float = 0.0
+    filled: Filled | None = None
 
 
 async def restore(
@@ -101,6 +111,7 @@ async def restore(
         is_exact = request.fill is None and request.base is not None
         manifest = request.base.manifest if is_exact and request.base else None
         runs, flaws = await check_copy(aside, manifest, checks)
+        flaws += filled.flaws if filled else ()
         if flaws and not request.may_flaw:
             raise StoreDamaged(
                 f"the copy is not whole, so nothing was changed: {'; '.join(flaws[:3])}",
@@ -113,16 +124,20 @@ async def restore(
 
         async def last(store: Database) -> None:
             nonlocal carried
-            carried = await _carry(store, aside, filled, under=under)
+            carried = await _carry(store, aside, filled, under=under, hold=request.hold)
 
         if await live.identity() is None:
-            carried = await _carry(None, aside, filled, under=under)
+            carried = await _carry(None, aside, filled, under=under, hold=request.hold)
+            if filled is None and request.base is not None:
+                since = stamp(request.base.manifest.taken_at)
+                carried.trouble.append(f"what was done after {since}: nothing here knows it")
         say("swapping")
         old = await aside.take_over(identity, last=last)
     except BaseException:
         await aside.discard()
         raise
-    return Restored(identity, runs, old, carried, flaws, clock.monotonic() - begun)
+    took_s = clock.monotonic() - begun
+    return Restored(identity, runs, old, carried, flaws, took_s, filled)
 
 
 # -- how ------------------------------------------------------------------------------------------
@@ -175,13 +190,14 @@ async def _fill(aside: Aside, fill: Fill | None, say: Callable[[str], None]) -> 
 
 
 async def _carry(
-    live: Database | None, aside: Aside, filled: Filled | None, *, under: Under
+    live: Database | None, aside: Aside, filled: Filled | None, *, under: Under, hold: bool
 ) -> Carriage:
     """Into the copy: what the live store and the archive know beyond the point."""
     tails = filled.tails if filled is not None else ()
     restored = aside.store()
     await restored.open_as_client()
     try:
-        return await carry_over(live, restored, under, tails=tails)
+        must_hold = hold and filled is None  # the archive knows what was done
+        return await carry_over(live, restored, under, tails=tails, hold=must_hold)
     finally:
         await restored.close()

@@ -79,8 +79,11 @@ class Opener(Protocol):
     state: Callable[[], dict[str, Json]]
     """Asked how the archive fares, for people."""
 
-    async def prepare(self) -> None:
-        """Find out what the store held before the first batch. Raises StoreError."""
+    async def prepare(self, *, is_needed: bool = True) -> None:
+        """Find out what the store held before the first batch, and whether the place is its own.
+
+        Raises ConfigError; StoreError when the place is away and `is_needed`.
+        """
         ...
 
     def open(self) -> Sink:
@@ -89,6 +92,10 @@ class Opener(Protocol):
 
     def settled(self, number: int) -> None:
         """Everything up to this batch has ended; what of it landed is in the store."""
+        ...
+
+    async def tell(self) -> None:
+        """Write into the store, now, how the archive fares. Raises nothing."""
         ...
 
     def is_own(self, batch: Batch) -> bool:
@@ -134,6 +141,7 @@ class StreamArchive:
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
+        self._is_told = False
         self._holes: list[Hole] = []
         self._has_lost = False
         self._waiting_bytes = 0
@@ -177,7 +185,10 @@ class StreamArchive:
         """Before the first batch, or earlier. Raises ConfigError, StoreError."""
         async with self._preparing:
             if not self._is_prepared:
-                await self._opener.prepare()
+                is_needed = self._options.on_failure is OnFailure.STALL
+                await self._opener.prepare(is_needed=is_needed)
+                if self._options.mode is Mode.ASYNC:
+                    await self._opener.tell()  # whoever finds us dead knows that a tail is missing
                 self._is_prepared = True
 
     def settle(self, number: int, receipt: Receipt | None) -> None:
@@ -256,7 +267,7 @@ class StreamArchive:
         while not await self._write(content):
             if self._is_closing and is_end:
                 return
-            self._complain()
+            await self._complain()
             await self._clock.sleep(RETRY_S)
         self._is_back()
         for one in self._flight:
@@ -271,7 +282,7 @@ class StreamArchive:
             done, _ = await asyncio.wait([writing], timeout=LATE_S)
             while not done:
                 self._is_away("it does not answer")
-                self._complain()
+                await self._complain()
                 done, _ = await asyncio.wait([writing], timeout=RETRY_S)
             await writing
         except OrchestratorError as error:
@@ -282,7 +293,8 @@ class StreamArchive:
     # -- when the place is away ---------------------------------------------------------------
 
     def _may_go_on(self) -> bool:
-        return self._away_since is not None and self._options.on_failure is OnFailure.DEGRADE
+        """True once the store knows that its archive may lack something from here on."""
+        return self._away_since is not None and self._is_told
 
     def _is_away(self, why: str) -> None:
         if self._away_since is not None:
@@ -299,12 +311,15 @@ class StreamArchive:
         if self._away_since is None:
             return
         away_s = self._clock.monotonic() - self._away_since
-        self._away_since, self._waiting_bytes = None, 0
+        self._away_since, self._waiting_bytes, self._is_told = None, 0, False
         logger.warning("the stream archive is back after %.0f s", away_s)
 
-    def _complain(self) -> None:
+    async def _complain(self) -> None:
         """Those who wait: on they go, or they have waited long enough."""
         is_degraded = self._options.on_failure is OnFailure.DEGRADE
+        if is_degraded and not self._is_told:
+            await self._opener.tell()
+            self._is_told = True
         now = self._clock.monotonic()
         for one in (*self._flight, *self._queue):
             if is_degraded:
@@ -350,7 +365,7 @@ class StreamArchive:
             "exposure_s": round(self.exposure_s, 3),
             "is_degraded": self.is_degraded,
             "has_hole": self._has_lost,
-            "is_ended": self._is_closing,
+            "is_ended": self._is_closing and not self._queue and not self._flight,
         }
 
     def _gauges(self) -> Iterable[Sample]:

@@ -67,7 +67,7 @@ class StoreStream:
         self._moved: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def prepare(self) -> None:
+    async def prepare(self, *, is_needed: bool = True) -> None:
         self._incarnation = self._store.incarnation
         begun = await self._begun()
         if begun is None:
@@ -78,7 +78,12 @@ class StoreStream:
                 hint="set archive_place to it, or end that archive: llmo archive stop",
             )
         else:
-            await check_mark(self._place, self._incarnation)
+            try:
+                await check_mark(self._place, self._incarnation)
+            except StoreError as error:
+                if is_needed:
+                    raise
+                logger.critical("the stream archive is away: %s", error.message)
         self._is_whole, self._began_at = bool(begun["is_whole"]), int(begun["at"])
 
     async def _begun(self) -> dict[str, Any] | None:
@@ -169,8 +174,12 @@ class StoreStream:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        if self._settled and self._store.incarnation == self._incarnation:
-            await self._put(is_last=True)
+        is_known = self._settled or self._version
+        if is_known and self._store.incarnation == self._incarnation:
+            await self._put(is_forced=True)
+
+    async def tell(self) -> None:
+        await self._put(is_forced=True)
 
     async def _follow(self) -> None:
         assert self._moved is not None
@@ -180,9 +189,9 @@ class StoreStream:
             await self._clock.sleep(POSITION_S)
             await asyncio.shield(self._put())
 
-    async def _put(self, *, is_last: bool = False) -> None:
+    async def _put(self, *, is_forced: bool = False) -> None:
         number = self._settled
-        if number <= self._written and not is_last:
+        if number <= self._written and not is_forced:
             return
         value: Json = {**self.state(), "number": number, "at": self._clock.now_us()}
         key = self.stream

@@ -52,7 +52,7 @@ def archive_place(config: Config, clock: Clock) -> Place:
     if not config.archive_place:
         raise ConfigError(
             "there is no stream archive: archive_place is not set",
-            hint="archive_place = \"/another/disk\" or \"s3://BUCKET/PREFIX\"",
+            hint='archive_place = "/another/disk" or "s3://BUCKET/PREFIX"',
         )
     return make_place(config.archive_place, config, clock)
 

@@ -8,6 +8,8 @@ from llm_orchestrator.engine.schedule import times_after
 from llm_orchestrator.errors import NotUploaded, OrchestratorError, StoreLocked
 from llm_orchestrator.model import MICROSECONDS
 from llm_orchestrator.recovery.create import BACKUP, LAST
+from llm_orchestrator.recovery.stream_heal import base_from
+from llm_orchestrator.recovery.unarchived import BEGIN, KIND
 from llm_orchestrator.store.base import Database
 from llm_orchestrator.wire.backups import Backups, policy_of
 
@@ -20,6 +22,9 @@ RETRY_US = 600 * MICROSECONDS
 
 class BackupKeeper:
     """Makes a backup when one is due, lets old ones go, and proves the new one.
+
+    `cron` may be "": then only the stream archive asks for one, when the store held something
+    before it was archived (after a restore it always did): segments alone would not bring it back.
 
     Due is what was planned since the last backup of the store, whoever made it: so one node of
     many makes it (the others find the lock held, or the backup made), and one that was missed while
@@ -64,4 +69,15 @@ class BackupKeeper:
 
     async def _next_us(self) -> int:
         last = (await self._store.shelf.records(BACKUP)).get(LAST) or {}
+        if await self._needs_base(int(last.get("taken_at") or 0)):
+            return 0
+        if not self._cron:
+            return 1 << 62
         return next(times_after(self._cron, "UTC", int(last.get("at") or 0)))
+
+    async def _needs_base(self, taken_at: int) -> bool:
+        begun, _ = await self._store.shelf.record(KIND, BEGIN)
+        if not self._backups.config.archive_place or not isinstance(begun, dict):
+            return False
+        is_ours = begun.get("incarnation") == self._store.incarnation
+        return is_ours and taken_at < base_from(begun)

@@ -7,6 +7,7 @@ to list its backups).
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import tempfile
@@ -15,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from llm_orchestrator import __version__
@@ -46,6 +47,10 @@ from llm_orchestrator.telemetry.redact import redact
 from llm_orchestrator.wire.orchestrator import is_postgres, store_path
 from llm_orchestrator.wire.recovery import make_checks
 
+if TYPE_CHECKING:
+    from llm_orchestrator.recovery.compact import Compacted
+
+logger = logging.getLogger(__name__)
 _SECRET = re.compile("key|token|secret|password", re.IGNORECASE)
 _PASSWORD = re.compile(r"(//[^/@:]*):[^/@]*@")
 _REMOTE = "s3://"
@@ -183,7 +188,34 @@ class Backups:
             proof.flaws.append(error.message)
         if store is not None:
             await record_proof(store, proof, store.clock.now_us())
+            if proof.is_good:
+                await self._compact(catalogue, store)
         return proof
+
+    async def compact(
+        self, catalogue: Catalogue, store: Database, *, is_dry: bool = False
+    ) -> Compacted:
+        """Let go of segments that the oldest kept backup holds. Raises StoreError."""
+        from llm_orchestrator.recovery.compact import Compacted, compact  # noqa: PLC0415
+        from llm_orchestrator.wire.archive import archive_place  # noqa: PLC0415
+
+        place = archive_place(self.config, self.clock)
+        made = [item.made_at_us for item in await catalogue.items() if item.made_at_us]
+        if not made or catalogue.marks.last_proved == "":
+            return Compacted()
+        return await compact(place, store, min(made), is_dry=is_dry)
+
+    async def _compact(self, catalogue: Catalogue, store: Database) -> None:
+        if not self.config.archive_place:
+            return
+        try:
+            marks = read_marks(await store.shelf.records(BACKUP))
+            gone = await self.compact(replace(catalogue, marks=marks), store)
+        except OrchestratorError as error:  # the proof stands, whatever becomes of old segments
+            logger.error("old segments are not let go: %s", error.message)
+            return
+        if gone.segments:
+            logger.info("%d segments were let go, %d bytes", gone.segments, gone.size_bytes)
 
     @asynccontextmanager
     async def base(

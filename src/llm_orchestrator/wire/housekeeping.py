@@ -14,11 +14,13 @@ from llm_orchestrator.telemetry.metrics import Metrics
 def chores(config: Config, store: Database, *, metrics: Metrics) -> list[Chore]:
     """What to do, and how often. Raises ConfigError."""
     found = []
-    if config.backup_schedule:
+    if config.backup_schedule or config.archive_place:
         from llm_orchestrator.wire.backup_keeper import PERIOD_S, BackupKeeper  # noqa: PLC0415
         from llm_orchestrator.wire.backups import Backups  # noqa: PLC0415 (rarely needed)
 
         keeper = BackupKeeper(Backups(config, store.clock), store, config.backup_schedule)
+        if config.archive_place:
+            found.append(_archive_chore(config, store))
         found.append(Chore("scheduled backups", PERIOD_S, keeper.do))
     days = config.audit_retention_days
     if days < 0:
@@ -29,3 +31,13 @@ def chores(config: Config, store: Database, *, metrics: Metrics) -> list[Chore]:
 
     work = partial(audit_retention.forget_older, store, store.clock, days=days, metrics=metrics)
     return [*found, Chore("audit retention", audit_retention.PERIOD_S, work)]
+
+
+def _archive_chore(config: Config, store: Database) -> Chore:
+    from llm_orchestrator.recovery.stream_heal import PERIOD_S, heal  # noqa: PLC0415
+    from llm_orchestrator.wire.archive import archive_place  # noqa: PLC0415
+    from llm_orchestrator.wire.orchestrator import is_postgres  # noqa: PLC0415
+
+    place = archive_place(config, store.clock)
+    work = partial(heal, place, store, is_shared=is_postgres(store.shown))
+    return Chore("streams that broke off", PERIOD_S, work)
