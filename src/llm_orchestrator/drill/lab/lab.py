@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
@@ -24,7 +25,7 @@ import aiohttp
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.lab import network, reach
 from llm_orchestrator.drill.lab import state as states
-from llm_orchestrator.drill.lab.host import Host, Process, kill_all
+from llm_orchestrator.drill.lab.host import MARK, Host, Process, kill_all
 from llm_orchestrator.drill.lab.servers import LEDGER, S3_BUCKET, S3_KEY
 from llm_orchestrator.drill.lab.spec import LabSpec, Plan, make_plan, settings
 from llm_orchestrator.drill.lab_process import LabError, send, state, wait
@@ -179,8 +180,10 @@ def up(spec: LabSpec, folder: Path | None = None, *, tell: Callable[[str], None]
         try:
             supervisor = _start(spec, where, lock)
         except BaseException:
-            _remove(where.folder)
+            _remove(where.folder, is_ours=where.is_ours)
             raise
+    # It outlives us; until then somebody has to take note of its end.
+    threading.Thread(target=supervisor.wait, name="lab supervisor", daemon=True).start()
     try:
         return _await(where.folder, supervisor, tell)
     except BaseException:
@@ -220,13 +223,14 @@ def _start(spec: LabSpec, where: _Where, lock: IO[str]) -> subprocess.Popen[byte
         with (where.folder / states.LOG).open("ab") as log:
             return subprocess.Popen(
                 [
+                    *("env", f"{MARK}={states.lab_id(where.folder)}"),
                     *(sys.executable, "-m", "llm_orchestrator.drill.lab.supervisor"),
                     *(str(where.folder), str(lock.fileno())),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd="/",
+                cwd=where.folder,
                 start_new_session=True,
                 pass_fds=descriptors,
             )
@@ -242,16 +246,17 @@ def _on_paper(spec: LabSpec, folder: Path) -> tuple[socket.socket, Plan]:
     first = int(lab_id[-4:], 16)
     for number in range(254):
         net = (first + number) % 254 + 1
-        with contextlib.suppress(OSError):
-            if not spec.has_network:
+        if not spec.has_network:
+            try:
                 claimed.bind((f"127.77.{net}.1", _NET_PORT))
-                ports = _free(f"127.77.{net}.1", ports)
-            return claimed, make_plan(spec, lab_id, net=net, ports=ports, password=password)
-    claimed.close()
+            except OSError:  # another lab's
+                continue
+            ports = free_ports(f"127.77.{net}.1", ports)
+        return claimed, make_plan(spec, lab_id, net=net, ports=ports, password=password)
     raise LabError("no loopback network is free")
 
 
-def _free(address: str, ports: Mapping[str, int]) -> Mapping[str, int]:
+def free_ports(address: str, ports: Mapping[str, int]) -> Mapping[str, int]:
     """The ports, all shifted by as much as it takes: servers of this machine may have some."""
     for shift in _SHIFTS:
         shifted = {what: port + shift for what, port in ports.items()}
@@ -302,10 +307,10 @@ def _clear(folder: Path, *, has_lock: bool) -> None:
         for data in folder.glob("*/pg"):
             end_cluster(data)
         network.clear(states.lab_id(folder))
-        if not has_lock:
-            _remove(folder)
-        else:
+        if has_lock:
             _empty(folder)
+        else:
+            _remove(folder, is_ours=_is_ours(folder))
 
 
 def _end_owner(folder: Path) -> IO[str]:
@@ -325,11 +330,16 @@ def _end_owner(folder: Path) -> IO[str]:
     return found[0]
 
 
-def _remove(folder: Path) -> None:
+def _is_ours(folder: Path) -> bool:
+    """Whether the folder goes, too; so it does when nothing says whose it is."""
+    try:
+        return states.load(folder).is_folder_ours
+    except LabError:
+        return True
+
+
+def _remove(folder: Path, *, is_ours: bool) -> None:
     """Every file; lab.json last, so that a lab that is half removed is still known as one."""
-    is_ours = True
-    with contextlib.suppress(LabError):
-        is_ours = states.load(folder).is_folder_ours
     _empty(folder)
     (folder / states.OWNER).unlink(missing_ok=True)
     if is_ours:

@@ -145,12 +145,14 @@ class Network:
     def lose(self, name: str, percent: int) -> None:
         """So much of what the host says and hears is lost, by chance. 0 ends it."""
         port = _port(self._known(name))
+        if not 0 <= percent <= 100:
+            raise LabError(f"{percent} % cannot be lost")
         lines = [f"flush chain bridge part loss_{_word(name)}"] if self._has_chain(name) else []
         if not lines:
             lines = [f"add chain bridge part loss_{_word(name)}"]
             lines.append(f"add rule bridge part loss jump loss_{_word(name)}")
         if percent:
-            rule = f"numgen random mod 100 < {percent} drop"
+            rule = f"numgen random mod 100 < {percent} drop" if percent < 100 else "drop"
             for side in ("iifname", "oifname"):
                 lines.append(f'add rule bridge part loss_{_word(name)} {side} "{port}" {rule}')
         self._nft(_text(lines))

@@ -154,7 +154,7 @@ def patroni_settings(plan: Plan, place: Place, home: Path, *, binaries: Path) ->
 def _node(plan: Plan, place: Place, home: Path) -> Command:
     llm = plan.url(plan.running("llm")[0], "llm")
     store = f"sqlite:///{home / 'runs.db'}" if plan.spec.is_single else plan.database_url
-    environment = {
+    environment = _OURS | {
         "LLM_ORCHESTRATOR_URL": store,
         "LLM_ORCHESTRATOR_NODE_NAME": place.name,
         "LLM_ORCHESTRATOR_REGION": place.region,
@@ -178,10 +178,13 @@ def _node(plan: Plan, place: Place, home: Path) -> Command:
 def _llm(plan: Plan, place: Place, home: Path) -> Command:
     program = (sys.executable, "-m", "llm_orchestrator.drill.fake_llm")
     where = ("--host", place.address, "--port", str(plan.ports["llm"]))
-    return Command(place, "llm", (*program, *where, "--ledger", str(home / LEDGER)))
+    words = (*program, *where, "--ledger", str(home / LEDGER))
+    return Command(place, "llm", words, environment=_OURS)
 
 
 LEDGER = "ledger.jsonl"
+_OURS = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}
+"""They are of the same code as we are, wherever it was found."""
 
 
 # --- what else there is ---

@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
 
 import aiohttp
 
@@ -29,7 +28,6 @@ from llm_orchestrator.drill.lab.servers import Command, make_command
 from llm_orchestrator.drill.lab.spec import DATABASE, Place
 from llm_orchestrator.drill.lab_process import LabError, as_account, own
 
-T = TypeVar("T")
 RESTART_S = 0.5
 _LOOK_S = 0.1
 _LIMIT_S = 90.0
@@ -132,7 +130,7 @@ class Supervisor:
                 home.chmod(0o700)
                 own(home)
         for what in _FIRST:
-            self._start(what)
+            self._start(*self._plan.running(what), what=what)
         async with client_of(plan, timeout_s=1.0) as client:
             await self._bring_up(client)
 
@@ -140,18 +138,20 @@ class Supervisor:
         if self._plan.running("etcd"):
             await self._answer(client, "etcd")
             self._done("etcd")
-            self._start("patroni")
-            primary = await self._until(lambda: self._leader(client), "a primary", ("patroni",))
-            await asyncio.to_thread(self._make_database, primary)
+            first, *others = self._plan.running("patroni")  # the first one is the primary
+            self._start(first, what="patroni")
+            await self._until(lambda: self._leads(client, first), "a primary", ("patroni",))
+            self._start(*others, what="patroni")
+            await asyncio.to_thread(self._make_database, first)
             self._done("primary database")
-        self._start("node")
+        self._start(*self._plan.running("node"), what="node")
         await asyncio.gather(
             self._database_ready(client),
             *(self._ready(client, what) for what in ("llm", "s3", "prometheus", "node")),
         )
 
-    def _start(self, what: str) -> None:
-        for place in self._plan.running(what):
+    def _start(self, *places: Place, what: str) -> None:
+        for place in places:
             command = make_command(
                 self._plan, place, what, folder=self._folder, binaries=self._binaries
             )
@@ -191,11 +191,8 @@ class Supervisor:
 
         await self._until(all_do, f"{what} that answers", (what,))
 
-    async def _leader(self, client: aiohttp.ClientSession) -> Place | None:
-        for place in self._plan.running("patroni"):
-            if (await get(client, self._plan.url(place, "patroni") + "/primary"))[0] == 200:
-                return place
-        return None
+    async def _leads(self, client: aiohttp.ClientSession, place: Place) -> bool:
+        return (await get(client, self._plan.url(place, "patroni") + "/primary"))[0] == 200
 
     async def _database_ready(self, client: aiohttp.ClientSession) -> None:
         members = self._plan.running("patroni")
@@ -213,13 +210,13 @@ class Supervisor:
         self._done("standbys")
 
     async def _until(
-        self, look: Callable[[], Awaitable[T | None]], what: str, kinds: Iterable[str]
-    ) -> T:
-        """What `look` gives as soon as it gives something. Raises LabError, with a log's end."""
+        self, look: Callable[[], Awaitable[bool]], what: str, kinds: Iterable[str]
+    ) -> None:
+        """Until `look` says so. Raises LabError, with a log's end."""
         end = self._clock.monotonic() + _LIMIT_S
         while self._clock.monotonic() < end:
-            if found := await look():
-                return found
+            if await look():
+                return
             if dead := self._dead(kinds):
                 raise LabError(f"{dead.command.name} ends at once\n{_end_of(dead.log)}")
             await self._clock.sleep(_LOOK_S)
@@ -242,10 +239,10 @@ def main() -> None:
     (Another one that it inherits, a socket, keeps the loopback network ours.)
     """
     folder, descriptor = Path(sys.argv[1]), int(sys.argv[2])
-    with os.fdopen(descriptor, "r+", encoding="utf-8") as lock:
-        os.set_inheritable(lock.fileno(), False)
-        states.sign(lock)
-        asyncio.run(Supervisor(folder, RealClock()).run())
+    lock = os.fdopen(descriptor, "r+", encoding="utf-8")  # open until we are gone
+    os.set_inheritable(descriptor, False)
+    states.sign(lock)
+    asyncio.run(Supervisor(folder, RealClock()).run())
 
 
 if __name__ == "__main__":

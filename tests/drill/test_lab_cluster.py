@@ -1,0 +1,218 @@
+"""Whole clusters: everything is there, a host's loss is survived, and nothing is left of them.
+
+One cluster for the module, as root; the tests stand in the order in which they use it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from llm_orchestrator.clock import RealClock
+from llm_orchestrator.drill.lab import reach
+from llm_orchestrator.drill.lab.lab import Lab, down, up
+from llm_orchestrator.drill.lab.spec import LabSpec
+from llm_orchestrator.drill.lab_process import wait
+from tests.drill.lab_support import HELLO, llmo, network_of, segments, traces
+
+HANG_S = 100.0
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root: network namespaces")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """Three databases, two nodes; each host a namespace."""
+    with tempfile.TemporaryDirectory(prefix="lab-", ignore_cleanup_errors=True) as base:
+        Path(base).chmod(0o711)
+        folder = Path(base).resolve() / "lab"
+        made = llmo("up", folder=folder, limit_s=HANG_S * 2)
+        assert made.returncode == 0, made.stderr
+        print(f"\n{made.stderr.splitlines()[-1]}")
+        yield Lab.load(folder)
+        down(folder)
+
+
+class Client:
+    """Asks the nodes from the client's host, patiently."""
+
+    def __init__(self, lab: Lab, session: aiohttp.ClientSession) -> None:
+        self.lab = lab
+        self._session = session
+        self._clock = RealClock()
+
+    async def post(
+        self, url: str, data: bytes, kind: str = "application/json"
+    ) -> Mapping[str, Any]:
+        async with self._session.post(url, data=data, headers={"content-type": kind}) as answer:
+            body = await answer.json()
+            return {"status": answer.status, **body}
+
+    async def run(self, number: int, node: int = 0) -> str:
+        """One run to its end, asked for as often as it takes, with one key."""
+        url = f"{self.lab.endpoints[node]}/api/v1/workflows/hello/execute?wait=5"
+        body = json.dumps({"inputs": {"number": number}}).encode()
+        headers = {"content-type": "application/json", "Idempotency-Key": f"number-{number}"}
+        found: list[str] = []
+
+        async def is_done() -> bool:
+            try:
+                async with self._session.post(url, data=body, headers=headers) as answer:
+                    told = await answer.json()
+            except (aiohttp.ClientError, TimeoutError):
+                return False
+            found[:] = [told.get("run_id", "")]
+            return bool(told.get("state") == "completed")
+
+        await self.until(is_done, f"run {number}")
+        return found[0]
+
+    async def until(self, happens: Any, what: str) -> None:
+        """Until it does; fails when it hangs."""
+        end = self._clock.monotonic() + HANG_S
+        while not await happens():
+            assert self._clock.monotonic() < end, f"it hangs: {what}"
+            await asyncio.sleep(0.1)
+
+    async def get(self, url: str) -> Mapping[str, Any]:
+        return (await reach.get(self._session, url))[1]
+
+    async def is_whole(self) -> bool:
+        """Every member follows or leads, and one of them synchronously."""
+        members = await self.lab.members()
+        roles = sorted(str(member["role"]) for member in members)
+        return roles == ["leader", "replica", "sync_standby"] and all(
+            member["state"] in ("running", "streaming") for member in members
+        )
+
+
+def with_client(lab: Lab, work: Any) -> Any:
+    """Run `work(client)` on an event loop of its own."""
+
+    async def main() -> Any:
+        timeout = aiohttp.ClientTimeout(total=20)
+        async with aiohttp.ClientSession(connector=lab.connector(), timeout=timeout) as session:
+            return await work(Client(lab, session))
+
+    return asyncio.run(main())
+
+
+@needs_root
+def test_everything_is_there(lab: Lab) -> None:
+    async def work(client: Client) -> None:
+        assert await client.is_whole()
+        assert await lab.primary() == "a-db1"
+
+        async def are_scraped() -> bool:
+            found = await client.get(f"{lab.prometheus_url}/api/v1/targets")
+            targets = found["data"]["activeTargets"]
+            return len(targets) == 5 and all(each["health"] == "up" for each in targets)
+
+        await client.until(are_scraped, "targets that Prometheus reaches")
+        rules = await client.get(f"{lab.prometheus_url}/api/v1/rules")
+        names = {rule["name"] for group in rules["data"]["groups"] for rule in group["rules"]}
+        assert "StoreUnreachable" in names
+
+    with_client(lab, work)
+    here = network_of("thread-self")
+    spaces = {
+        network_of(host.processes[what].pid)
+        for host in lab.hosts.values()
+        for what in host.place.runs
+    }
+    assert here not in spaces
+    assert len(spaces) == 8  # one a host that runs something
+    etcd = lab.process("a-db1/etcd").pid
+    assert os.getpriority(os.PRIO_PROCESS, etcd) == -10
+    assert Path(f"/proc/{etcd}").stat().st_uid != 0
+
+
+@needs_root
+def test_writes_go_on_when_the_primarys_host_is_lost(lab: Lab) -> None:
+    async def work(client: Client) -> None:
+        node = lab.endpoints[0]
+        await client.post(f"{node}/api/v1/workflows", HELLO.encode(), "application/yaml")
+        first = await client.run(1)
+        lost = lab.hosts[str(await lab.primary())]
+        assert lost.postmaster
+        await lost.cut()
+        await lost.kill_all()
+        assert lab.network is not None
+        assert lab.network.heard("client", lost.name) == 0
+        assert not lost.postmaster
+        await client.run(2)
+        assert await lab.primary() not in (None, lost.name)
+        assert await client.run(1, node=1) == first  # the same run, not another one
+        assert not any(process.pid for process in lost.processes.values())
+        await lost.heal()
+        await lost.start()
+        await client.until(client.is_whole, "a member that comes back")
+
+    with_client(lab, work)
+    said = lab.llm_ledger.read_text().splitlines()
+    keys = [line["idempotency_key"] for line in map(json.loads, said) if line["event"] == "arrived"]
+    assert len(keys) == len(set(keys)) == 2
+
+
+@needs_root
+def test_patroni_alone_is_back_within_a_moment(lab: Lab) -> None:
+    primary = asyncio.run(lab.primary())
+    patroni = lab.process(f"{primary}/patroni")
+    before, count = patroni.pid, patroni.restarts
+    postmaster = lab.hosts[str(primary)].postmaster
+    patroni.kill()
+    assert wait(lambda: patroni.restarts == count + 1 and bool(patroni.pid), HANG_S)
+    assert patroni.pid != before
+    assert lab.hosts[str(primary)].postmaster == postmaster
+
+
+@needs_root
+def test_after_kill_9_of_everything_that_could_clean_up_nothing_is_left(lab: Lab) -> None:
+    processes = traces(lab.folder).processes
+    assert set(segments().values()) & processes  # PostgreSQL has some
+    assert not any("/dev/shm/" in Path(f"/proc/{pid}/maps").read_text() for pid in processes)
+    os.kill(lab.supervisor, signal.SIGKILL)
+    assert wait(lambda: not lab.supervisor, HANG_S)
+    orphans = [host.postmaster for host in lab.hosts.values() if host.postmaster]
+    assert orphans  # they are nobody's children now
+    assert traces(lab.folder).namespaces
+    assert llmo("down", folder=lab.folder).returncode == 0
+    assert not traces(lab.folder)
+    assert not lab.folder.exists()
+    assert not set(segments().values()) & processes
+
+
+def test_without_root_the_same_servers_run_on_loopback_addresses() -> None:
+    with tempfile.TemporaryDirectory(prefix="lab-", ignore_cleanup_errors=True) as base:
+        Path(base).chmod(0o711)
+        folder = Path(base).resolve() / "lab"
+        try:
+            lab = up(LabSpec(regions=2, postgres=18), folder, tell=print)
+            with_client(lab, _check_two_regions)
+        finally:
+            down(folder)
+        assert not traces(folder)
+
+
+async def _check_two_regions(client: Client) -> None:
+    lab = client.lab
+    assert await client.is_whole()
+    roles = {str(member["name"]): str(member["role"]) for member in await lab.members()}
+    # The synchronous standby is never in the primary's region.
+    assert roles == {"a-db1": "leader", "a-db2": "replica", "b-db1": "sync_standby"}
+    assert set(lab.hosts["c-arbiter"].processes) == {"etcd"}
+    regions = [host.region for host in lab.hosts.values() if "node" in host.processes]
+    assert sorted(regions) == ["a", "a", "b", "b"]
+    await client.post(f"{lab.endpoints[0]}/api/v1/workflows", HELLO.encode(), "application/yaml")
+    await client.run(1)
+    version = await client.get(f"{lab.plan.url(lab.hosts['a-db1'].place, 'patroni')}/patroni")
+    assert version["server_version"] // 10_000 == 18
