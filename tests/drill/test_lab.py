@@ -129,6 +129,13 @@ def test_a_lab_that_does_not_come_up_says_why_and_is_gone(folder: Path) -> None:
     assert not folder.exists()
 
 
+@needs_root
+def test_a_folder_that_postgresql_cannot_reach_is_refused(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    with pytest.raises(LabError, match="cannot reach"):
+        up(LabSpec(), folder, tell=lambda text: None)
+
+
 def test_a_folder_that_was_there_stays_empty(folder: Path) -> None:
     folder.mkdir()
     up(SINGLE, folder, tell=lambda text: None)

@@ -133,7 +133,7 @@ def test_everything_is_there(lab: Lab) -> None:
     assert len(spaces) == 8  # one a host that runs something
     etcd = lab.process("a-db1/etcd").pid
     assert os.getpriority(os.PRIO_PROCESS, etcd) == -10
-    assert Path(f"/proc/{etcd}").stat().st_uid != 0
+    assert Path(f"/proc/{lab.process('a-db1/patroni').pid}").stat().st_uid != 0
 
 
 @needs_root

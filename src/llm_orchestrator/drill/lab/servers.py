@@ -1,8 +1,8 @@
 """How each kind of server of the lab is started: command, files, what says that it is ready.
 
 A server works in its host's folder, writes nothing outside, and listens on its host's address.
-Whom it runs as: PostgreSQL, Patroni and etcd as whom we start servers as (root may not run
-PostgreSQL), everything else as ourselves.
+Whom it runs as: Patroni, and so PostgreSQL, as whom we start servers as (root may not run it),
+everything else as ourselves.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _etcd(plan: Plan, place: Place, home: Path) -> Command:
     }
     words = tuple(f"--{name}={value}" for name, value in options.items())
     program = tools.find("etcd", hint="make setup, or apt-get install etcd-server")
-    return Command(place, "etcd", (program, *words), is_account=True, nice=_ETCD_NICE)
+    return Command(place, "etcd", (program, *words), nice=_ETCD_NICE)
 
 
 def _patroni(plan: Plan, place: Place, home: Path, *, binaries: Path) -> Command:

@@ -26,7 +26,7 @@ from llm_orchestrator.drill.lab.network import Network
 from llm_orchestrator.drill.lab.reach import client_of, get
 from llm_orchestrator.drill.lab.servers import Command, make_command
 from llm_orchestrator.drill.lab.spec import DATABASE, Place
-from llm_orchestrator.drill.lab_process import LabError, as_account, own
+from llm_orchestrator.drill.lab_process import LabError, as_account, may, own
 
 RESTART_S = 0.5
 _LOOK_S = 0.1
@@ -123,11 +123,12 @@ class Supervisor:
         if plan.running("patroni"):
             self._binaries = await asyncio.to_thread(tools.find_postgres, plan.spec.postgres)
             self._state.binaries = str(self._binaries)
+            if not may("-x", self._folder):
+                raise LabError(f"{self._folder}: PostgreSQL's user cannot reach this folder")
         for place in plan.places:
             home = self._folder / place.name
-            home.mkdir(mode=0o755)
-            if {"etcd", "patroni"} & set(place.runs):
-                home.chmod(0o700)
+            home.mkdir(mode=0o700)
+            if "patroni" in place.runs:
                 own(home)
         for what in _FIRST:
             self._start(*self._plan.running(what), what=what)
