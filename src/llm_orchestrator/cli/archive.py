@@ -17,7 +17,7 @@ from llm_orchestrator.cli.backup_given import backups_of, size
 from llm_orchestrator.cli.options import AsJson, DryRun, make_app
 from llm_orchestrator.cli.output import count, emit, print_object, print_rows
 from llm_orchestrator.cli.session import Session, session_of
-from llm_orchestrator.errors import NotFound, StoreDamaged, StoreError
+from llm_orchestrator.errors import ConfigError, NotFound, StoreDamaged, StoreLocked
 from llm_orchestrator.model import Json, stamp
 
 app = make_app("The stream archive, to which every committed batch goes as well.")
@@ -83,21 +83,21 @@ def stop(
         bool, typer.Option("--yes", "-y", help="Go on although nodes live.")
     ] = False,
 ) -> None:
-    """From now on this store is not archived. First stop every node that archives."""
+    """From now on this store is not archived. First stop its nodes and unset archive_place."""
     session = session_of(context)
 
     async def work() -> None:
         from llm_orchestrator.recovery.stream_store import stop_archive
 
+        if session.config.archive_place:
+            raise ConfigError("archive_place is set: the next commit would begin a new archive")
         async with session.client() as store:
             if not is_sure and await store.is_served():
-                raise StoreError(
-                    "a node serves this store and archives it", hint="stop it first, or --yes"
-                )
+                raise StoreLocked("a node serves this store", hint="stop it first, or --yes")
+            if not await stop_archive(store):
+                raise NotFound("this store is not archived")
             async with session.audited(store, "archive.stop"):
-                if not await stop_archive(store):
-                    raise NotFound("this store is not archived")
-        session.note("unset archive_place everywhere before anything is written again")
+                pass
 
     session.run(work())
 
@@ -150,5 +150,5 @@ async def _verify(session: Session) -> tuple[dict[str, int], list[str], list[str
         async for _ in merged.items():
             facts["batches"] += 1
         if not one.floor_us:
-            merged.check_starts()
+            merged.check_ends()
     return facts, findings.damage, findings.torn

@@ -21,12 +21,20 @@ import typer
 
 from llm_orchestrator.cli.backup import maybe_store
 from llm_orchestrator.cli.backup_bar import bar
-from llm_orchestrator.cli.backup_given import AtFolder, AtPlace, backups_of, size
+from llm_orchestrator.cli.backup_given import AtFolder, AtPlace, backups_of
 from llm_orchestrator.cli.given import read_moment
 from llm_orchestrator.cli.options import AsJson, DryRun, make_app
-from llm_orchestrator.cli.output import count, dollars, duration, emit, print_object
+from llm_orchestrator.cli.output import emit
+from llm_orchestrator.cli.restore_report import report, report_run, tell
 from llm_orchestrator.cli.session import Session, session_of
-from llm_orchestrator.errors import ConfigError, InputError, NotFound, StoreError
+from llm_orchestrator.errors import (
+    ConfigError,
+    InputError,
+    NotFound,
+    OrchestratorError,
+    StoreError,
+    StoreLocked,
+)
 from llm_orchestrator.model import MICROSECONDS, Json, stamp
 
 if TYPE_CHECKING:
@@ -34,14 +42,12 @@ if TYPE_CHECKING:
     from llm_orchestrator.recovery.catalogue import Catalogue, Item
     from llm_orchestrator.recovery.from_archive import Chosen, Wanted
     from llm_orchestrator.recovery.manifest import Manifest
-    from llm_orchestrator.recovery.one_run import Brought
     from llm_orchestrator.recovery.readiness import Exposure
     from llm_orchestrator.recovery.restore import Request, Restored
     from llm_orchestrator.store.base import Database
     from llm_orchestrator.wire.backups import Backups
 
 app = make_app("Put the store back from a backup; the old one is kept under another name.")
-_HELD_SHOWN = 20
 _ENTRY = re.compile(r"([0-9a-f]{8}-[0-9a-f-]{27}):([1-9]\d*)")
 
 
@@ -137,7 +143,7 @@ class _Restoring:
             item = await self._choose(catalogue, wanted, to)
             manifest = await catalogue.show(item, backups.keys)
             plan = await self._plan(store, item, manifest)
-        self._tell(plan)
+        tell(plan, is_json=self._is_json, is_dry=is_dry)
         if is_dry:
             return
         if backups.config.archive_place:
@@ -165,7 +171,7 @@ class _Restoring:
             item = await catalogue.find(base_id) if base_id else None
             chosen = await choose_source(place, catalogue, wanted, keys=backups.keys, base=item)
             plan = await self._plan_archive(store, chosen)
-        self._tell(plan)
+        tell(plan, is_json=self._is_json, is_dry=is_dry)
         if is_dry:
             return
         why = "the stream archive" + (f" up to {stamp(chosen.until_us)}" if chosen.until_us else "")
@@ -194,8 +200,24 @@ class _Restoring:
         )
 
     async def _finish(self, source: str, done: Restored) -> None:
+        session = self._session
         await self._record(source, done)
-        self._report(source, done)
+        report(session, source, done, is_json=self._is_json)
+        if self._backups.config.archive_place:
+            await self._make_base()
+
+    async def _make_base(self) -> None:
+        """The archive begins anew with a restored store, and leads nowhere without a backup."""
+        session = self._session
+        try:
+            async with session.client() as store:
+                made = await self._backups.create(store)
+        except StoreLocked:
+            return  # an engine is at it
+        except OrchestratorError as error:
+            session.warn(f"the archive needs a backup of the restored store: {error.message}")
+            return
+        session.note(f"made {made.manifest.backup_id}: from it the archive goes on")
 
     async def one_run(self, wanted: str, to: str | None, run_id: str, *, is_dry: bool) -> None:
         """One run, beside the live ones."""
@@ -205,7 +227,8 @@ class _Restoring:
         async with session.client() as store:
             catalogue = await backups.catalogue(store)
             item = await self._choose(catalogue, wanted, to)
-            self._tell({"run_id": run_id, **item.to_json()})
+            plan = {"run_id": run_id, **item.to_json()}
+            tell(plan, is_json=self._is_json, is_dry=is_dry)
             if is_dry:
                 return
             self._ask(f"take run {run_id} out of {item.backup_id} into {backups.copier.shown}")
@@ -227,7 +250,7 @@ class _Restoring:
                             await copy.close()
                     finally:
                         await aside.discard()
-        self._report_run(found)
+        report_run(session, found, is_json=self._is_json)
 
     async def discard(self, *, is_dry: bool) -> None:
         """Remove what restores have kept."""
@@ -308,21 +331,6 @@ class _Restoring:
             "lost": _plain(lost),
         }
 
-    def _tell(self, plan: dict[str, Json]) -> None:
-        if self._is_json:
-            print_object(plan, "json")
-            return
-        for name, value in plan.items():
-            if name == "lost":
-                shown = _loss(value)
-            elif name == "estimated_s":
-                shown = f"about {value:.0f} s, as its last proof" if value else "not known"
-            elif name.endswith("_bytes"):
-                shown = size(value)
-            else:
-                shown = str(value)
-            emit(f"{_WORDS.get(name, name):<14}{shown}")
-
     def _ask(self, what: str) -> None:
         """Raises ConfigError where nobody can answer, InputError for a no."""
         if self._is_sure:
@@ -356,58 +364,6 @@ class _Restoring:
         except StoreError as error:  # it is restored all the same
             session.warn(f"this is not in the audit log: {error.message}")
 
-    def _report(self, source: str, done: Restored) -> None:
-        session, carried = self._session, done.carried
-        for flaw in (*done.flaws, *carried.trouble):
-            session.warn(flaw)
-        if self._is_json:
-            facts: dict[str, Json] = {
-                "backup_id": source,
-                "generation": done.identity.generation,
-                "runs": done.runs,
-                "old": done.old,
-                "took_s": round(done.took_s, 3),
-                "from_archive": done.filled.applied if done.filled else 0,
-                "rewound": {"runs": carried.runs, "entries": carried.entries},
-                "held": list(carried.held),
-                "lost": list(carried.trouble),
-            }
-            print_object(facts, "json")
-            return
-        emit(
-            f"restored {source}: {count(done.runs, 'run')}, generation "
-            f"{done.identity.generation}, in {duration(done.took_s * 1_000)}"
-        )
-        if (filled := done.filled) is not None and filled.point_us:
-            session.note(
-                f"the stream archive gave {count(filled.applied, 'change')}, the last one of "
-                f"{stamp(filled.point_us)}"
-            )
-        if carried.runs:
-            session.note(
-                f"{count(carried.runs, 'run')} had gone on since: {carried.entries} entries are "
-                f"taken back, {dollars(carried.usd)} of them spent"
-            )
-        if carried.held:
-            more = len(carried.held) - _HELD_SHOWN
-            shown = ", ".join(carried.held[:_HELD_SHOWN]) + (
-                f" and {more} more" if more > 0 else ""
-            )
-            session.note(f"held, because they would do something twice: {shown}")
-            session.note("hint: llmo recovery reconcile list")
-        if done.old:
-            session.note(f"the old store is kept as {done.old}")
-            session.note("hint: llmo restore --discard-old removes it")
-
-    def _report_run(self, found: Brought) -> None:
-        if self._is_json:
-            print_object({**found._asdict(), "how": found.how.value}, "json")
-            return
-        emit(f"run {found.run_id} is back {found.how.value}: {count(found.entries, 'entry')}")
-        if found.is_held:
-            self._session.note("it is held: nobody knows what it did afterwards")
-            self._session.note("hint: llmo recovery reconcile list")
-
 
 def goes_by_archive(config: Config, to: str | None) -> bool:
     """True when `--to` is for the stream archive."""
@@ -427,25 +383,3 @@ def read_point(to: str | None, *, now_us: int) -> Wanted:
 
 def _plain(lost: Exposure | None) -> Json:
     return lost and {"runs": lost.runs, "entries": lost.entries, "usd": lost.usd}
-
-
-_WORDS = {
-    "up_to": "up to",
-    "segments_bytes": "segments",
-    "backup_id": "backup",
-    "made_at": "made at",
-    "size_bytes": "file",
-    "store_bytes": "store",
-    "is_proved": "proved",
-    "estimated_s": "takes",
-    "lost": "taken back",
-}
-
-
-def _loss(lost: Json) -> str:
-    if not isinstance(lost, dict):
-        return "not known: the live store cannot be read"
-    if not lost["entries"] and not lost["runs"]:
-        return "nothing: no entry was made since"
-    spent = f", {dollars(lost['usd'])} spent" if lost["usd"] else ""
-    return f"{count(lost['runs'], 'new run')}, {lost['entries']} entries{spent}"

@@ -15,6 +15,7 @@ from llm_orchestrator.errors import NotFound, StoreDamaged
 from llm_orchestrator.model import Json, stamp
 from llm_orchestrator.recovery.compact import floor_of
 from llm_orchestrator.recovery.places import Place
+from llm_orchestrator.recovery.segments import Header
 from llm_orchestrator.recovery.stream_read import (
     Findings,
     Item,
@@ -41,6 +42,8 @@ class Incarnation:
     floor_us: int = 0
     """A backup made since is needed: older segments were let go, or some never came. 0: none."""
     streams: dict[str, Sequence[Named]] = field(default_factory=dict)
+    vouched: list[Header] = field(default_factory=list)
+    """The first headers of streams: they know how long others were."""
     damage: list[str] = field(default_factory=list)
 
     @property
@@ -71,6 +74,7 @@ async def read_incarnations(place: Place) -> list[Incarnation]:
             ),
         )
         one.streams[stream] = segments
+        one.vouched.append(header)
     for one in found.values():
         one.damage += headless
     return sorted(found.values(), key=lambda one: (one.generation, one.began_at), reverse=True)
@@ -96,9 +100,11 @@ class Merged:
         incarnation: Incarnation,
         *,
         positions: Mapping[str, int],
+        base_us: int = 0,
         keys: Sequence[Any] = (),
         findings: Findings,
     ) -> None:
+        self._base_us = base_us
         self._place = place
         self._incarnation = incarnation
         self._positions = positions
@@ -126,9 +132,18 @@ class Merged:
                 heapq.heappush(heap, (item.kept.at, stream, item.kept.number, item, rest))
                 return
 
-    def check_starts(self) -> None:
-        """After all was read: beginnings that are neither here nor in the base; and holes."""
+    def check_ends(self) -> None:
+        """After all was read: beginnings and ends that are neither here nor in the base; holes."""
         damage = self._findings.damage
+        there = {reader.stream: reader.last for reader in self._readers}
+        for header in self._incarnation.vouched:
+            if header.at <= self._base_us:
+                continue  # the base has what it knew of
+            damage += [
+                f"stream {stream} ends with batch {there.get(stream, 0)}, and there were {number}"
+                for stream, number in header.known.items()
+                if there.get(stream, 0) < number > self._positions.get(stream, 0)
+            ]
         for reader in self._readers:
             position = self._positions.get(reader.stream, 0)
             if reader.first > position + 1:

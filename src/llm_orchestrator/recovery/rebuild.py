@@ -117,7 +117,7 @@ async def rebuild(
         else:
             await builder.offer(item)
     lost = await builder.finish(has_cut=until_us is not None)
-    merged.check_starts()
+    merged.check_ends()
     done.findings.damage += lost
     if done.findings.damage and not may_miss:
         raise StoreDamaged(

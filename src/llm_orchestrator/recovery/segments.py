@@ -22,7 +22,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -61,6 +61,11 @@ class Header(NamedTuple):
     """False: the store held something before it was archived. A base is needed."""
     key: str = ""
     """The stream's key, wrapped; "" when it is not sealed."""
+    at: int = 0
+    """When the stream began."""
+    known: Mapping[str, int] = {}
+    """Up to which batch other streams are there, for certain: so the last one vouches for the ends
+    of those before it. Only in the first segment."""
 
 
 class Told(NamedTuple):

@@ -41,7 +41,9 @@ async def heal(place: Place, store: Database, *, is_shared: bool) -> bool:
         if stream == BEGIN or not isinstance(value, dict) or "mode" not in value:
             continue
         is_new = value.get("has_hole") and stream not in handled
-        if is_new or (not _is_alive(stream, value, alive, now_us) and _is_cut_off(value)):
+        if is_new or (
+            not _is_alive(stream, value, alive=alive, now_us=now_us) and _is_cut_off(value)
+        ):
             broken[stream] = value
     if not broken:
         return False
@@ -50,10 +52,10 @@ async def heal(place: Place, store: Database, *, is_shared: bool) -> bool:
     begun = {**begun, "base_from": now_us, "handled": handled}
     changes: list[Change] = [PutRecord(KIND, BEGIN, begun, version)]
     for stream, value in broken.items():
-        if not _is_alive(stream, value, alive, now_us):
-            ended: dict[str, Json] = {**value, "is_ended": True, "is_degraded": False}
+        if not _is_alive(stream, value, alive=alive, now_us=now_us):
+            done: Json = {"number": value["number"], "at": value["at"]}
             _, at = await store.shelf.record(KIND, stream)
-            changes.append(PutRecord(KIND, stream, {**ended, "has_hole": False}, at))
+            changes.append(PutRecord(KIND, stream, done, at))
     receipt = await store.commit(Batch(changes=changes))
     if not receipt.is_refused:  # else another node was at it, and the next look tells
         names = ", ".join(sorted(broken))
@@ -76,7 +78,7 @@ async def _alive(store: Database, *, is_shared: bool) -> set[str]:
     return names
 
 
-def _is_alive(stream: str, value: dict[str, Any], alive: set[str], now_us: int) -> bool:
+def _is_alive(stream: str, value: dict[str, Any], *, alive: set[str], now_us: int) -> bool:
     is_node = any(stream == name or stream.startswith(f"{name}.") for name in alive)
     is_fresh = len(alive) > 1 and now_us - int(value.get("at") or 0) < PATIENCE_S * MICROSECONDS
     return is_node or is_fresh

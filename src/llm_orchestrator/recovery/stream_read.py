@@ -104,6 +104,8 @@ class StreamReader:
         """Its process ended in good order."""
         self.first = 0
         """The number of the first batch; 0 when there is none."""
+        self.last = 0
+        """Of the last one that is here, or of which it is known that it never came."""
 
     async def items(self) -> AsyncIterator[Item]:
         """Every batch, in order, as soon as the stream says what became of it."""
@@ -114,9 +116,11 @@ class StreamReader:
             frame = read.frame
             for kept in frame.kept:
                 self.first = self.first or kept.number
+                self.last = max(self.last, kept.number)
                 open_[kept.number] = kept
             told.update((each.number, each) for each in frame.told)
             self.holes += frame.holes
+            self.last = max([self.last, *(hole.last for hole in frame.holes)])
             self.is_ended = self.is_ended or frame.is_end
             settled = max(settled, frame.settled)
             for number in [number for number in open_ if number <= settled or number in told]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llm_orchestrator.clock import Clock
@@ -62,6 +62,8 @@ class StoreStream:
         self._kind = kind
         self._recipients = recipients
         self._is_whole = False
+        self._known: dict[str, int] = {}
+        self._at = clock.now_us()
         self._began_at = self._begin_version = 0
         self._settled = self._written = self._version = 0
         self._moved: asyncio.Event | None = None
@@ -85,6 +87,7 @@ class StoreStream:
                     raise
                 logger.critical("the stream archive is away: %s", error.message)
         self._is_whole, self._began_at = bool(begun["is_whole"]), int(begun["at"])
+        self._known = certain(await self._store.shelf.records(KIND))
 
     async def _begun(self) -> dict[str, Any] | None:
         """The record `begin` of this incarnation."""
@@ -153,6 +156,8 @@ class StoreStream:
                 began_at=self._began_at,
                 is_whole=self._is_whole,
                 key=wrapped,
+                at=self._at,
+                known=self._known if number == 1 else {},
             )
 
         return make_sink(self._place, header, seal)
@@ -211,6 +216,19 @@ async def _is_empty(store: Database) -> bool:
     if await store.look.runs(RunFilter(limit=1)) or await store.shelf.workflows():
         return False
     return not await store.shelf.audit(AuditFilter(limit=1))
+
+
+def certain(records: Mapping[str, Json]) -> dict[str, int]:
+    """Up to which batch each stream has come into the archive, as its writer has said."""
+    return {
+        stream: int(value["number"])
+        for stream, value in records.items()
+        if isinstance(value, dict)
+        and value.get("number")
+        and not value.get("is_degraded")
+        and not value.get("has_hole")
+        and (value.get("is_ended") or value.get("mode") == "sync")
+    }
 
 
 async def _put_mark(place: Place, name: str) -> None:

@@ -31,7 +31,7 @@ def make_archive(
         Mode(config.archive_mode), OnFailure(config.archive_on_failure), config.archive_lag_s
     )
     place = archive_place(config, store.clock)
-    make = partial(_make, config, store, place, kind=kind, options=options, metrics=metrics)
+    make = partial(_make, config, store, place=place, kind=kind, options=options, metrics=metrics)
     return StoreArchive(store, place, make, on_failure=options.on_failure)
 
 
@@ -60,9 +60,9 @@ def archive_place(config: Config, clock: Clock) -> Place:
 def _make(
     config: Config,
     store: Database,
-    place: Place,
     stream: str,
     *,
+    place: Place,
     kind: str,
     options: StreamOptions,
     metrics: Metrics | None,
