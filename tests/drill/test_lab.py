@@ -17,6 +17,7 @@ import pytest
 
 from llm_orchestrator.drill.lab import lab as labs
 from llm_orchestrator.drill.lab import state as states
+from llm_orchestrator.drill.lab.host import MARK
 from llm_orchestrator.drill.lab.lab import Lab, down, up
 from llm_orchestrator.drill.lab.network import Network, clear, inside
 from llm_orchestrator.drill.lab.spec import LabSpec, make_plan, settings
@@ -87,8 +88,9 @@ def test_what_dies_is_started_again_unless_it_is_held(lab: Lab) -> None:
     node, llm = lab.process("a-node1/node"), lab.process("llm/llm")
     before = node.pid
     node.kill(is_held=True)
-    llm.kill()  # later: when it is back, the node would be, too
-    until(lambda: llm.pid and llm.restarts == 1, "a process that is started again")
+    for count in (1, 2):  # twice: by then the node would be back
+        llm.kill()
+        until(lambda n=count: llm.pid and llm.restarts == n, "a process that is started again")
     assert (node.pid, node.restarts, node.is_held) == (0, 0, True)
     node.release()
     until(lambda: node.pid, "a process that is released")
@@ -143,12 +145,19 @@ def test_a_folder_that_was_there_stays_empty(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_shell_that_somebody_left_in_the_folder_lives(lab: Lab) -> None:
-    with subprocess.Popen(["sleep", "600"], cwd=lab.folder / "llm") as shell:
+def test_grandchildren_go_and_a_shell_that_somebody_left_in_the_folder_lives(lab: Lab) -> None:
+    command, place = ["sleep", "600"], lab.folder / "llm"
+    mark = {**os.environ, MARK: states.lab_id(lab.folder)}
+    with (
+        subprocess.Popen(command, cwd=place, env=mark) as grandchild,
+        subprocess.Popen(command, cwd=place) as shell,
+    ):
         try:
             assert down(lab.folder)
+            assert grandchild.wait(HANG_S) == -signal.SIGKILL
             assert shell.poll() is None
         finally:
+            grandchild.kill()
             shell.kill()
 
 
