@@ -95,6 +95,10 @@ def test_what_dies_is_started_again_unless_it_is_held(lab: Lab) -> None:
     node.release()
     until(lambda: node.pid, "a process that is released")
     assert node.pid != before
+    node.tell(TZ="Asia/Kathmandu")
+    node.kill()
+    until(lambda: node.restarts == 2 and node.pid, "a process that is started again")
+    assert b"TZ=Asia/Kathmandu" in Path(f"/proc/{node.pid}/environ").read_bytes()
     node.freeze()
     assert state(node.pid) == "T"
     node.thaw()
@@ -159,6 +163,30 @@ def test_grandchildren_go_and_a_shell_that_somebody_left_in_the_folder_lives(lab
         finally:
             grandchild.kill()
             shell.kill()
+
+
+@needs_root
+def test_what_a_drill_has_mounted_goes_and_what_was_there_stays(lab: Lab) -> None:
+    point, other = lab.folder / "llm" / "a disk", lab.folder.parent / "other"
+    for place in (point, other):
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], check=True)
+    try:
+        assert down(lab.folder)
+        assert other.is_mount()
+    finally:
+        subprocess.run(["umount", str(other)], check=True)
+
+
+@needs_root
+def test_a_lab_of_somebody_else_is_not_touched(lab: Lab) -> None:
+    os.chown(lab.folder, 65_534, -1)
+    try:
+        with pytest.raises(LabError, match="somebody else"):
+            down(lab.folder)
+        assert lab.process("llm/llm").pid
+    finally:
+        os.chown(lab.folder, 0, -1)
 
 
 def test_ports_that_others_have_are_not_taken() -> None:

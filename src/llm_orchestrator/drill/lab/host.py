@@ -73,6 +73,7 @@ class Process:
         self.name = f"{host}/{what}"
         self.log = folder / host / f"{what}.log"
         self._facts = folder / host / f"{what}.json"
+        self._told = folder / host / f"{what}.env"
         self._holds = (folder / host / f"{what}.hold", folder / host / "hold")
 
     @property
@@ -111,6 +112,10 @@ class Process:
     def freeze(self) -> None:
         """SIGSTOP it alone, without its children; it stands still after this. Raises LabError."""
         freeze_all(lambda: [pid] if (pid := self.pid) else [])
+
+    def tell(self, **environment: str) -> None:
+        """Let its next start find these in its environment, besides what it is told anyhow."""
+        states.write(self._told, environment)
 
     def thaw(self) -> None:
         """SIGCONT."""

@@ -169,6 +169,8 @@ def up(spec: LabSpec, folder: Path | None = None, *, tell: Callable[[str], None]
 
     `tell` is given each step as it is done.
     """
+    if sys.platform != "linux":
+        raise LabError("the lab needs Linux: namespaces, /proc, and signals that follow a parent")
     where = _prepare(folder or default_folder())
     lock = states.claim(where.folder)
     if lock is None:
@@ -199,6 +201,8 @@ class _Where:
 
 def _prepare(folder: Path) -> _Where:
     """A folder for the lab: new, empty, or one that a lab was in."""
+    if folder.is_symlink():
+        raise LabError(f"{folder} is a link", hint="llmo lab up --folder DIR")
     folder = folder.resolve()
     longest = len(os.fsencode(folder / "a-db1" / ".s.PGSQL.55432.lock"))
     if longest > _SOCKET_PATH_MAX:
@@ -206,13 +210,16 @@ def _prepare(folder: Path) -> _Where:
     is_new = not folder.exists()
     if is_new:
         folder.mkdir(mode=0o711, parents=True)
-    found = folder.stat()
-    if found.st_uid != os.getuid():
-        raise LabError(f"{folder} belongs to somebody else", hint="llmo lab up --folder DIR")
+    _check_owner(folder)
     content = {path.name for path in folder.iterdir()} - {states.OWNER}
     if content and not (folder / states.STATE).exists():
         raise LabError(f"{folder} is not empty, and no lab", hint="llmo lab up --folder DIR")
     return _Where(folder, is_ours=is_new or folder == default_folder().resolve())
+
+
+def _check_owner(folder: Path) -> None:
+    if folder.stat().st_uid != os.getuid():
+        raise LabError(f"{folder} belongs to somebody else", hint="give another --folder")
 
 
 def _start(spec: LabSpec, where: _Where, lock: IO[str]) -> subprocess.Popen[bytes]:
@@ -295,6 +302,7 @@ def down(folder: Path | None = None) -> bool:
     where = (folder or default_folder()).resolve()
     if not (where / states.STATE).exists():
         return False
+    _check_owner(where)
     _clear(where, has_lock=False)
     return True
 

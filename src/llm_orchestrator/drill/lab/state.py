@@ -7,6 +7,7 @@
     HOST/PROCESS.json       of a supervised process: its id, how often it was restarted
     HOST/PROCESS.log
     HOST/PROCESS.hold       while it is there, the supervisor does not start the process again
+    HOST/PROCESS.env        JSON: what its next start finds in its environment besides
     HOST/hold               the same for all processes of the host
 
 Names of namespaces come from the folder's own name by a hash: they are known even when lab.json is

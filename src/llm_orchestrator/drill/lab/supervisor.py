@@ -53,8 +53,11 @@ class Keeper:
     async def keep(self) -> None:
         """Start it, wait until it dies, and again."""
         while True:
-            await self._until_wanted()
+            while self._is_held():
+                await self._clock.sleep(_LOOK_S)
             process = await self._start()
+            if self._is_held():  # since we looked: whoever holds it has found nothing to kill
+                process.kill()
             code = await process.wait()
             self.ends += 1
             self._note(0, code)
@@ -63,12 +66,13 @@ class Keeper:
 
     async def _start(self) -> asyncio.subprocess.Process:
         with self.log.open("ab") as log:
+            told = self.command.told(states.lab_id(self._folder), self._folder)
             process = await asyncio.create_subprocess_exec(
                 *self.command.argv(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self.command.told(states.lab_id(self._folder), self._folder),
+                env={**told, **states.read(self._home / f"{self.command.what}.env")},
                 cwd=self._home,
                 start_new_session=True,
             )
@@ -79,10 +83,9 @@ class Keeper:
         facts = {"pid": pid, "restarts": self.restarts, "code": code}
         states.write(self._home / f"{self.command.what}.json", facts)
 
-    async def _until_wanted(self) -> None:
+    def _is_held(self) -> bool:
         holds = (self._home / "hold", self._home / f"{self.command.what}.hold")
-        while any(hold.exists() for hold in holds):
-            await self._clock.sleep(_LOOK_S)
+        return any(hold.exists() for hold in holds)
 
 
 class Supervisor:
@@ -218,11 +221,17 @@ class Supervisor:
         while self._clock.monotonic() < end:
             if await look():
                 return
+            self._check_keepers()
             if dead := self._dead(kinds):
                 raise LabError(f"{dead.command.name} ends at once\n{_end_of(dead.log)}")
             await self._clock.sleep(_LOOK_S)
         logs = [keeper.log for keeper in self._keepers.values() if keeper.command.what in kinds]
         raise LabError(f"no {what} within {_LIMIT_S:.0f} s\n{_end_of(logs[0])}")
+
+    def _check_keepers(self) -> None:
+        for task in self._tasks:
+            if task.done() and (error := task.exception()):
+                raise LabError(f"{task.get_name()} cannot be started: {error}") from error
 
     def _dead(self, kinds: Iterable[str]) -> Keeper | None:
         """What died three times before it was ready."""
