@@ -1,6 +1,6 @@
 """A store of a wanted size, filled as engines fill it: whole journals, through `commit`.
 
-python -m bench.fill --store URL --megabytes 250
+python -m bench.fill --store URL --megabytes 250 [--archive PLACE]
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _steps(dice: random.Random, count: int) -> Iterator[Draft]:
         yield Draft(Kind.STEP_FINISHED, f"step-{number}", 1, payload)
 
 
-async def _main(url: str, megabytes: float) -> None:
-    store = make_store(Config(), RealClock(), url=url)
+async def _main(url: str, megabytes: float, archive: str) -> None:
+    store = make_store(Config(archive_place=archive), RealClock(), url=url)
     await store.open_as_client(may_create=True)
     runs = await fill(store, int(megabytes * 1e6))
     await store.close()
@@ -82,5 +82,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench.fill")
     parser.add_argument("--store", required=True)
     parser.add_argument("--megabytes", type=float, default=250.0)
+    parser.add_argument("--archive", default="", metavar="PLACE", help="a stream archive as well")
     given = parser.parse_args()
-    asyncio.run(_main(given.store, given.megabytes))
+    asyncio.run(_main(given.store, given.megabytes, given.archive))

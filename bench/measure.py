@@ -146,6 +146,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="where its files may lie")
     parser.add_argument("--store", default="", metavar="URL", help="a database; else a file")
     parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--archive", default="", metavar="PLACE", help="ours: a stream archive")
+    parser.add_argument("--mode", default="sync", help="ours: the archive's, sync or async")
     return parser.parse_args()
 
 

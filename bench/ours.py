@@ -7,7 +7,6 @@ import gc
 import os
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from bench.measure import (
     CRASH_RUNS,
@@ -197,14 +196,13 @@ async def ask(url: str) -> None:
     finish(sent=sent[1:], acked=acked[1:])
 
 
-async def work_on(work: str, url: str, *, runs: int, folder: Path) -> dict[str, float]:
+async def work_on(work: str, url: str, *, runs: int, config: Config) -> dict[str, float]:
     """One workload on a store of its own; returns what was measured."""
     if work == "W9-client":
         await ask(url)
     flows = Flows(size_of(work), is_stuck=work == "W5-before")
     publish = flows.watch if work == "W6" else None
     known = [flows.crash, flows.ping]
-    config = Config(data_dir=folder / f"data-{os.getpid()}")
     async with Orchestrator(url, workflows=known, config=config, publish=publish) as engine:
         match work.partition(".")[0]:
             case "W1" | "W4" | "W8":
@@ -231,7 +229,12 @@ def main() -> None:
     chosen = arguments()
     folder = chosen.folder.resolve()
     url = chosen.store or f"sqlite:///{folder / 'ours.db'}"
-    finish(**asyncio.run(work_on(chosen.work, url, runs=chosen.runs, folder=folder)))
+    config = Config(
+        data_dir=folder / f"data-{os.getpid()}",
+        archive_place=chosen.archive,
+        archive_mode=chosen.mode,
+    )
+    finish(**asyncio.run(work_on(chosen.work, url, runs=chosen.runs, config=config)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from bench.contestants import CONTESTANTS, ROOT, StoreKind
 from bench.database import Database
 from bench.ours import work_on
+from llm_orchestrator.config import Config
 
 LINES = 40
 
@@ -49,15 +50,16 @@ def _profile(work: str, kind: StoreKind, *, url: str, folder: Path) -> None:
         profiles[thread.name].runcall(run, thread)
 
     runs = CONTESTANTS[kind][0].runs.get(work, 0)
+    config = Config(data_dir=folder / "data")
     with _count_turns() as turns:
-        plain = asyncio.run(work_on(work, url, runs=runs, folder=folder))
+        plain = asyncio.run(work_on(work, url, runs=runs, config=config))
     print(f"{work} as it is: {plain}")
     if "steps" in plain:
         print(f"turns of the event loop per step, all in all: {turns[0] / plain['steps']:.2f}")
     threading.Thread.run = run_profiled  # type: ignore[method-assign, assignment]
     profiles["event loop"] = cProfile.Profile()
     try:
-        job = work_on(work, url, runs=runs, folder=folder)
+        job = work_on(work, url, runs=runs, config=config)
         done = profiles["event loop"].runcall(asyncio.run, job)
     finally:
         threading.Thread.run = run  # type: ignore[method-assign]
