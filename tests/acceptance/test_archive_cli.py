@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,21 @@ def test_who_does_not_archive_may_look_and_not_write(shell: Shell) -> None:
     assert shell("archive", "stop").code == 0
     assert shell("archive", "stop").code == 4
     assert shell("run", "hello.yaml", "--input", "who=x").code == 0
+
+
+def test_a_damaged_entry_is_mended_from_the_archive(shell: Shell) -> None:
+    [run_id, *_] = shell("runs", "list", "-o", "ids").out.split()
+    before = shell("runs", "show", run_id, "-o", "json").json
+    with sqlite3.connect(store_of(shell)) as database:
+        database.execute(
+            "UPDATE journal SET payload = CAST('{\"result\": 1}' AS BLOB)"
+            " WHERE run_id = ? AND kind = 'step_finished'",
+            (run_id,),
+        )
+    database.close()
+    assert shell("journal", "verify", run_id).code == 8
+    done = shell("journal", "repair", run_id)
+    assert done.code == 0, done.err
+    assert "the stream archive" in done.out
+    assert shell("journal", "verify", run_id).code == 0
+    assert shell("runs", "show", run_id, "-o", "json").json == before

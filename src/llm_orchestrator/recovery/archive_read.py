@@ -7,12 +7,12 @@ of one are read at once, in the order of their batches' times, each from behind 
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from llm_orchestrator.errors import NotFound, StoreDamaged
-from llm_orchestrator.model import Json, stamp
+from llm_orchestrator.model import Entry, Json, stamp
 from llm_orchestrator.recovery.compact import floor_of
 from llm_orchestrator.recovery.places import Place
 from llm_orchestrator.recovery.segments import Header
@@ -24,8 +24,9 @@ from llm_orchestrator.recovery.stream_read import (
     list_streams,
     read_header,
 )
-from llm_orchestrator.store.base import Batch
+from llm_orchestrator.store.base import Batch, PutBlob
 from llm_orchestrator.store.batch_codec import batch_of
+from llm_orchestrator.store.journal import GENESIS, blob_digest, chain
 
 
 @dataclass(slots=True)
@@ -211,3 +212,50 @@ def check_base(one: Incarnation, *, base: str, base_at: int, place: Place) -> No
             f" {stamp(one.floor_us)} hold",
             hint="restore a backup that was made since, with the archive on top",
         )
+
+
+def along(digest: bytes, seq: int, known: Sequence[Entry]) -> list[Entry]:
+    """The entries that go on after a head, one after another; of two the higher epoch's."""
+    at: dict[int, list[Entry]] = {}
+    for entry in known:
+        at.setdefault(entry.seq, []).append(entry)
+    story: list[Entry] = []
+    while after := [each for each in at.get(seq + 1, ()) if chain(digest, each) == each.digest]:
+        best = max(after, key=lambda each: each.epoch)
+        story.append(best)
+        seq, digest = best.seq, best.digest
+    return story
+
+
+def filled_in(entries: Sequence[Entry], blobs: Mapping[bytes, bytes]) -> list[Entry]:
+    """With large payloads in their places, as `Look.load` gives them."""
+    return [
+        entry._replace(payload=blobs.get(blob_digest(entry.payload) or b"", entry.payload))
+        for entry in entries
+    ]
+
+
+class ArchiveCopy:
+    """See engine.second_copy.SecondCopy: a run as the archive knows it from its first entry on."""
+
+    name = "the stream archive"
+
+    def __init__(self, place: Place, keys: Callable[[], Sequence[Any]]) -> None:
+        self._place = place
+        self._keys = keys
+
+    async def entries(self, run_id: str) -> Sequence[Entry]:
+        """Reads all of it; nothing when its beginning was let go. Raises WrongKey, StoreError."""
+        known: list[Entry] = []
+        blobs: dict[bytes, bytes] = {}
+        for one in await read_incarnations(self._place):
+            merged = Merged(self._place, one, positions={}, keys=self._keys(), findings=Findings())
+            async for item in merged.items():
+                batch = content_of(item)
+                for append in batch.appends:
+                    if append.run_id == run_id:
+                        known += append.entries
+                for change in batch.every_change():
+                    if isinstance(change, PutBlob) and change.run_id == run_id:
+                        blobs[change.digest] = change.content
+        return filled_in(along(GENESIS, 0, known), blobs)

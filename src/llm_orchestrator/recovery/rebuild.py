@@ -21,9 +21,11 @@ from llm_orchestrator.errors import StoreDamaged
 from llm_orchestrator.model import Entry
 from llm_orchestrator.recovery.archive_read import (
     Merged,
+    along,
     check_base,
     choose,
     content_of,
+    filled_in,
     positions_of,
 )
 from llm_orchestrator.recovery.beyond import NEVER_BACK, Tail, tail_of
@@ -41,7 +43,7 @@ from llm_orchestrator.store.base import (
     PutBlob,
     PutRecord,
 )
-from llm_orchestrator.store.journal import GENESIS, blob_digest, chain
+from llm_orchestrator.store.journal import GENESIS
 
 AUDIT_HEAD = "audit"
 _PAGE = 500
@@ -359,10 +361,7 @@ async def _look_beyond(target: Database, items: Sequence[Item], done: Rebuilt) -
         journal = (await target.look.load([run_id])).get(run_id)
         restored = journal.entries if journal else ()
         head = restored[-1].digest if restored else GENESIS
-        whole = [
-            entry._replace(payload=blobs.get(blob_digest(entry.payload) or b"", entry.payload))
-            for entry in _along(head, len(restored), known)
-        ]
+        whole = filled_in(along(head, len(restored), known), blobs)
         tail = tail_of(restored, [*restored, *whole], run_id)
         if tail is not None:
             done.tails.append(tail)
@@ -383,20 +382,6 @@ async def _carry(target: Database, changes: Sequence[Change]) -> None:
         _, version = await target.shelf.record(kind, key)
         if value is not None or version:
             await target.commit(Batch(changes=(PutRecord(kind, key, value, version),)))
-
-
-def _along(digest: bytes, seq: int, known: Sequence[Entry]) -> list[Entry]:
-    """The entries that go on after a head, one after another; of two the higher epoch's."""
-    story: list[Entry] = []
-    while True:
-        after = [
-            each for each in known if each.seq == seq + 1 and chain(digest, each) == each.digest
-        ]
-        if not after:
-            return story
-        best = max(after, key=lambda each: each.epoch)
-        story.append(best)
-        seq, digest = best.seq, best.digest
 
 
 async def _mail(target: Database, units: Sequence[_Unit]) -> None:

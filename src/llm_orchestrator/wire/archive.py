@@ -12,6 +12,7 @@ from llm_orchestrator.recovery.unarchived import Unarchived
 from llm_orchestrator.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from llm_orchestrator.recovery.archive_read import ArchiveCopy
     from llm_orchestrator.recovery.places import Place
     from llm_orchestrator.recovery.stream import StreamArchive, StreamOptions
     from llm_orchestrator.recovery.stream_life import StoreArchive
@@ -55,6 +56,15 @@ def archive_place(config: Config, clock: Clock) -> Place:
             hint='archive_place = "/another/disk" or "s3://BUCKET/PREFIX"',
         )
     return make_place(config.archive_place, config, clock)
+
+
+def archive_copy(config: Config, store: Database) -> ArchiveCopy:
+    """The archive as a second copy of journals. Raises ConfigError."""
+    from llm_orchestrator.recovery.archive_read import ArchiveCopy  # noqa: PLC0415 (rarely needed)
+    from llm_orchestrator.wire.backups import Backups  # noqa: PLC0415
+
+    backups = Backups(config, store.clock)
+    return ArchiveCopy(archive_place(config, store.clock), lambda: backups.keys)
 
 
 def _make(

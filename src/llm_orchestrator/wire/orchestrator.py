@@ -99,13 +99,18 @@ def make_store(
 
 
 def second_copies(config: Config, store: Database, *, url: str = "") -> list[SecondCopy]:
-    """Where a damaged journal may be whole: the standbys that the store's URL names."""
-    address = config.direct_url or url or config.store_url
-    if not is_postgres(address):
-        return []
-    from llm_orchestrator.store.postgres_replica import Replica  # noqa: PLC0415 (a slow driver)
+    """Where a damaged journal may be whole: the stream archive, the standbys of the store's URL."""
+    found: list[SecondCopy] = []
+    if config.archive_place:
+        from llm_orchestrator.wire.archive import archive_copy  # noqa: PLC0415 (rarely needed)
 
-    return [Replica(address, store.clock)]
+        found.append(archive_copy(config, store))
+    address = config.direct_url or url or config.store_url
+    if is_postgres(address):
+        from llm_orchestrator.store.postgres_replica import Replica  # noqa: PLC0415 (slow driver)
+
+        found.append(Replica(address, store.clock))
+    return found
 
 
 def is_postgres(url: str) -> bool:
