@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import boto3
 import pytest
+from botocore.config import Config
 
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.lab import reach
 from llm_orchestrator.drill.lab.lab import Lab, down, up
 from llm_orchestrator.drill.lab.spec import LabSpec
-from llm_orchestrator.drill.lab_process import wait
+from llm_orchestrator.drill.lab_process import state, wait
 from tests.drill.lab_support import HELLO, llmo, network_of, segments, traces
 
 HANG_S = 100.0
@@ -83,6 +85,17 @@ class Client:
             assert self._clock.monotonic() < end, f"it hangs: {what}"
             await asyncio.sleep(0.1)
 
+    async def primary(self) -> str:
+        """Who leads, once its Patroni says so."""
+        found: list[str] = []
+
+        async def is_known() -> bool:
+            found[:] = filter(None, [await self.lab.primary()])
+            return bool(found)
+
+        await self.until(is_known, "a primary")
+        return found[0]
+
     async def get(self, url: str) -> Mapping[str, Any]:
         return (await reach.get(self._session, url))[1]
 
@@ -123,6 +136,17 @@ def test_everything_is_there(lab: Lab) -> None:
         assert "StoreUnreachable" in names
 
     with_client(lab, work)
+    with lab.inside():
+        store = boto3.client(
+            "s3",
+            endpoint_url=lab.s3["endpoint_url"],
+            aws_access_key_id=lab.s3["access_key"],
+            aws_secret_access_key=lab.s3["secret_key"],
+            region_name="us-east-1",
+            config=Config(request_checksum_calculation="when_required"),
+        )
+        store.put_object(Bucket=lab.s3["bucket"], Key="one", Body=b"1")
+    assert [path.read_bytes() for path in lab.folder.glob("s3/data/backups/one")] == [b"1"]
     here = network_of("thread-self")
     spaces = {
         network_of(host.processes[what].pid)
@@ -142,7 +166,7 @@ def test_writes_go_on_when_the_primarys_host_is_lost(lab: Lab) -> None:
         node = lab.endpoints[0]
         await client.post(f"{node}/api/v1/workflows", HELLO.encode(), "application/yaml")
         first = await client.run(1)
-        lost = lab.hosts[str(await lab.primary())]
+        lost = lab.hosts[await client.primary()]
         assert lost.postmaster
         await lost.cut()
         await lost.kill_all()
@@ -150,7 +174,7 @@ def test_writes_go_on_when_the_primarys_host_is_lost(lab: Lab) -> None:
         assert lab.network.heard("client", lost.name) == 0
         assert not lost.postmaster
         await client.run(2)
-        assert await lab.primary() not in (None, lost.name)
+        assert await client.primary() != lost.name
         assert await client.run(1, node=1) == first  # the same run, not another one
         assert not any(process.pid for process in lost.processes.values())
         await lost.heal()
@@ -173,6 +197,25 @@ def test_patroni_alone_is_back_within_a_moment(lab: Lab) -> None:
     assert wait(lambda: patroni.restarts == count + 1 and bool(patroni.pid), HANG_S)
     assert patroni.pid != before
     assert lab.hosts[str(primary)].postmaster == postmaster
+
+
+@needs_root
+def test_postgresql_can_be_frozen_and_killed_without_patroni(lab: Lab) -> None:
+    async def work(client: Client) -> None:
+        primary = await client.primary()
+        follower = next(h for n, h in lab.hosts.items() if n != primary and h.postmaster)
+        await follower.freeze_postgres()
+        assert state(follower.postmaster) == "T"
+        assert state(lab.process(f"{follower.name}/patroni").pid) in "SRD"
+        await follower.thaw()
+        assert state(follower.postmaster) in "SRD"
+        await client.until(client.is_whole, "a standby that was frozen")
+        await lab.hosts[primary].kill_postgres()
+        await client.run(3)
+        assert await client.primary() != primary
+        assert lab.process(f"{primary}/patroni").pid
+
+    with_client(lab, work)
 
 
 @needs_root
