@@ -111,7 +111,8 @@ async def rebuild(
     done = Rebuilt(generation=one.generation)
     done.findings.damage += one.damage
     merged = Merged(place, one, positions=positions_of(records), keys=keys, findings=done.findings)
-    builder = _Builder(target, done, is_alone=len(one.streams) == 1)
+    there = set(await target.look.run_ids())
+    builder = _Builder(target, done, is_alone=len(one.streams) == 1, there=there)
     beyond: list[Item] = []
     async for item in merged.items():
         if until_us is not None and item.kept.at > until_us:
@@ -167,8 +168,11 @@ def _units(item: Item) -> list[_Unit]:
 class _Builder:
     """Puts units into the target, each when it fits."""
 
-    def __init__(self, target: Database, done: Rebuilt, *, is_alone: bool) -> None:
+    def __init__(
+        self, target: Database, done: Rebuilt, *, is_alone: bool, there: set[str]
+    ) -> None:
         self._target = target
+        self._there = there  # runs of the base: of all others we know everything
         self._is_lenient = is_alone  # a single stream is in order; no need to look at the mail
         self._done = done
         self._heads: dict[str, dict[int, bytes]] = {}
@@ -316,6 +320,8 @@ class _Builder:
 
     async def _digests(self, run_id: str) -> dict[int, bytes]:
         if run_id not in self._heads:
+            if run_id not in self._there:
+                return self._heads.setdefault(run_id, {})
             entries = await self._target.look.stored(run_id)
             self._heads[run_id] = {entry.seq: entry.digest for entry in entries}
         return self._heads[run_id]
@@ -336,6 +342,7 @@ class _Builder:
             if isinstance(change, Post):
                 self._inboxes.pop(change.run_id, None)
             elif not isinstance(change, PutRecord | PutBlob) and unit.append is None:
+                self._there.update(self._heads)
                 self._heads.clear()  # runs may have been removed or mended
 
 
