@@ -76,6 +76,16 @@ def test_one_command_makes_it_and_one_leaves_nothing(folder: Path) -> None:
     assert llmo("status", folder=folder).returncode == 4
 
 
+def test_a_lab_that_is_killed_half_made_is_cleared_at_once(folder: Path) -> None:
+    def kill(step: str) -> None:
+        os.kill(Lab.load(folder).supervisor, signal.SIGKILL)
+
+    with pytest.raises(LabError, match="the supervisor died"):
+        up(SINGLE, folder, tell=kill)
+    assert not traces(folder)
+    assert not folder.exists()
+
+
 def test_a_lab_that_lives_is_left_alone(lab: Lab) -> None:
     with pytest.raises(LabError, match="lives in"):
         up(SINGLE, lab.folder, tell=lambda text: None)
@@ -113,11 +123,12 @@ def test_after_kill_9_of_the_lab_itself_the_next_command_clears(lab: Lab, after:
     old = (lab.folder / "a-node1" / "runs.db").stat().st_ino
     if after == "down":
         assert down(lab.folder)
-        assert not lab.folder.exists()
     else:
         up(SINGLE, lab.folder, tell=lambda text: None)
         assert (lab.folder / "a-node1" / "runs.db").stat().st_ino != old
         assert len(traces(lab.folder).processes) == 3
+        assert down(lab.folder)
+    assert not lab.folder.exists()
 
 
 def test_a_folder_with_other_peoples_files_is_neither_taken_nor_cleared(folder: Path) -> None:

@@ -212,9 +212,11 @@ def _prepare(folder: Path) -> _Where:
         folder.mkdir(mode=0o711, parents=True)
     _check_owner(folder)
     content = {path.name for path in folder.iterdir()} - {states.OWNER}
-    if content and not (folder / states.STATE).exists():
+    was_lab = (folder / states.STATE).exists()
+    if content and not was_lab:
         raise LabError(f"{folder} is not empty, and no lab", hint="llmo lab up --folder DIR")
-    return _Where(folder, is_ours=is_new or folder == default_folder().resolve())
+    is_ours = is_new or folder == default_folder().resolve()
+    return _Where(folder, is_ours=is_ours or (was_lab and _is_ours(folder)))
 
 
 def _check_owner(folder: Path) -> None:

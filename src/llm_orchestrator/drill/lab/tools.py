@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llm_orchestrator.drill.lab_process import LabError, as_account, may
+from llm_orchestrator.drill.lab_process import LabError, may
 from llm_orchestrator.drill.postgres_lab import find_binaries, reachable
 
 _SYSTEM = f"{os.defpath}:/usr/sbin:/sbin:/usr/local/sbin:/usr/local/bin"
@@ -78,9 +78,18 @@ def find_postgres(version: int) -> Path:
 
 
 def find_patroni(copies: Path) -> str:
-    """Patroni's command, which whom we start servers as can run; copied to `copies` if need be."""
+    """Patroni's command, which whom we start servers as can run; copied to `copies` if need be.
+
+    Its interpreter cannot be copied: it must not lie in a home. Raises LabError.
+    """
     found = Path(find("patroni", hint="make setup, or apt-get install patroni")).resolve()
-    if may("-x", found) and _starts(str(found)):
+    interpreter = (found.parent / "python3").resolve()
+    if not may("-x", interpreter):
+        raise LabError(
+            f"PostgreSQL's user cannot run Patroni's Python, {interpreter}",
+            hint="apt-get install python3 python3-venv; rm -r .tools/patroni; scripts/patroni",
+        )
+    if may("-x", found):
         return str(found)
     tree = copies / "patroni"
     start = tree / "bin" / "start"
@@ -90,10 +99,3 @@ def find_patroni(copies: Path) -> str:
         call("chmod", "-R", "a+rX,u+x", str(tree))
         start.chmod(0o755)
     return str(start)
-
-
-def _starts(program: str) -> bool:
-    done = subprocess.run(
-        as_account(program, "--version"), check=False, capture_output=True, cwd="/"
-    )
-    return done.returncode == 0
