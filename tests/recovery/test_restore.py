@@ -25,6 +25,7 @@ from llm_orchestrator.store.base import RunFilter
 from llm_orchestrator.wire import store_path
 from llm_orchestrator.wire.backups import Backups
 from llm_orchestrator.wire.recovery import make_checks
+from tests.recovery.kills import KILLS
 from tests.recovery.test_carry import opened
 from tests.recovery.test_tables import client
 
@@ -244,15 +245,18 @@ async def test_a_file_grows_into_a_server_and_comes_back(
         await server.backups.copier.drop(name)
 
 
-@pytest.mark.parametrize(
-    ("site", "part"),
-    [
+def moments() -> list[tuple[str, float]]:
+    """When it is killed: a part of the time that it takes."""
+    if KILLS > 5:
+        kinds = ("sqlite", "postgres")
+        return [(kind, (number + 0.5) / KILLS) for kind in kinds for number in range(KILLS)]
+    return [
         *(("sqlite", part) for part in (0.3, 0.5, 0.7, 0.8, 0.95)),
-        ("postgres", 0.6),
-        ("postgres", 0.9),
-    ],
-    indirect=["site"],
-)
+        *(("postgres", part) for part in (0.6, 0.9)),
+    ]
+
+
+@pytest.mark.parametrize(("site", "part"), moments(), indirect=["site"])
 async def test_killed_anywhere_it_is_the_old_store_or_the_new_one(site: Site, part: float) -> None:
     async with Orchestrator(site.url) as one:
         runs = [await one.start(trade, {"n": n}) for n in range(5)]
