@@ -41,10 +41,10 @@ from llm_orchestrator.store.base import Batch, PutRecord, Register
 from llm_orchestrator.store.copying import Advance, Cut
 from llm_orchestrator.store.sqlite import SQLiteStore
 from tests.recovery.backup_support import RUNS, PlainCopier, backed_up, options, sqlite_store
+from tests.recovery.kills import KILLS
 
 KEYS = [pyrage.x25519.Identity.generate() for _ in range(2)]
 CHILD = Path(__file__).parent / "backup_child.py"
-KILLS = 5
 
 
 def files(folder: Path) -> list[str]:
