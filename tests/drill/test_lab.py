@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from llm_orchestrator.cli.lab import Version, _spec
 from llm_orchestrator.drill.lab import lab as labs
 from llm_orchestrator.drill.lab import state as states
 from llm_orchestrator.drill.lab.host import MARK
@@ -92,6 +93,19 @@ def test_a_lab_that_lives_is_left_alone(lab: Lab) -> None:
     assert lab.process("a-node1/node").pid
     with pytest.raises(LabError, match="nothing can be cut"):
         _ = lab.hosts["a-node1"].network  # its hosts are loopback addresses
+
+
+def test_what_is_asked_for_is_what_is_made(folder: Path) -> None:
+    def asked(**more: bool) -> LabSpec:
+        return _spec(2, Version.V18, **{"is_single": False, "is_loopback": False, **more})
+
+    is_root = os.getuid() == 0
+    assert asked() == LabSpec(regions=2, postgres=18, has_network=is_root)
+    assert asked(is_loopback=True) == LabSpec(regions=2, postgres=18)
+    assert _spec(1, None, is_single=True, is_loopback=False) == SINGLE
+    refused = llmo("up", "--single", "--regions", "2", folder=folder)
+    assert (refused.returncode, folder.exists()) == (2, False)
+    assert "--single" in refused.stderr
 
 
 def test_what_dies_is_started_again_unless_it_is_held(lab: Lab) -> None:

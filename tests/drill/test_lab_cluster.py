@@ -23,7 +23,7 @@ from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.lab import reach
 from llm_orchestrator.drill.lab.lab import Lab, down, up
 from llm_orchestrator.drill.lab.spec import LabSpec
-from llm_orchestrator.drill.lab_process import state, wait
+from llm_orchestrator.drill.lab_process import LabError, state, wait
 from tests.drill.lab_support import HELLO, llmo, network_of, segments, traces
 
 HANG_S = 100.0
@@ -37,10 +37,10 @@ def lab() -> Iterator[Lab]:
     with tempfile.TemporaryDirectory(prefix="lab-", ignore_cleanup_errors=True) as base:
         Path(base).chmod(0o711)
         folder = Path(base).resolve() / "lab"
-        made = llmo("up", folder=folder, limit_s=HANG_S * 2)
-        assert made.returncode == 0, made.stderr
-        print(f"\n{made.stderr.splitlines()[-1]}")
-        yield Lab.load(folder)
+        told: list[str] = []
+        made = up(LabSpec(has_network=True, disk_mb=400), folder, tell=told.append)
+        print(f"\n{told[-1]}")
+        yield made
         down(folder)
 
 
@@ -143,10 +143,13 @@ def test_everything_is_there(lab: Lab) -> None:
             aws_access_key_id=lab.s3["access_key"],
             aws_secret_access_key=lab.s3["secret_key"],
             region_name="us-east-1",
-            config=Config(request_checksum_calculation="when_required"),
+            config=Config(
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
         )
         store.put_object(Bucket=lab.s3["bucket"], Key="one", Body=b"1")
-    assert [path.read_bytes() for path in lab.folder.glob("s3/data/backups/one")] == [b"1"]
+        assert store.get_object(Bucket=lab.s3["bucket"], Key="one")["Body"].read() == b"1"
     here = network_of("thread-self")
     spaces = {
         network_of(host.processes[what].pid)
@@ -214,6 +217,24 @@ def test_postgresql_can_be_frozen_and_killed_without_patroni(lab: Lab) -> None:
         await client.run(3)
         assert await client.primary() != primary
         assert lab.process(f"{primary}/patroni").pid
+
+    with_client(lab, work)
+
+
+@needs_root
+def test_a_databases_disk_can_be_filled_and_freed(lab: Lab) -> None:
+    async def work(client: Client) -> None:
+        await client.until(client.is_whole, "members that follow")
+        host = lab.hosts["a-db3"]
+        disk = host.folder / "disk"
+        assert await host.fill_disk() > 1 << 20
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "more").write_bytes(bytes(1 << 16))
+        await host.free_disk()
+        (disk / "more").write_bytes(bytes(1 << 16))
+        with pytest.raises(LabError, match="no disk of its own"):
+            await lab.hosts["a-node1"].fill_disk()
+        await client.until(client.is_whole, "members that follow")
 
     with_client(lab, work)
 

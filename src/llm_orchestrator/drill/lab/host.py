@@ -20,6 +20,10 @@ from llm_orchestrator.drill.lab.spec import Place
 from llm_orchestrator.drill.lab_process import LabError, send, state, wait
 
 MARK = "LLMO_LAB"
+DISK = "disk"
+DATA = f"{DISK}/pg"
+"""Below a host's folder: what its database's disk is, and PostgreSQL's data folder on it."""
+_PIECE = 1 << 20
 _POSTGRES = "postgres"
 _LIMIT_S = 20.0
 
@@ -181,11 +185,27 @@ class Host:
         """SIGCONT everything that runs on it."""
         send(signal.SIGCONT, processes_of(self.folder))
 
+    async def fill_disk(self) -> int:
+        """Leave no byte free on its database's disk; how many were. Raises LabError without one."""
+        if not (self.folder / DISK).is_mount():
+            raise LabError(
+                f"{self.name} has no disk of its own to fill", hint="LabSpec(disk_mb=...)"
+            )
+        return await asyncio.to_thread(_fill, self._ballast)
+
+    async def free_disk(self) -> None:
+        """Take away what `fill_disk` wrote."""
+        self._ballast.unlink(missing_ok=True)
+
+    @property
+    def _ballast(self) -> Path:
+        return self.folder / DISK / "ballast"
+
     @property
     def postmaster(self) -> int:
         """The id of PostgreSQL's first process here; 0 where there is none."""
         with contextlib.suppress(OSError, ValueError, IndexError):
-            pid = int((self.folder / "pg" / "postmaster.pid").read_text().splitlines()[0])
+            pid = int((self.folder / DATA / "postmaster.pid").read_text().splitlines()[0])
             return pid if _is_ours(Path(f"/proc/{pid}"), self.folder) else 0
         return 0
 
@@ -198,4 +218,14 @@ class Host:
 
     async def freeze_postgres(self) -> None:
         """SIGSTOP PostgreSQL's first process and all its children; Patroni lives."""
-        await asyncio.to_thread(freeze_all, lambda: processes_of(self.folder / "pg"))
+        await asyncio.to_thread(freeze_all, lambda: processes_of(self.folder / DATA))
+
+
+def _fill(path: Path) -> int:
+    """Write until the disk is full; how many bytes that took."""
+    with path.open("ab", buffering=0) as file:
+        for size in (_PIECE, 4096, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)) == size:
+                    pass
+        return file.tell()

@@ -25,7 +25,7 @@ import aiohttp
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.lab import network, reach
 from llm_orchestrator.drill.lab import state as states
-from llm_orchestrator.drill.lab.host import MARK, Host, Process, kill_all
+from llm_orchestrator.drill.lab.host import DATA, MARK, Host, Process, kill_all
 from llm_orchestrator.drill.lab.servers import LEDGER, S3_BUCKET, S3_KEY
 from llm_orchestrator.drill.lab.spec import LabSpec, Plan, make_plan, settings
 from llm_orchestrator.drill.lab_process import LabError, send, state, wait
@@ -314,7 +314,7 @@ def _clear(folder: Path, *, has_lock: bool) -> None:
         if not has_lock:
             stack.enter_context(_end_owner(folder))
         kill_all(folder)
-        for data in folder.glob("*/pg"):
+        for data in folder.glob(f"*/{DATA}"):
             end_cluster(data)
         network.clear(states.lab_id(folder))
         if has_lock:

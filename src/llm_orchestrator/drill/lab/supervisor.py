@@ -22,6 +22,7 @@ import aiohttp
 from llm_orchestrator.clock import Clock, RealClock
 from llm_orchestrator.drill.lab import state as states
 from llm_orchestrator.drill.lab import tools
+from llm_orchestrator.drill.lab.host import DISK
 from llm_orchestrator.drill.lab.network import Network
 from llm_orchestrator.drill.lab.reach import client_of, get
 from llm_orchestrator.drill.lab.servers import Command, make_command
@@ -133,10 +134,17 @@ class Supervisor:
             home.mkdir(mode=0o700)
             if "patroni" in place.runs:
                 own(home)
+                self._make_disk(home / DISK)
         for what in _FIRST:
             self._start(*self._plan.running(what), what=what)
         async with client_of(plan, timeout_s=1.0) as client:
             await self._bring_up(client)
+
+    def _make_disk(self, disk: Path) -> None:
+        disk.mkdir(mode=0o700)
+        if size := self._plan.spec.disk_mb:
+            tools.call(tools.find("mount"), "-t", "tmpfs", "-o", f"size={size}m", "lab", str(disk))
+        own(disk)
 
     async def _bring_up(self, client: aiohttp.ClientSession) -> None:
         if self._plan.running("etcd"):
