@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import sys
+import threading
 from asyncio.subprocess import Process
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llm_orchestrator import Orchestrator
+from llm_orchestrator import Context, Orchestrator, step, workflow
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.config import Config
 from llm_orchestrator.errors import StoreUnavailable
@@ -24,7 +27,6 @@ from llm_orchestrator.wire.archive import archive_place
 from tests.recovery import s3_support
 from tests.recovery.kills import KILLS
 from tests.recovery.test_archive import (
-    ROOT,
     RUNS,
     STEPS,
     STOP_S,
@@ -32,7 +34,7 @@ from tests.recovery.test_archive import (
     nothing_is_missing,
     restored,
 )
-from tests.recovery.test_restore import Site, ledger, site
+from tests.recovery.test_restore import ROOT, Site, ledger, site
 
 __all__ = ["site"]
 on_postgres = pytest.mark.parametrize("site", ["postgres"], indirect=True)
@@ -124,6 +126,64 @@ async def test_one_dies_then_all_and_the_database(
     [one] = await read_incarnations(place)
     assert len(one.streams) == 2
     await nothing_is_missing(config, before, lives=2)
+
+
+@step(effect="once")
+async def pay() -> str:
+    ledger.book("paid")
+    return "a receipt"
+
+
+@workflow
+async def buys(ctx: Context) -> str:
+    return await ctx.step(pay)
+
+
+async def buy(url: str, folder: str) -> None:
+    """In a child: pay, and find that the archive's disk hangs when it comes to saying so."""
+    ledger.file = Path(folder) / "ledger"
+    flush = os.fdatasync
+
+    def hang(file: Any) -> None:
+        if "paid" in ledger.lines() and "elsewhere" in str(
+            Path(f"/proc/self/fd/{file}").readlink()
+        ):
+            threading.Event().wait()
+        flush(file)
+
+    os.fdatasync = hang  # type: ignore[assignment]
+    config = settings(Site(url, Path(folder), None), "folder", 0)
+    async with Orchestrator(url, config=config) as one:
+        ledger.book(await one.start(buys))
+        await asyncio.Event().wait()
+
+
+@on_postgres
+async def test_what_was_paid_and_never_committed_is_in_the_spool(site: Site) -> None:
+    """The result is on the node's disk alone: the restored store takes it."""
+    folder = site.config.data_dir
+    config = settings(site, "folder", 0)
+    script = "import asyncio,sys; from tests.recovery.test_archive_nodes import buy; "
+    script += "asyncio.run(buy(*sys.argv[1:]))"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, site.url, str(folder), cwd=ROOT
+    )
+    await booked(2)
+    async with asyncio.timeout(STOP_S):
+        while not any(size_of(each) for each in (folder / "spool").glob("*.spool")):
+            await RealClock().sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    await child.wait()
+    site.destroy()
+    await restored(config)
+    [run_id] = [line for line in ledger.lines() if line != "paid"]
+    async with Orchestrator(site.url, workflows=[buys], config=config) as one:
+        assert await one.result(run_id) == "a receipt"
+    assert ledger.lines().count("paid") == 1
+
+
+def size_of(file: Path) -> int:
+    return file.stat().st_size
 
 
 @on_postgres

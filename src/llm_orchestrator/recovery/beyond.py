@@ -36,10 +36,11 @@ from llm_orchestrator.store.journal import (
     decode,
     link,
 )
+from llm_orchestrator.store.spool import ANCESTOR
 from llm_orchestrator.store.writer import Head
 
 HELD = "unknown_outcome"
-NEVER_BACK = (KEY_RECORD, SCHEDULE, OUTBOX, BACKUP)
+NEVER_BACK = (KEY_RECORD, SCHEDULE, OUTBOX, BACKUP, ANCESTOR)
 """Kinds of records that a restore carries over as they were last."""
 
 

@@ -65,6 +65,7 @@ class Chosen:
                 done.applied,
                 done.dropped,
                 done.findings.damage,
+                self.one.name,
             )
 
         return work

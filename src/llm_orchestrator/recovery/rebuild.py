@@ -168,9 +168,7 @@ def _units(item: Item) -> list[_Unit]:
 class _Builder:
     """Puts units into the target, each when it fits."""
 
-    def __init__(
-        self, target: Database, done: Rebuilt, *, is_alone: bool, there: set[str]
-    ) -> None:
+    def __init__(self, target: Database, done: Rebuilt, *, is_alone: bool, there: set[str]) -> None:
         self._target = target
         self._there = there  # runs of the base: of all others we know everything
         self._is_lenient = is_alone  # a single stream is in order; no need to look at the mail

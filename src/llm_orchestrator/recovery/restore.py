@@ -24,8 +24,9 @@ from llm_orchestrator.recovery.beyond import Tail
 from llm_orchestrator.recovery.carry import Carriage, Under, carry_over
 from llm_orchestrator.recovery.manifest import Manifest
 from llm_orchestrator.recovery.prove import Checks, check_copy
-from llm_orchestrator.store.base import Database
+from llm_orchestrator.store.base import Batch, Database, PutRecord
 from llm_orchestrator.store.copying import Aside, Copier, Identity
+from llm_orchestrator.store.spool import ANCESTOR
 from llm_orchestrator.store.tables import copy
 
 
@@ -53,6 +54,8 @@ class Filled(NamedTuple):
     """Those that nobody was told of, and that did not fit."""
     flaws: Sequence[str] = ()
     """What is missing; only where the request takes it."""
+    incarnation: str = ""
+    """Whose streams they were."""
 
 
 Fill = Callable[[Database], Awaitable[Filled]]
@@ -119,6 +122,7 @@ async def restore(
             )
         generation = 1 + max(known, filled.generation if filled else 0)
         identity = Identity(clock.random_bytes(16).hex(), generation)
+        await _remember(aside, await _ancestors(live, request, filled))
         under = Under(generation, clock.now_us(), request.why)
         carried = Carriage()
 
@@ -156,6 +160,29 @@ async def _generations(live: Copier, request: Request) -> int:
             "nothing tells which generation the store had", hint="llmo restore --generation N"
         )
     return max(found, default=0)
+
+
+async def _ancestors(live: Copier, request: Request, filled: Filled | None) -> set[str]:
+    """The incarnations whose work is in the restored store: results in spools are for it."""
+    found = {filled.incarnation} if filled is not None else set()
+    if request.base is not None:
+        found.add(request.base.manifest.incarnation)
+    identity = await live.identity()
+    if identity is not None:
+        found.add(identity.incarnation)
+    return found - {""}
+
+
+async def _remember(aside: Aside, ancestors: set[str]) -> None:
+    store = aside.store()
+    await store.open_as_client()
+    try:
+        known = await store.shelf.records(ANCESTOR)
+        new = [PutRecord(ANCESTOR, name, {}, 0) for name in sorted(ancestors - set(known))]
+        if new:
+            await store.commit(Batch(changes=new))
+    finally:
+        await store.close()
 
 
 async def _put_aside(live: Copier, base: Base | None) -> Aside:

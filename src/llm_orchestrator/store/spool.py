@@ -26,7 +26,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 FILE_BYTES_MAX = 16 << 20
 """A file that has grown beyond this and is still needed is followed by another."""
 OFFER_AGE_MAX_S = 7 * 24 * 3600
+ANCESTOR = "ancestor"
+"""Kind of the records that name the incarnations out of which a restore has made a store: results
+that were meant for them are its."""
 STALL_S = 5.0
 """A disk that has not answered for so long is treated as one that cannot be written."""
 
@@ -56,6 +59,7 @@ class Spool:
         node_id: str,
         *,
         store_id: str,
+        ancestors: Collection[str],
         clock: Clock,
         lock: EngineLock | None,
         stall_s: float,
@@ -63,6 +67,7 @@ class Spool:
         self.folder = folder
         self._name = re.sub(r"[^\w.-]", "_", node_id)[:100]
         self._store_id = store_id
+        self._own = {store_id, *ancestors}
         self._clock = clock
         self._lock = lock
         self._stall_s = stall_s
@@ -95,10 +100,13 @@ class Spool:
         node_id: str,
         *,
         store_id: str,
+        ancestors: Collection[str] = (),
         clock: Clock,
         stall_s: float = STALL_S,
     ) -> Self:
-        """Take the folder and read what earlier lives left in it. `store_id`: its incarnation.
+        """Take the folder and read what earlier lives left in it.
+
+        `store_id`: the store's incarnation; `ancestors`: those that it was restored from.
 
         Raises ConfigError when another living process has it. A folder that cannot be written is
         reported, and then the spool keeps nothing.
@@ -118,6 +126,7 @@ class Spool:
             folder,
             node_id,
             store_id=store_id,
+            ancestors=ancestors,
             clock=clock,
             lock=None if reason else lock,
             stall_s=stall_s,
@@ -216,7 +225,7 @@ class Spool:
                 record = _Record(offer, None, self._settle)
                 self._held.add(record)
                 file.admit(record, number)
-                if offer.store_id == self._store_id:
+                if offer.store_id in self._own:
                     self._offers.setdefault(offer.run_id, []).append(record)
                 else:
                     others += 1

@@ -209,7 +209,7 @@ class Orchestrator:
             flows.add_code(workflow)
         try:
             await start_archive(self.store)
-            self._spool = self._open_spool()
+            self._spool = await self._open_spool()
             self._telemetry = set_up(self.config, self.store.node_id)
             self._node = Node(
                 self.store,
@@ -229,14 +229,19 @@ class Orchestrator:
             raise
         return self
 
-    def _open_spool(self) -> Spool | None:
+    async def _open_spool(self) -> Spool | None:
         """A second place for results that were paid for. A file's own disk would be no second."""
         if self._options.heart == "none":
             return None
-        from llm_orchestrator.store.spool import Spool  # noqa: PLC0415 (only on PostgreSQL)
+        from llm_orchestrator.store.spool import ANCESTOR, Spool  # noqa: PLC0415 (on PostgreSQL)
 
-        folder, store_id = self.config.data_dir / "spool", self.store.incarnation
-        return Spool.open(folder, self.store.node_id, store_id=store_id, clock=self.clock)
+        return Spool.open(
+            self.config.data_dir / "spool",
+            self.store.node_id,
+            store_id=self.store.incarnation,
+            ancestors=list(await self.store.shelf.records(ANCESTOR)),
+            clock=self.clock,
+        )
 
     async def __aexit__(
         self,
