@@ -40,6 +40,7 @@ def lab() -> Iterator[Lab]:
         told: list[str] = []
         made = up(LabSpec(has_network=True, disk_mb=400), folder, tell=told.append)
         print(f"\n{told[-1]}")
+        with_client(made, Client.register)
         yield made
         down(folder)
 
@@ -52,12 +53,11 @@ class Client:
         self._session = session
         self._clock = RealClock()
 
-    async def post(
-        self, url: str, data: bytes, kind: str = "application/json"
-    ) -> Mapping[str, Any]:
-        async with self._session.post(url, data=data, headers={"content-type": kind}) as answer:
-            body = await answer.json()
-            return {"status": answer.status, **body}
+    async def register(self) -> None:
+        """The workflow of the runs here."""
+        url, kind = f"{self.lab.endpoints[0]}/api/v1/workflows", "application/yaml"
+        async with self._session.post(url, data=HELLO, headers={"content-type": kind}) as answer:
+            assert answer.status == 201
 
     async def run(self, number: int, node: int = 0) -> str:
         """One run to its end, asked for as often as it takes, with one key."""
@@ -166,8 +166,6 @@ def test_everything_is_there(lab: Lab) -> None:
 @needs_root
 def test_writes_go_on_when_the_primarys_host_is_lost(lab: Lab) -> None:
     async def work(client: Client) -> None:
-        node = lab.endpoints[0]
-        await client.post(f"{node}/api/v1/workflows", HELLO.encode(), "application/yaml")
         first = await client.run(1)
         lost = lab.hosts[await client.primary()]
         assert lost.postmaster
@@ -240,6 +238,25 @@ def test_a_databases_disk_can_be_filled_and_freed(lab: Lab) -> None:
 
 
 @needs_root
+def test_one_call_undoes_every_fault(lab: Lab) -> None:
+    async def work(client: Client) -> None:
+        first, second = lab.hosts["a-node1"], lab.hosts["a-node2"]
+        assert lab.network is not None
+        await first.cut_from("llm", both_ways=False)
+        await first.lose(100)
+        await first.freeze()
+        await second.kill_all()
+        assert lab.network.heard("client", "a-node1") == 0
+        assert (state(first.processes["node"].pid), second.processes["node"].pid) == ("T", 0)
+        await lab.calm()
+        assert lab.network.heard("client", "a-node1") == lab.network.heard("a-node1", "llm") == 3
+        await client.run(4)
+        await client.run(5, node=1)
+
+    with_client(lab, work)
+
+
+@needs_root
 def test_after_kill_9_of_everything_that_could_clean_up_nothing_is_left(lab: Lab) -> None:
     processes = traces(lab.folder).processes
     assert set(segments().values()) & processes  # PostgreSQL has some
@@ -276,7 +293,7 @@ async def _check_two_regions(client: Client) -> None:
     assert set(lab.hosts["c-arbiter"].processes) == {"etcd"}
     regions = [host.region for host in lab.hosts.values() if "node" in host.processes]
     assert sorted(regions) == ["a", "a", "b", "b"]
-    await client.post(f"{lab.endpoints[0]}/api/v1/workflows", HELLO.encode(), "application/yaml")
+    await client.register()
     await client.run(1)
     version = await client.get(f"{lab.plan.url(lab.hosts['a-db1'].place, 'patroni')}/patroni")
     assert version["server_version"] // 10_000 == 18

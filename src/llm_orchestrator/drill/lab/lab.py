@@ -7,6 +7,7 @@ works in the folder, then removes namespaces and files. So it is the same after 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -140,6 +141,15 @@ class Lab:
             known = [each.name for host in self.hosts.values() for each in host.processes.values()]
             raise LabError(f"the lab has no process {name}; it has {', '.join(known)}")
         return found
+
+    async def calm(self) -> None:
+        """Undo every fault: nothing is cut, frozen, held dead, or full any more."""
+        if self.network is not None:
+            await asyncio.to_thread(self.network.heal)
+        for host in self.hosts.values():
+            await host.thaw()
+            await host.free_disk()
+            await host.start()
 
     async def primary(self) -> str | None:
         """The host whose Patroni says that it leads; None while none does."""
