@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ from typing import Any
 import pytest
 
 from llm_orchestrator.cli.lab import Version, _spec
+from llm_orchestrator.drill.lab import Lab, LabSpec, down, up
 from llm_orchestrator.drill.lab import lab as labs
 from llm_orchestrator.drill.lab import state as states
 from llm_orchestrator.drill.lab.host import MARK
-from llm_orchestrator.drill.lab.lab import Lab, down, up
 from llm_orchestrator.drill.lab.network import Network, clear, inside
-from llm_orchestrator.drill.lab.spec import LabSpec, make_plan, settings
+from llm_orchestrator.drill.lab.spec import make_plan, settings
 from llm_orchestrator.drill.lab_process import LabError, state, wait
 from tests.drill.lab_support import HELLO, llmo, network_of, traces
 
@@ -79,10 +80,26 @@ def test_one_command_makes_it_and_one_leaves_nothing(folder: Path) -> None:
 
 def test_a_lab_that_is_killed_half_made_is_cleared_at_once(folder: Path) -> None:
     def kill(step: str) -> None:
-        os.kill(Lab.load(folder).supervisor, signal.SIGKILL)
+        if pid := Lab.load(folder).supervisor:
+            os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(LabError, match="the supervisor died"):
         up(SINGLE, folder, tell=kill)
+    assert not traces(folder)
+    assert not folder.exists()
+
+
+def test_down_while_up_is_under_way_ends_both_in_order(folder: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "llm_orchestrator", "lab", "up", "--single", "--folder", folder],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as making:
+        until(lambda: states.owner(folder) not in (0, making.pid), "a supervisor")
+        assert llmo("down", folder=folder).returncode == 0
+        _, told = making.communicate(timeout=HANG_S)
+    assert making.returncode == 1
+    assert "the supervisor died" in told or "taken down while it was made" in told
     assert not traces(folder)
     assert not folder.exists()
 

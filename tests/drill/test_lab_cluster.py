@@ -20,9 +20,7 @@ import pytest
 from botocore.config import Config
 
 from llm_orchestrator.clock import RealClock
-from llm_orchestrator.drill.lab import reach
-from llm_orchestrator.drill.lab.lab import Lab, down, up
-from llm_orchestrator.drill.lab.spec import LabSpec
+from llm_orchestrator.drill.lab import Lab, LabSpec, down, reach, up
 from llm_orchestrator.drill.lab_process import LabError, state, wait
 from tests.drill.lab_support import HELLO, llmo, network_of, segments, traces
 

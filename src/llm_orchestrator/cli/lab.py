@@ -13,7 +13,7 @@ from llm_orchestrator.cli.output import emit, print_object, print_table
 from llm_orchestrator.cli.session import session_of
 
 if TYPE_CHECKING:
-    from llm_orchestrator.drill.lab.spec import LabSpec
+    from llm_orchestrator.drill.lab import LabSpec
 
 app = make_app("A cluster of real servers on this machine, to try things out and to break them.")
 _COLUMNS = ("name", "address", "region", "pid", "restarts", "note")
@@ -53,7 +53,7 @@ def up(
     folder: Folder = None,
 ) -> None:
     """Make a lab and wait until it is ready; prints where its nodes answer."""
-    from llm_orchestrator.drill.lab.lab import up as make
+    from llm_orchestrator.drill.lab import up as make
 
     session = session_of(context)
     lab = make(
@@ -70,7 +70,7 @@ def up(
 def _spec(regions: int, postgres: Version | None, *, is_single: bool, is_loopback: bool) -> LabSpec:
     import os
 
-    from llm_orchestrator.drill.lab.spec import LabSpec
+    from llm_orchestrator.drill.lab import LabSpec
 
     if is_single and (regions > 1 or postgres is not None):
         raise typer.BadParameter("--single is one node on SQLite: no --regions, no --postgres")
@@ -89,7 +89,7 @@ def status(
     ] = ObjectFormat.TABLE,
 ) -> int:
     """Show a lab's processes and addresses; exit code 1 when it is not ready, 4 without one."""
-    from llm_orchestrator.drill.lab.lab import status as look
+    from llm_orchestrator.drill.lab import status as look
 
     session = session_of(context)
     found = session.run(look(folder))
@@ -114,7 +114,7 @@ def _shown(value: Any) -> str:
 @app.command()
 def down(context: typer.Context, *, folder: Folder = None) -> None:
     """Kill everything that belongs to a lab and remove what it made, also after a crash of it."""
-    from llm_orchestrator.drill.lab.lab import down as clear
+    from llm_orchestrator.drill.lab import down as clear
 
     session = session_of(context)
     session.note("the lab is gone" if clear(folder) else "there is no lab")

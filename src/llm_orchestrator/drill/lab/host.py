@@ -86,6 +86,10 @@ class Process:
         pid = int(states.read(self._facts).get("pid", 0))
         return pid if pid and state(pid) not in "XZ" else 0
 
+    def _living(self) -> list[int]:
+        pid = self.pid
+        return [pid] if pid else []
+
     @property
     def restarts(self) -> int:
         """How often it was started again."""
@@ -107,7 +111,7 @@ class Process:
 
     def terminate(self) -> None:
         """SIGTERM: it may end in order."""
-        send(signal.SIGTERM, [self.pid] if self.pid else [])
+        send(signal.SIGTERM, self._living())
 
     def release(self) -> None:
         """The supervisor starts it again if it is dead."""
@@ -115,7 +119,7 @@ class Process:
 
     def freeze(self) -> None:
         """SIGSTOP it alone, without its children; it stands still after this. Raises LabError."""
-        freeze_all(lambda: [pid] if (pid := self.pid) else [])
+        freeze_all(self._living)
 
     def tell(self, **environment: str) -> None:
         """Let its next start find these in its environment, besides what it is told anyhow."""
@@ -123,7 +127,7 @@ class Process:
 
     def thaw(self) -> None:
         """SIGCONT."""
-        send(signal.SIGCONT, [self.pid] if self.pid else [])
+        send(signal.SIGCONT, self._living())
 
 
 class Host:

@@ -1,8 +1,7 @@
-"""A lab, by its folder: `up` makes it, `Lab.load` finds it again, `down` removes it.
+"""A lab, by its folder: `up` makes it, `Lab.load` finds it again.
 
 `up` clears whatever an earlier lab left in the folder, writes lab.json, starts the supervisor and
-waits until it says ready. `down` never asks anybody: it kills the supervisor, then everything that
-works in the folder, then removes namespaces and files. So it is the same after a crash of any part.
+waits until it says ready. What goes wrong meanwhile ends in `down` (clear.py).
 """
 
 from __future__ import annotations
@@ -10,12 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,22 +22,23 @@ import aiohttp
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.lab import network, reach
 from llm_orchestrator.drill.lab import state as states
-from llm_orchestrator.drill.lab.host import DATA, MARK, Host, Process, kill_all
+from llm_orchestrator.drill.lab.clear import (
+    SUPERVISOR,
+    check_owner,
+    clear,
+    down,
+    is_folder_ours,
+    remove,
+)
+from llm_orchestrator.drill.lab.host import MARK, Host, Process
 from llm_orchestrator.drill.lab.servers import LEDGER, S3_BUCKET, S3_KEY
 from llm_orchestrator.drill.lab.spec import LabSpec, Plan, make_plan, settings
-from llm_orchestrator.drill.lab_process import LabError, send, state, wait
-from llm_orchestrator.drill.postgres_lab import end_cluster
+from llm_orchestrator.drill.lab_process import LabError, state, wait
 
 UP_S = 150.0
-_DOWN_S = 20.0
 _SOCKET_PATH_MAX = 107
 _NET_PORT = 7_777
 _SHIFTS = range(0, 50_000, 10_000)
-
-
-def default_folder() -> Path:
-    """One lab a user, unless a folder is given: short, because sockets lie below it."""
-    return Path(tempfile.gettempdir()) / f"llmo-lab-{os.getuid()}"
 
 
 class Lab:
@@ -62,7 +59,7 @@ class Lab:
     @classmethod
     def load(cls, folder: Path | None = None) -> Self:
         """Find a lab that somebody made. Raises LabError."""
-        where = (folder or default_folder()).resolve()
+        where = (folder or states.default_folder()).resolve()
         return cls(where, states.load(where))
 
     # -- where it is --------------------------------------------------------------------------
@@ -181,18 +178,18 @@ def up(spec: LabSpec, folder: Path | None = None, *, tell: Callable[[str], None]
     """
     if sys.platform != "linux":
         raise LabError("the lab needs Linux: namespaces, /proc, and signals that follow a parent")
-    where = _prepare(folder or default_folder())
+    where = _prepare(folder or states.default_folder())
     lock = states.claim(where.folder)
     if lock is None:
         raise LabError(f"a lab lives in {where.folder} already", hint="llmo lab down")
     with lock:
         if (where.folder / states.STATE).exists():
             tell("clearing what an earlier lab left")
-            _clear(where.folder, has_lock=True)
+            clear(where.folder, has_lock=True)
         try:
             supervisor = _start(spec, where, lock)
         except BaseException:
-            _remove(where.folder, is_ours=where.is_ours)
+            remove(where.folder, is_ours=where.is_ours)
             raise
     # It outlives us; until then somebody has to take note of its end.
     threading.Thread(target=supervisor.wait, name="lab supervisor", daemon=True).start()
@@ -220,18 +217,13 @@ def _prepare(folder: Path) -> _Where:
     is_new = not folder.exists()
     if is_new:
         folder.mkdir(mode=0o711, parents=True)
-    _check_owner(folder)
+    check_owner(folder)
     content = {path.name for path in folder.iterdir()} - {states.OWNER}
     was_lab = (folder / states.STATE).exists()
     if content and not was_lab:
         raise LabError(f"{folder} is not empty, and no lab", hint="llmo lab up --folder DIR")
-    is_ours = is_new or folder == default_folder().resolve()
-    return _Where(folder, is_ours=is_ours or (was_lab and _is_ours(folder)))
-
-
-def _check_owner(folder: Path) -> None:
-    if folder.stat().st_uid != os.getuid():
-        raise LabError(f"{folder} belongs to somebody else", hint="give another --folder")
+    is_ours = is_new or folder == states.default_folder().resolve()
+    return _Where(folder, is_ours=is_ours or (was_lab and is_folder_ours(folder)))
 
 
 def _start(spec: LabSpec, where: _Where, lock: IO[str]) -> subprocess.Popen[bytes]:
@@ -243,7 +235,7 @@ def _start(spec: LabSpec, where: _Where, lock: IO[str]) -> subprocess.Popen[byte
             return subprocess.Popen(
                 [
                     *("env", f"{MARK}={states.lab_id(where.folder)}"),
-                    *(sys.executable, "-m", "llm_orchestrator.drill.lab.supervisor"),
+                    *(sys.executable, "-m", SUPERVISOR),
                     *(str(where.folder), str(lock.fileno())),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -291,102 +283,25 @@ def _await(folder: Path, supervisor: subprocess.Popen[bytes], tell: Callable[[st
 
     def has_settled() -> bool:
         nonlocal told
-        state = states.load(folder)
+        try:
+            state = states.load(folder)
+        except states.NoLab:
+            return True
         for at_s, what in state.steps[told:]:
             tell(f"{at_s:5.1f} s  {what}")
         told = len(state.steps)
         return state.phase != "making" or supervisor.poll() is not None
 
     is_settled = wait(has_settled, UP_S)
-    state = states.load(folder)
+    try:
+        state = states.load(folder)
+    except states.NoLab as error:
+        raise LabError(f"the lab in {folder} was taken down while it was made") from error
     if state.phase == "ready":
         return Lab(folder, state)
     log = (folder / states.LOG).read_text(errors="replace")[-2_000:]
     why = state.error or ("the supervisor died" if is_settled else "it takes too long")
     raise LabError(f"the lab does not come up: {why}" + ("" if state.error else f"\n{log}"))
-
-
-# --- down ---
-
-
-def down(folder: Path | None = None) -> bool:
-    """Remove a lab, alive or not; False when there is none. Raises LabError."""
-    where = (folder or default_folder()).resolve()
-    if not (where / states.STATE).exists():
-        return False
-    _check_owner(where)
-    _clear(where, has_lock=False)
-    return True
-
-
-def _clear(folder: Path, *, has_lock: bool) -> None:
-    with contextlib.ExitStack() as stack:
-        if not has_lock:
-            stack.enter_context(_end_owner(folder))
-        kill_all(folder)
-        for data in folder.glob(f"*/{DATA}"):
-            end_cluster(data)
-        network.clear(states.lab_id(folder))
-        if has_lock:
-            _empty(folder)
-        else:
-            _remove(folder, is_ours=_is_ours(folder))
-
-
-def _end_owner(folder: Path) -> IO[str]:
-    """Kill whoever owns the lab; its lock is ours then."""
-    found: list[IO[str]] = []
-
-    def is_ours() -> bool:
-        if (lock := states.claim(folder)) is not None:
-            found.append(lock)
-            return True
-        if pid := states.owner(folder):
-            send(signal.SIGKILL, [pid])
-        return False
-
-    if not wait(is_ours, _DOWN_S):
-        raise LabError(f"who owns {folder} does not die: process {states.owner(folder)}")
-    return found[0]
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether the folder goes, too; so it does when nothing says whose it is."""
-    try:
-        return states.load(folder).is_folder_ours
-    except LabError:
-        return True
-
-
-def _remove(folder: Path, *, is_ours: bool) -> None:
-    """Every file; lab.json last, so that a lab that is half removed is still known as one."""
-    _empty(folder)
-    (folder / states.OWNER).unlink(missing_ok=True)
-    if is_ours:
-        folder.rmdir()
-
-
-def _empty(folder: Path) -> None:
-    last = folder / states.STATE
-    for path in folder.iterdir():
-        if path.name == states.OWNER or path == last:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            _unmount(path)
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    last.unlink(missing_ok=True)
-
-
-def _unmount(folder: Path) -> None:
-    """What a drill has mounted below a host's folder, and could not unmount."""
-    from llm_orchestrator.drill.lab.tools import call, find  # noqa: PLC0415 - rarely needed
-
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    points = [Path(line.split()[4].replace("\\040", " ")) for line in lines]
-    for point in sorted((p for p in points if p.is_relative_to(folder)), reverse=True):
-        call(find("umount"), "--lazy", str(point))
 
 
 # --- status ---

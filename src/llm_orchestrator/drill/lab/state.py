@@ -20,6 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -35,6 +36,11 @@ class NoLab(LabError):
     """There is no lab in that folder."""
 
     exit_code = 4
+
+
+def default_folder() -> Path:
+    """One lab a user, unless a folder is given: short, because sockets lie below it."""
+    return Path(tempfile.gettempdir()) / f"llmo-lab-{os.getuid()}"
 
 
 def lab_id(folder: Path) -> str:
@@ -102,9 +108,12 @@ def read(path: Path) -> dict[str, Any]:
 # --- who owns it ---
 
 
-def claim(folder: Path) -> IO[str] | None:
-    """Own the lab as long as the file is open, here or in a child; None when somebody does."""
-    file = (folder / OWNER).open("a+", encoding="utf-8")
+def claim(folder: Path, *, may_create: bool = True) -> IO[str] | None:
+    """Own the lab as long as the file is open, here or in a child; None when somebody does.
+
+    Raises FileNotFoundError for a lab that is gone, unless it may be created.
+    """
+    file = (folder / OWNER).open("a+" if may_create else "r+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

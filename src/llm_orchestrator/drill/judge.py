@@ -1,0 +1,267 @@
+"""Was anything lost, done twice, paid twice, wrong? Pure functions of what the witness wrote down.
+
+The books are lines as the witness and the fake LLM server wrote them, each with a wall clock `at`
+(us, one machine) where order between the two matters:
+
+    accepted  a run whose acceptance was acknowledged, and what its output must be
+    entry     a journal entry that a reader of the database saw (so it was committed)
+    effect    a request that the receiver of effects took
+    ended     how the API says that a run ended
+    final     a journal entry that is there at the end
+    window    the time in which a fault worked: what was in flight then may be made again
+
+A repeat is excused only if the call before it did not end whole, or was in flight (no finished step
+of it seen) when a window began. Whatever is not excused is a finding, and one finding fails a drill.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Line = Mapping[str, Any]
+PROMPT = re.compile(r"drill (\S+) (\w+)")
+_SETTLE_US = 0
+_GOOD = "completed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One broken promise. `kind`: lost, twice, effect_twice, paid_twice, wrong, two_writers."""
+
+    kind: str
+    run_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of it. Tokens and calls are of the fake LLM server's own count."""
+
+    findings: Sequence[Finding]
+    counts: Mapping[str, int]
+    lost_entries: int = 0
+    lost_s: float = 0.0
+    respent: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        """True when no promise was broken."""
+        return not self.findings
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Everything written down, and what the fault excuses."""
+
+    lines: Sequence[Line]
+    calls: Sequence[Line]
+    touched: frozenset[str] = frozenset()
+    kept_until_us: int | None = None
+
+    def of(self, event: str) -> list[Line]:
+        """The witness's lines of one event, in order."""
+        return [line for line in self.lines if line["event"] == event]
+
+    def is_promised(self, at_us: int) -> bool:
+        """False for what was acknowledged after the point to which a restore goes back."""
+        return self.kept_until_us is None or at_us <= self.kept_until_us
+
+
+def judge(books: Books) -> Verdict:
+    """Compare what was acknowledged with what is there."""
+    accepted = {line["run"]: line for line in books.of("accepted")}
+    beyond = frozenset(run for run, line in accepted.items() if not books.is_promised(line["at"]))
+    gone = list(_gone_entries(books))
+    findings = [
+        *_lost_runs(books, accepted, beyond),
+        *(Finding("lost", line["run"], text) for line, text, is_promised in gone if is_promised),
+        *_written_twice(books),
+        *_effects_twice(books, accepted),
+        *_two_writers(books),
+        *_wrong(books, accepted, beyond),
+    ]
+    spent = _Spending(books, accepted)
+    findings += spent.findings
+    lost = [line for line, _, _ in gone]
+    return Verdict(
+        findings,
+        _counts(books, accepted),
+        lost_entries=len(lost),
+        lost_s=_age_s(books, lost),
+        respent=spent.totals,
+    )
+
+
+def _counts(books: Books, accepted: Mapping[str, Line]) -> dict[str, int]:
+    return {
+        "runs_accepted": len(accepted),
+        "probes": sum(line["kind"] == "probe" for line in accepted.values()),
+        "entries_seen": len(books.of("entry")),
+        "entries_final": len(books.of("final")),
+        "effects": len({line["key"] for line in books.of("effect")}),
+        "effect_deliveries": len(books.of("effect")),
+        "llm_calls": sum(line["event"] == "arrived" for line in books.calls),
+    }
+
+
+def _age_s(books: Books, lost: Sequence[Line]) -> float:
+    """How old the oldest lost entry was when the first fault began."""
+    windows = books.of("window")
+    if not lost or not windows:
+        return 0.0
+    oldest = min(int(line["at"]) for line in lost)
+    return max(0.0, (min(int(window["from"]) for window in windows) - oldest) / 1e6)
+
+
+# --- lost ---
+
+
+def _lost_runs(
+    books: Books, accepted: Mapping[str, Line], beyond: frozenset[str]
+) -> Iterator[Finding]:
+    ends = {line["run"]: line for line in books.of("ended")}
+    there = {line["run"] for line in books.of("final")}
+    for run in accepted.keys() - beyond:
+        if run not in there:
+            yield Finding("lost", run, "it was accepted, and its journal is not there")
+        elif run not in ends:
+            yield Finding("lost", run, "it was accepted, and it does not end")
+
+
+def _gone_entries(books: Books) -> Iterator[tuple[Line, str, bool]]:
+    final = {(line["run"], line["seq"]): line["digest"] for line in books.of("final")}
+    for line in books.of("entry"):
+        digest = final.get((line["run"], line["seq"]))
+        if digest == line["digest"]:
+            continue
+        where = f"entry {line['seq']} ({line['kind']} {line['step']})".replace(" )", ")")
+        what = "is not there" if digest is None else "is another one now"
+        is_promised = books.is_promised(line["at"]) and line["run"] not in books.touched
+        yield line, f"{where} was committed and {what}", is_promised
+
+
+# --- twice ---
+
+
+def _finished(lines: Iterable[Line]) -> dict[tuple[str, str], list[Line]]:
+    found: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in lines:
+        if line["kind"] == "step_finished":
+            found[line["run"], line["step"]].append(line)
+    return found
+
+
+def _written_twice(books: Books) -> Iterator[Finding]:
+    rewound = {line["run"] for line in books.of("final") if line["kind"] == "rewound"}
+    for (run, step), lines in _finished(books.of("final")).items():
+        if len(lines) > 1 and run not in books.touched | rewound:
+            yield Finding("twice", run, f"step {step} finished {len(lines)} times")
+
+
+def _effects_twice(books: Books, accepted: Mapping[str, Line]) -> Iterator[Finding]:
+    """One effect has one key: a second key would be taken by every receiver as a second effect."""
+    runs = {line["key"]: run for run, line in accepted.items()}
+    acknowledged = {run: lines[0]["at"] for (run, step), lines in _seen(books) if step == "act"}
+    by_key: dict[str, list[Line]] = defaultdict(list)
+    for line in books.of("effect"):
+        by_key[line["key"]].append(line)
+    for key, lines in by_key.items():
+        run = runs.get(key, "")
+        if run in books.touched or (run and not books.is_promised(accepted[run]["at"])):
+            continue
+        idents = {line["id"] for line in lines}
+        if len(idents) > 1:
+            yield Finding("effect_twice", run, f"effect {key} came under {len(idents)} keys")
+        after = acknowledged.get(run)
+        if after is not None and books.is_promised(after) and lines[-1]["at"] > after:
+            yield Finding("effect_twice", run, f"effect {key} came again after it was recorded")
+
+
+def _seen(books: Books) -> Iterable[tuple[tuple[str, str], list[Line]]]:
+    return _finished(books.of("entry")).items()
+
+
+def _two_writers(books: Books) -> Iterator[Finding]:
+    """Along a journal the epoch only rises, and an epoch is claimed once."""
+    by_run: dict[str, list[Line]] = defaultdict(list)
+    for line in books.of("final"):
+        by_run[line["run"]].append(line)
+    for run, lines in by_run.items():
+        lines.sort(key=lambda line: int(line["seq"]))
+        epochs = [int(line["epoch"]) for line in lines]
+        if epochs != sorted(epochs):
+            yield Finding("two_writers", run, "an entry of an older epoch follows a newer one")
+        claims = [line["epoch"] for line in lines if line["kind"] == "claimed"]
+        if len(claims) != len(set(claims)):
+            yield Finding("two_writers", run, "an epoch was claimed twice")
+
+
+# --- money ---
+
+
+class _Spending:
+    """Calls by run and step: which were made again, and what that cost."""
+
+    def __init__(self, books: Books, accepted: Mapping[str, Line]) -> None:
+        self._books = books
+        self._windows = books.of("window")
+        self._done = {where: int(lines[0]["at"]) for where, lines in _seen(books)}
+        self._ends = {line["id"]: line for line in books.calls if line["event"] == "ended"}
+        self.findings: list[Finding] = []
+        self.totals = {"calls": 0, "tokens": 0, "refused_calls": 0}
+        runs = {line["key"]: line for line in accepted.values()}
+        for (key, step), calls in self._by_step().items():
+            if key in runs:
+                self._look(runs[key], step, calls)
+
+    def _by_step(self) -> dict[tuple[str, str], list[Line]]:
+        found: dict[tuple[str, str], list[Line]] = defaultdict(list)
+        for line in self._books.calls:
+            if line["event"] == "arrived" and (match := PROMPT.match(line["prompt"])):
+                found[match.group(1), match.group(2)].append(line)
+        return found
+
+    def _look(self, run: Line, step: str, calls: Sequence[Line]) -> None:
+        outcomes = [self._ends.get(call["id"], {}) for call in calls]
+        paid = [end for end in outcomes if end.get("tokens")]
+        served = sum(int(end["tokens"]) for end in paid)
+        needed = int(run["tokens"].get(step, 0))
+        self.totals["tokens"] += max(0, served - needed)
+        self.totals["calls"] += max(0, len(paid) - 1)
+        self.totals["refused_calls"] += len(calls) - len(paid)
+        if run["run"] in self._books.touched:
+            return
+        done = self._done.get((run["run"], step))
+        for before, call, end in zip(calls, calls[1:], outcomes, strict=False):
+            if done is not None and self._books.is_promised(done) and call["at"] > done:
+                text = f"step {step} was asked again after its result was recorded"
+                self.findings.append(Finding("twice", run["run"], text))
+            elif end.get("outcome") == "complete" and not self._was_in_flight(before, call, done):
+                text = f"step {step} was paid again, and nothing had interrupted it"
+                self.findings.append(Finding("paid_twice", run["run"], text))
+
+    def _was_in_flight(self, before: Line, call: Line, done: int | None) -> bool:
+        return any(
+            before["at"] <= window["until"] + _SETTLE_US
+            and call["at"] >= window["from"]
+            and (done is None or done >= window["from"] or not self._books.is_promised(done))
+            for window in self._windows
+        )
+
+
+# --- wrong ---
+
+
+def _wrong(books: Books, accepted: Mapping[str, Line], beyond: frozenset[str]) -> Iterator[Finding]:
+    for line in books.of("ended"):
+        run = line["run"]
+        if run not in accepted or run in beyond:
+            continue
+        if line["state"] != accepted[run].get("state", _GOOD):
+            yield Finding("wrong", run, f"it ended {line['state']}: {line.get('error')}"[:300])
+        elif line["state"] == _GOOD and line["output"] != accepted[run]["expects"]:
+            yield Finding("wrong", run, f"its output is {line['output']!r}"[:300])

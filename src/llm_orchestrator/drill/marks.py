@@ -1,0 +1,89 @@
+"""The moments of a drill, on one steady clock, and the lengths between them.
+
+t0 fault confirmed effective, t1 detected, t2 decided, t3 failover started, t4 store writable (the
+first request taken after the fault), t5 first verified end-to-end run and the first entry of a run
+that the fault had stopped (the later of the two), t6 backlog drained, t7 redundancy restored, t8
+failed back. `heal` is when the fault was taken away.
+
+    recovery time = t5 - t0, or t5 - heal where the scenario measures from there
+
+A mark that was not seen is absent; it is never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+NAMES = {
+    "t0": "fault confirmed",
+    "heal": "fault taken away",
+    "t1": "detected",
+    "t2": "decided",
+    "t3": "failover started",
+    "t4": "store writable",
+    "t5": "first verified run",
+    "t6": "backlog drained",
+    "t7": "redundancy restored",
+    "t8": "failed back",
+}
+PARTS = {
+    "detect": ("t0", "t1"),
+    "decide": ("t1", "t2"),
+    "promote": ("t3", "t4"),
+    "verify": ("t4", "t5"),
+    "work off": ("t5", "t6"),
+    "exposed": ("t0", "t7"),
+}
+
+
+@dataclass
+class Marks:
+    """The marks of one run of a scenario; seconds on the steady clock."""
+
+    measure_from: str = "fault"
+    at_s: dict[str, float] = field(default_factory=dict)
+
+    def put(self, name: str, at_s: float | None) -> None:
+        """Note a mark; the first time counts, None is no time."""
+        if name not in NAMES:
+            raise ValueError(f"there is no mark {name}")
+        if at_s is not None:
+            self.at_s.setdefault(name, at_s)
+
+    def take(self, seen: Iterable[tuple[float, str]]) -> None:
+        """Note what others saw; what lies before the fault does not count."""
+        start = self.at_s["t0"]
+        for at_s, name in sorted(seen):
+            if at_s >= start:
+                self.put(name, at_s)
+
+    @property
+    def start_s(self) -> float:
+        """Where the recovery time begins."""
+        return self.at_s["heal" if self.measure_from == "heal" else "t0"]
+
+    @property
+    def recovery_time_s(self) -> float | None:
+        """The headline; None when nothing recovered. What recovered before healing took 0 s."""
+        if "t5" not in self.at_s:
+            return None
+        return max(0.0, self.at_s["t5"] - self.start_s)
+
+    def relative(self) -> dict[str, float]:
+        """Every mark in milliseconds' precision, seconds from t0."""
+        start = self.at_s.get("t0", 0.0)
+        return {name: round(self.at_s[name] - start, 3) for name in NAMES if name in self.at_s}
+
+    def parts(self) -> dict[str, float]:
+        """How long each part took, seconds, where both of its ends were seen."""
+        return parts_of(self.relative())
+
+
+def parts_of(marks: Mapping[str, float]) -> dict[str, float]:
+    """The lengths of PARTS in seconds."""
+    return {
+        part: round(marks[end] - marks[start], 3)
+        for part, (start, end) in PARTS.items()
+        if start in marks and end in marks
+    }

@@ -1,0 +1,340 @@
+"""Carry out one scenario once: load, baseline, fault, healing, verdict.
+
+Order is what makes a result honest. Nothing is touched before the baseline is healthy under load;
+t0 is the moment at which the target confirms the fault; the fault is taken away whatever happens;
+and only the witness says whether anything was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_orchestrator.clock import RealClock
+from llm_orchestrator.drill.marks import Marks
+from llm_orchestrator.drill.scenario import Scenario
+from llm_orchestrator.drill.target import Injected, NotConfirmed, NotPossible, Target
+from llm_orchestrator.errors import OperatorError
+
+Json = Any
+Tell = Callable[[str], None]
+_POLL_S = 0.05
+_ORDER_S = 600.0
+_LINE_BYTES_MAX = 1 << 24
+PASSED, MISSED, INCONCLUSIVE, LOST = "passed", "missed", "inconclusive", "lost"
+EXIT_CODES = {PASSED: 0, MISSED: 6, INCONCLUSIVE: 7, LOST: 8}
+
+
+class Unhealthy(OperatorError):
+    """The system was not well before anything was done to it."""
+
+
+class WitnessFailed(OperatorError):
+    """The witness could not do as told; without it there is no verdict."""
+
+
+@dataclass
+class Outcome:
+    """What came of one run of a scenario."""
+
+    status: str = INCONCLUSIVE
+    reasons: list[str] = field(default_factory=list)
+    marks: Marks = field(default_factory=Marks)
+    verdict: dict[str, Json] = field(default_factory=dict)
+    baseline: dict[str, Json] = field(default_factory=dict)
+    evidence: list[str] = field(default_factory=list)
+    sights: list[str] = field(default_factory=list)
+    facts: dict[str, Json] = field(default_factory=dict)
+    affected: int = 0
+    refused: int = 0
+
+    def plain(self) -> dict[str, Json]:
+        """As JSON: times in seconds from t0."""
+        return {
+            "status": self.status,
+            "reasons": self.reasons,
+            "recovery_time_s": _rounded(self.marks.recovery_time_s),
+            "recovery_point_s": _rounded(self.verdict.get("lost_s")),
+            "recovery_point_entries": self.verdict.get("lost_entries"),
+            "marks": self.marks.relative(),
+            "parts": self.marks.parts(),
+            "affected_runs": self.affected,
+            "refused_requests": self.refused,
+            "counts": self.verdict.get("counts", {}),
+            "respent": self.verdict.get("respent", {}),
+            "findings": list(self.verdict.get("findings", ()))[:50],
+            "findings_total": len(self.verdict.get("findings", ())),
+            "baseline": self.baseline,
+            "evidence": self.evidence,
+            "sights": self.sights,
+            "facts": self.facts,
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+class WitnessProcess:
+    """The witness, started as a process of its own; it ends when we do."""
+
+    def __init__(self, folder: Path, target: Target) -> None:
+        self._folder = folder
+        self._target = target
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start it."""
+        words = ["--ledger", str(self._folder / "witness.jsonl")]
+        words += ["--llm-ledger", str(self._target.llm_ledger), "--store", self._target.store_url]
+        for endpoint in self._target.endpoints:
+            words += ["--endpoint", endpoint]
+        with (self._folder / "witness.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "llm_orchestrator.drill.witness",
+                *words,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                limit=_LINE_BYTES_MAX,
+                env={
+                    "PATH": os.defpath,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                },
+                start_new_session=True,
+            )
+
+    async def order(self, do: str, **given: Json) -> dict[str, Json]:
+        """Let it do something; its answer. Raises WitnessFailed."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps({"do": do, **given}).encode() + b"\n")
+            await process.stdin.drain()
+            line = await asyncio.wait_for(process.stdout.readline(), _ORDER_S)
+        except (OSError, TimeoutError) as error:
+            raise WitnessFailed(f"the witness does not answer: {error}") from error
+        if not line:
+            raise WitnessFailed(f"the witness is gone; see {self._folder / 'witness.log'}")
+        answer: dict[str, Json] = json.loads(line)
+        if "error" in answer:
+            raise WitnessFailed(f"the witness, told to {do}: {answer['error']}")
+        return answer
+
+    async def stop(self) -> None:
+        """Close its stdin and wait."""
+        process = self._process
+        if process is None or process.stdin is None:
+            return
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), 10)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+class Drill:
+    """One run of a scenario against a target that is not started yet."""
+
+    def __init__(
+        self, scenario: Scenario, target: Target, folder: Path, *, name: str, tell: Tell
+    ) -> None:
+        self._scenario = scenario
+        self._target = target
+        self._name = name
+        self._tell = tell
+        self._clock = RealClock()
+        self._witness = WitnessProcess(folder, target)
+        self._injected: list[Injected] = []
+        self._windows: list[tuple[int, float]] = []
+        self.outcome = Outcome(marks=Marks(scenario.measure_from))
+
+    async def run(self) -> Outcome:
+        """Never raises for what the system does: that is a status."""
+        outcome = self.outcome
+        try:
+            await self._target.start()
+            await self._witness.start()
+            await self._baseline()
+            await self._fault()
+            await self._recover()
+            await self._verdict()
+        except (Unhealthy, NotConfirmed, NotPossible) as error:
+            outcome.status = INCONCLUSIVE
+            outcome.reasons.append(error.message)
+        except OperatorError as error:
+            outcome.status = MISSED if self._injected else INCONCLUSIVE
+            outcome.reasons.append(f"{type(error).__name__}: {error.message}")
+        finally:
+            await self._leave()
+        return outcome
+
+    async def _leave(self) -> None:
+        with contextlib.suppress(OperatorError):
+            if self._injected and "heal" not in self.outcome.marks.at_s:
+                await self._target.undo()
+        start = self.outcome.marks.at_s.get("t0", 0.0)
+        self.outcome.sights = [
+            f"{sight.at_s - start:+.3f} s {sight.mark}: {sight.text}"
+            for sight in self._target.sights()
+        ]
+        self.outcome.facts = self._target.facts()
+        await self._witness.stop()
+        await self._target.stop()
+
+    # -- before -----------------------------------------------------------------------------------
+
+    async def _baseline(self) -> None:
+        scenario, load = self._scenario, self._scenario.load
+        shape = {key: value for key, value in load.model_dump().items()}
+        host = self._target.endpoints[0].removeprefix("http://").partition(":")[0]
+        await self._witness.order("load", host=host, name=self._name, **shape)
+        began_s = self._clock.monotonic()
+        self._tell(f"load: {load.in_flight} runs of {load.run_s:g} s")
+        limit_s = load.run_s * 1.5 + 30
+        while True:
+            seen = await self._witness.order("look", since_s=began_s)
+            if seen["under_way"] >= load.in_flight * 0.95:
+                break
+            if self._clock.monotonic() > began_s + limit_s:
+                raise Unhealthy(
+                    f"{seen['under_way']} of {load.in_flight} runs under way after {limit_s:.0f} s"
+                )
+            await self._clock.sleep(_POLL_S)
+        since_s, used = self._clock.monotonic(), cpu_times()
+        await self._clock.sleep(scenario.baseline.seconds)
+        seen = await self._witness.order("look", since_s=since_s)
+        percent = cpu_percent(used, cpu_times())
+        self.outcome.baseline = {
+            "cpu_percent": round(percent, 1),
+            "runs_under_way": seen["under_way"],
+            "probes": seen["probes"],
+        }
+        self._tell(f"baseline: {seen['under_way']} runs under way, processors {percent:.0f} % busy")
+        if percent > scenario.baseline.cpu_percent_max:
+            raise Unhealthy(
+                f"the processors are {percent:.0f} % busy before the fault, more than "
+                f"{scenario.baseline.cpu_percent_max:g} %: a measurement would mean nothing"
+            )
+        if seen["troubles"] or seen["refused"] or seen["wrong"] or not seen["probes"]:
+            raise Unhealthy(f"it is not well before the fault: {json.dumps(seen)}")
+
+    # -- the fault --------------------------------------------------------------------------------
+
+    async def _fault(self) -> None:
+        for fault in self._scenario.faults:
+            if self._injected:
+                await self._clock.sleep(fault.after_s)
+            from_us = self._clock.now_us()
+            injected = await self._target.inject(fault)
+            self._injected.append(injected)
+            self._windows.append((from_us, injected.at_s))
+            self.outcome.evidence.append(f"{fault.kind} on {fault.on}: {injected.evidence}")
+            self.outcome.marks.put("t0", injected.at_s)
+            self._tell(f"fault: {fault.kind}, {injected.evidence}")
+        if self._scenario.heal is not None:
+            await self._clock.sleep(self._scenario.heal.after_s)
+            await self._target.undo()
+            self.outcome.marks.put("heal", self._clock.monotonic())
+            self._tell("the fault is taken away")
+
+    async def _recover(self) -> None:
+        """Watch until it works again and the backlog is gone, or the limits are over."""
+        outcome, marks, limits = self.outcome, self.outcome.marks, self._scenario.limits
+        recover_s = marks.start_s + limits.recover_s
+        drain_s = recover_s + limits.drain_s
+        while True:
+            seen = await self._witness.order("look", since_s=marks.at_s["t0"])
+            base = await self._witness.order("look", since_s=marks.start_s)
+            outcome.affected, outcome.refused = seen["affected"], seen["troubles"]
+            marks.put("t4", base["accepted_s"])
+            advanced = base["advanced_s"] if seen["affected"] else base["verified_s"]
+            if base["verified_s"] is not None and advanced is not None:
+                if "t5" not in marks.at_s:
+                    marks.put("t5", max(base["verified_s"], advanced))
+                    self._tell(f"recovered after {marks.recovery_time_s:.2f} s")
+                marks.put("t6", seen["drained_s"])
+            if await self._target.is_redundant():
+                marks.put("t7", self._clock.monotonic())
+            if "t6" in marks.at_s:
+                break
+            now_s = self._clock.monotonic()
+            if now_s > drain_s or ("t5" not in marks.at_s and now_s > recover_s):
+                break
+            await self._clock.sleep(_POLL_S)
+        marks.take([(seen.at_s, seen.mark) for seen in self._target.sights()])
+        marks.put("t1", seen["trouble_s"])
+
+    # -- after ------------------------------------------------------------------------------------
+
+    async def _verdict(self) -> None:
+        scenario, outcome = self._scenario, self.outcome
+        stopped = await self._witness.order("stop", limit_s=scenario.limits.drain_s)
+        until_us = self._clock.now_us()
+        if "t6" in outcome.marks.at_s:
+            until_us -= int((self._clock.monotonic() - outcome.marks.at_s["t6"]) * 1e6)
+        for from_us, _ in self._windows:
+            await self._witness.order(
+                "note", event="window", **{"from": from_us, "until": until_us}
+            )
+        touched = sorted(run for injected in self._injected for run in injected.touched)
+        kept = [i.kept_until_us for i in self._injected if i.kept_until_us is not None]
+        self._tell("all runs have ended" if stopped["is_whole"] else "some runs do not end")
+        outcome.verdict = await self._witness.order(
+            "judge", touched=touched, kept_until_us=min(kept, default=None)
+        )
+        outcome.reasons += self._shortfalls()
+        if outcome.verdict["findings"]:
+            outcome.status = LOST
+        else:
+            outcome.status = MISSED if outcome.reasons else PASSED
+
+    def _shortfalls(self) -> list[str]:
+        """What was promised and not kept, in words."""
+        scenario, outcome = self._scenario, self.outcome
+        goals, found = scenario.objectives, []
+        took_s = outcome.marks.recovery_time_s
+        if took_s is None:
+            found.append(f"it did not recover within {scenario.limits.recover_s:g} s")
+        elif took_s > goals.recovery_time_s:
+            found.append(f"recovery took {took_s:.2f} s, the goal is {goals.recovery_time_s:g} s")
+        verdict = outcome.verdict
+        if goals.recovery_point_s == 0 and verdict["lost_entries"] > goals.recovery_point_entries:
+            if not any(injected.touched for injected in self._injected):
+                found.append(f"{verdict['lost_entries']} acknowledged entries are lost")
+        elif verdict["lost_s"] > goals.recovery_point_s > 0:
+            found.append(f"work of {verdict['lost_s']:.1f} s is lost")
+        expect = scenario.expect
+        if expect.has_outage is False and outcome.refused:
+            found.append(f"{outcome.refused} requests were refused, and none was to be")
+        deaths = len(self._target.facts().get("exit_codes", ()))
+        if expect.node_deaths is not None and deaths != expect.node_deaths:
+            found.append(f"the node died {deaths} times, not {expect.node_deaths}")
+        found += [
+            f"{finding['kind']} {finding['run_id']}: {finding['text']}"
+            for finding in verdict["findings"][:5]
+        ]
+        return found
+
+
+def cpu_times() -> tuple[float, float]:
+    """Busy and all time of this machine's processors so far, in ticks (proc(5))."""
+    numbers = [float(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return sum(numbers) - numbers[3] - numbers[4], sum(numbers)
+
+
+def cpu_percent(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """How busy they were between two looks."""
+    return 100 * (after[0] - before[0]) / max(after[1] - before[1], 1)

@@ -1,0 +1,1 @@
+"""The scenarios, one YAML file each (scenario.py says what may stand in it)."""

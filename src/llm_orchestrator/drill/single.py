@@ -1,0 +1,195 @@
+"""One supervised `llmo serve` on SQLite, with the fake LLM server beside it: no root, no cluster.
+
+Every process dies with the drill (PDEATHSIG), so a drill that is killed leaves nothing that runs;
+what it has damaged is a store of its own in a folder of its own. What each fault does is in
+single_faults.py; here is how the system is made, reached and taken down.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from llm_orchestrator import __version__
+from llm_orchestrator.clock import RealClock
+from llm_orchestrator.drill.child import Child, ChildError
+from llm_orchestrator.drill.scenario import Fault
+from llm_orchestrator.drill.single_faults import FAULTS
+from llm_orchestrator.drill.target import Injected, NotPossible, Sight
+
+Json = Any
+_HOST = "127.0.0.1"
+_READY_S = 60.0
+_POLL_S = 0.02
+_SETTINGS = f"""\
+outgoing_allow = ["{_HOST}"]
+log_format = "json"
+"""
+
+
+class SingleTarget:
+    """A node and its provider in `folder`, which must be new or empty."""
+
+    name = "single"
+
+    def __init__(self, folder: Path, clock: RealClock) -> None:
+        self.folder = folder
+        self.clock = clock
+        self.http: aiohttp.ClientSession | None = None
+        self._ports = (free_port(), free_port())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "llm-orchestrator.toml").write_text(_SETTINGS)
+        environment = self.environment()
+        python = (sys.executable, "-m")
+        self.llm = Child(
+            (*python, "llm_orchestrator.drill.fake_llm", "--port", str(self._ports[0]))
+            + ("--ledger", str(self.llm_ledger)),
+            folder / "llm.log",
+            environment=environment,
+            clock=clock,
+        )
+        faults = Path(__file__).with_name("fault_flows.py")
+        self.node = Child(
+            (*python, "llm_orchestrator", "serve", "--port", str(self._ports[1]))
+            + ("--import", str(faults)),
+            folder / "node.log",
+            environment=environment,
+            clock=clock,
+        )
+
+    # -- where it is ----------------------------------------------------------------------------
+
+    @property
+    def llm_url(self) -> str:
+        """The fake LLM server, without a path."""
+        return f"http://{_HOST}:{self._ports[0]}"
+
+    @property
+    def endpoints(self) -> Sequence[str]:
+        return [f"http://{_HOST}:{self._ports[1]}"]
+
+    @property
+    def store_path(self) -> Path:
+        """The database file."""
+        return self.folder / "runs.db"
+
+    @property
+    def store_url(self) -> str:
+        return f"sqlite:///{self.store_path}"
+
+    @property
+    def llm_ledger(self) -> Path:
+        return self.folder / "llm.jsonl"
+
+    def environment(self) -> dict[str, str]:
+        """What our processes and commands find in their environment, and nothing else."""
+        return {
+            "PATH": os.defpath,
+            "HOME": str(self.folder),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTHONUNBUFFERED": "1",
+            "LLM_ORCHESTRATOR_URL": self.store_url,
+            "LLM_ORCHESTRATOR_DATA": str(self.folder / "data"),
+            "LLM_ORCHESTRATOR_CONFIG": str(self.folder / "llm-orchestrator.toml"),
+            "OPENAI_API_KEY": "drill",
+            "OPENAI_BASE_URL": f"{self.llm_url}/v1",
+        }
+
+    # -- its life -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self.http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10, connect=1))
+        await self.llm.start()
+        await self.until_answers(f"{self.llm_url}/health")
+        await self.node.start()
+        await self.until_answers(f"{self.endpoints[0]}/health/ready")
+
+    async def stop(self) -> None:
+        await self.node.stop()
+        await self.llm.stop()
+        if self.http is not None:
+            await self.http.close()
+
+    async def answers(self, url: str) -> bool:
+        """Whether a GET gets a good answer now."""
+        assert self.http is not None
+        try:
+            async with self.http.get(url) as response:
+                return response.ok
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def until_answers(self, url: str) -> None:
+        """Raises ChildError when that takes too long."""
+        end_s = self.clock.monotonic() + _READY_S
+        while not await self.answers(url):
+            if self.clock.monotonic() > end_s:
+                raise ChildError(f"{url} does not answer", hint=f"see the logs in {self.folder}")
+            await self.clock.sleep(_POLL_S)
+
+    # -- faults ---------------------------------------------------------------------------------
+
+    async def inject(self, fault: Fault) -> Injected:
+        found = FAULTS.get(fault.kind)
+        if found is None:
+            raise NotPossible(f"{self.name} has no fault {fault.kind}", hint="llmo drill list")
+        return await found(self, fault)
+
+    async def undo(self) -> None:
+        import signal
+
+        self.node.send(signal.SIGCONT)
+        self.node.release()
+        self.llm.send(signal.SIGCONT)
+        self.llm.release()
+        await self.until_answers(f"{self.llm_url}/health")
+        await self.control(reset=True)
+
+    async def control(self, **order: Json) -> None:
+        """Steer the fake LLM server."""
+        assert self.http is not None
+        async with self.http.post(f"{self.llm_url}/control", json=order) as response:
+            response.raise_for_status()
+
+    async def is_redundant(self) -> bool | None:
+        return None
+
+    def undo_commands(self) -> Sequence[Sequence[str]]:
+        return []
+
+    # -- what it tells --------------------------------------------------------------------------
+
+    def sights(self) -> Sequence[Sight]:
+        return [*self.node.sights, *self.llm.sights]
+
+    def facts(self) -> dict[str, Json]:
+        return {
+            "target": self.name,
+            "llm_orchestrator": __version__,
+            "python": platform.python_version(),
+            "settings": _SETTINGS,
+            "node_lives": self.node.lives,
+            "exit_codes": list(self.node.codes),
+        }
+
+    def logs(self) -> Sequence[Path]:
+        return [self.folder / "node.log", self.folder / "llm.log"]
+
+    def remove(self) -> None:
+        """The folder and all that is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as taken:
+        taken.bind((_HOST, 0))
+        return int(taken.getsockname()[1])

@@ -1,0 +1,110 @@
+"""What a drill is carried out against: the protocol, and what injecting a fault gives back.
+
+A target is a system that serves the API: one supervised process, the lab's cluster, or a user's
+staging system. The drill asks it for faults and for healing only; whether the system kept its
+promises is the witness's matter, who never asks the target.
+
+A fault counts from the moment that it is *confirmed* effective. A target that cannot confirm it
+raises NotConfirmed, undoes what it has begun, and the drill is inconclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from llm_orchestrator.drill.scenario import Fault
+from llm_orchestrator.errors import OperatorError
+
+Json = Any
+
+
+class NotConfirmed(OperatorError):
+    """The fault had no effect that could be seen."""
+
+
+class NotPossible(OperatorError):
+    """This target cannot do that; the message says what it would need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """A fault that works. `at_s`: when it was confirmed, on the steady clock (clock.py)."""
+
+    at_s: float
+    evidence: str
+    touched: frozenset[str] = field(default_factory=frozenset)
+    """Runs whose own record was damaged: their steps may run again, their entries be replaced."""
+    kept_until_us: int | None = None
+    """A restore: what was acknowledged after this (wall clock, us) is promised to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Something that the target saw itself: `mark` as in marks.py, on the steady clock."""
+
+    at_s: float
+    mark: str
+    text: str
+
+
+class Target(Protocol):
+    """A running system. Everything raises OperatorError when the system does not do as told."""
+
+    @property
+    def name(self) -> str:
+        """`single`, `lab`, or the name of a configuration."""
+        ...
+
+    @property
+    def endpoints(self) -> Sequence[str]:
+        """Where the API answers."""
+        ...
+
+    @property
+    def store_url(self) -> str:
+        """The database, for who looks at it by plain SQL."""
+        ...
+
+    @property
+    def llm_ledger(self) -> Path:
+        """What the fake LLM server was asked."""
+        ...
+
+    async def start(self) -> None:
+        """Make it ready, with nothing in its store."""
+        ...
+
+    async def stop(self) -> None:
+        """Leave nothing behind but its logs."""
+        ...
+
+    async def inject(self, fault: Fault) -> Injected:
+        """Let it happen and see that it has. Raises NotConfirmed, NotPossible."""
+        ...
+
+    async def undo(self) -> None:
+        """Take every fault away. Safe to repeat."""
+        ...
+
+    async def is_redundant(self) -> bool | None:
+        """Whether everything that is to run runs again; None where there is nothing to spare."""
+        ...
+
+    def undo_commands(self) -> Sequence[Sequence[str]]:
+        """What a dead-man timer runs when the drill is gone: the same as `undo`, from outside."""
+        ...
+
+    def sights(self) -> Sequence[Sight]:
+        """What the target saw so far, in order."""
+        ...
+
+    def facts(self) -> dict[str, Json]:
+        """Versions and settings, without secrets."""
+        ...
+
+    def logs(self) -> Sequence[Path]:
+        """Raw logs, for the evidence."""
+        ...

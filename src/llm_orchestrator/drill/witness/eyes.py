@@ -1,0 +1,133 @@
+"""The witness's own look at the database: plain SQL, read only, not through the store.
+
+SQLite is read with the library itself, PostgreSQL with psql. A database that does not answer is no
+error here: there is nothing to see then, and it is looked at again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+_COLUMNS = "run_id, seq, epoch, kind, step"
+_PSQL_S = 10.0
+_OVERLAP_US = 5_000_000
+
+
+class Seen(NamedTuple):
+    """One row of the journal."""
+
+    run: str
+    seq: int
+    epoch: int
+    kind: str
+    step: str
+    digest: str
+
+
+class Eyes(Protocol):
+    """Looks at one database. Blocking: call it from a thread."""
+
+    def news(self) -> list[Seen]:
+        """Entries that were not there at the last look; [] also when nobody answers."""
+        ...
+
+    def all(self) -> list[Seen]:
+        """Every entry. Raises OSError when nobody answers."""
+        ...
+
+
+class SqliteEyes:
+    """A SQLite file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[tuple[str, int], str] = {}
+        self._last = 0
+
+    def news(self) -> list[Seen]:
+        try:
+            with self._open() as database:
+                found = list(self._rows(database, self._last))
+        except sqlite3.Error:
+            return []
+        fresh = []
+        for rowid, seen in found:
+            self._last = max(self._last, rowid)
+            if self._known.get((seen.run, seen.seq)) != seen.digest:
+                self._known[seen.run, seen.seq] = seen.digest
+                fresh.append(seen)
+        return fresh
+
+    def all(self) -> list[Seen]:
+        try:
+            with self._open() as database:
+                return [seen for _, seen in self._rows(database, 0)]
+        except sqlite3.Error as error:
+            raise OSError(f"{self._path}: {error}") from error
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=5)
+        ) as database:
+            yield database
+
+    def _rows(self, database: sqlite3.Connection, after: int) -> Iterator[tuple[int, Seen]]:
+        rows = database.execute(
+            f"SELECT rowid, {_COLUMNS}, lower(hex(digest)) FROM journal WHERE rowid > ?",  # noqa: S608 - constants
+            (after,),
+        )
+        for row in rows:
+            yield row[0], Seen(*row[1:])
+
+
+class PostgresEyes:
+    """A PostgreSQL database, by psql."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._known: dict[tuple[str, int], str] = {}
+        self._last_us = 0
+
+    def news(self) -> list[Seen]:
+        try:
+            found = self._ask(f"WHERE recorded_at > {self._last_us - _OVERLAP_US}")
+        except OSError:
+            return []
+        fresh = []
+        for at_us, seen in found:
+            self._last_us = max(self._last_us, at_us)
+            if self._known.get((seen.run, seen.seq)) != seen.digest:
+                self._known[seen.run, seen.seq] = seen.digest
+                fresh.append(seen)
+        return fresh
+
+    def all(self) -> list[Seen]:
+        return [seen for _, seen in self._ask("")]
+
+    def _ask(self, where: str) -> list[tuple[int, Seen]]:
+        row = f"json_build_array(recorded_at, {_COLUMNS}, encode(digest, 'hex'))"
+        command = ["psql", self._url, "-AtXq", "-c", f"SELECT {row} FROM journal {where}"]  # noqa: S608 - constants and a number
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=_PSQL_S
+            )
+        except subprocess.TimeoutExpired as error:
+            raise OSError("psql does not end") from error
+        if done.returncode != 0:
+            raise OSError(done.stderr.strip())
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        return [(row[0], Seen(str(row[1]), *row[2:])) for row in rows]
+
+
+def make_eyes(url: str) -> Eyes:
+    """Eyes for a store's URL."""
+    if url.startswith("sqlite:///"):
+        return SqliteEyes(Path(url.removeprefix("sqlite:///")))
+    return PostgresEyes(url)

@@ -1,0 +1,249 @@
+"""The witness's process: it starts the load, watches, keeps the ledger, and judges in the end.
+
+Orders come as JSON lines on stdin: {"do": ...}; each gets one line as its answer, {"error": ...}
+when it cannot be done.
+
+    load   begin with a load (load.Shape)            look   what has been seen since a moment
+    note   write a line into the ledger              run    start one run besides, and follow it
+    stop   start no more, wait for the ends          judge  compare everything; the verdict
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from llm_orchestrator.clock import RealClock
+from llm_orchestrator.drill.fake_ledger import Ledger
+from llm_orchestrator.drill.judge import Books, judge
+from llm_orchestrator.drill.load import Asker, Load, Order, Shape
+from llm_orchestrator.drill.witness.eyes import Eyes, Seen, make_eyes
+from llm_orchestrator.drill.witness.receiver import Receiver
+
+Json = Any
+_LOOK_S = 0.1
+_FINAL_S = 30.0
+_LINE_BYTES_MAX = 1 << 24
+
+
+class Witness:
+    """Everything that was seen, on disk; and the questions about it."""
+
+    def __init__(self, ledger: Path, eyes: Eyes, llm_ledger: Path, endpoints: list[str]) -> None:
+        self._clock = RealClock()
+        self._ledger = Ledger(ledger)
+        self._eyes = eyes
+        self._llm_ledger = llm_ledger
+        self._asker = Asker(endpoints, self._clock, self._trouble)
+        self._receiver = Receiver(self.write)
+        self._load: Load | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._more: set[asyncio.Task[None]] = set()
+        self.lines: list[dict[str, Json]] = []
+
+    # -- writing down ---------------------------------------------------------------------------
+
+    async def write(self, line: dict[str, Json]) -> None:
+        """Put a line down with both clocks; it is on the disk when this returns."""
+        line |= {"at": self._clock.now_us(), "s": self._clock.monotonic()}
+        await self._ledger.append(line)
+        self.lines.append(line)
+
+    def _trouble(self, text: str) -> None:
+        line = {"event": "trouble", "text": text[:200]}
+        line |= {"at": self._clock.now_us(), "s": self._clock.monotonic()}
+        self._ledger.put(line)
+        self.lines.append(line)
+
+    async def _watch(self) -> None:
+        while True:
+            for seen in await asyncio.to_thread(self._eyes.news):
+                self._note_entry("entry", seen)
+            await self._clock.sleep(_LOOK_S)
+
+    def _note_entry(self, event: str, seen: Seen) -> None:
+        line = {"event": event, **seen._asdict()}
+        line |= {"at": self._clock.now_us(), "s": self._clock.monotonic()}
+        self._ledger.put(line)
+        self.lines.append(line)
+
+    # -- orders ---------------------------------------------------------------------------------
+
+    async def obey(self, order: dict[str, Json]) -> Json:
+        """Carry out one order; its answer."""
+        given = {key: value for key, value in order.items() if key != "do"}
+        match order["do"]:
+            case "load":
+                return await self._begin(given)
+            case "note":
+                await self.write(given)
+            case "run":
+                return await self._run(Order(**given))
+            case "look":
+                return self._look(float(given["since_s"]))
+            case "stop":
+                return await self._stop(float(given["limit_s"]))
+            case "judge":
+                return await self._judge(given)
+            case other:
+                raise ValueError(f"there is no order {other!r}")
+        return {}
+
+    async def _begin(self, given: dict[str, Json]) -> Json:
+        host = str(given.pop("host"))
+        await self._receiver.start(host)
+        receiver = f"http://{host}:{self._receiver.port}/effect"
+        self._load = Load(
+            Shape(**given, receiver=receiver), self._asker, self.write, clock=self._clock
+        )
+        await self._load.register()
+        self._watching = asyncio.create_task(self._watch())
+        self._load.start()
+        return {"receiver": receiver}
+
+    async def _run(self, order: Order) -> Json:
+        assert self._load is not None
+        run = await self._load.submit(order)
+        task = asyncio.create_task(self._load.follow(run))
+        self._more.add(task)
+        task.add_done_callback(self._more.discard)
+        return {"run": run}
+
+    def _look(self, since_s: float) -> Json:
+        """Times are on the steady clock; null is not seen yet."""
+        assert self._load is not None
+        accepted = {line["run"]: line for line in self.lines if line["event"] == "accepted"}
+        ended = {line["run"]: line for line in self.lines if line["event"] == "ended"}
+        affected = {
+            run
+            for run, line in accepted.items()
+            if line["kind"] == "load"
+            and line["s"] < since_s
+            and (run not in ended or ended[run]["s"] >= since_s)
+        }
+        later = [line for line in self.lines if line["s"] >= since_s]
+        ends = [ended[run]["s"] for run in affected if run in ended]
+        return {
+            "now_s": self._clock.monotonic(),
+            "under_way": sum(o.kind == "load" for o in self._load.under_way.values()),
+            "accepted_s": _first(
+                line["s"]
+                for line in later
+                if line["event"] == "accepted" and line["began_s"] >= since_s
+            ),
+            "verified_s": _first(
+                line["s"]
+                for line in later
+                if line["event"] == "ended"
+                and line["kind"] == "probe"
+                and line["is_right"]
+                and accepted[line["run"]]["began_s"] >= since_s
+            ),
+            "advanced_s": _first(
+                line["s"]
+                for line in later
+                if line["event"] == "entry"
+                and line["run"] in affected
+                and line["kind"] not in ("claimed", "state")
+            ),
+            "troubles": sum(line["event"] == "trouble" for line in later),
+            "refused": sum(line["event"] == "refused" for line in later),
+            "trouble_s": _first(line["s"] for line in later if line["event"] == "trouble"),
+            "wrong": sum(not line["is_right"] for line in ended.values() if line["s"] >= since_s),
+            "probes": sum(
+                line["event"] == "ended" and line["kind"] == "probe" and line["is_right"]
+                for line in later
+            ),
+            "affected": len(affected),
+            "affected_left": len(affected) - len(ends),
+            "drained_s": max(ends, default=since_s) if len(ends) == len(affected) else None,
+        }
+
+    async def _stop(self, limit_s: float) -> Json:
+        assert self._load is not None
+        is_whole = await self._load.stop(limit_s)
+        if self._more:
+            _, left = await asyncio.wait(self._more, timeout=limit_s if is_whole else 0.1)
+            is_whole = is_whole and not left
+        return {"is_whole": is_whole, "left": list(self._load.under_way)[:20]}
+
+    async def _judge(self, given: dict[str, Json]) -> Json:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        for seen in await self._see_all():
+            self._note_entry("final", seen)
+        await self._ledger.lines()
+        text = await asyncio.to_thread(self._llm_ledger.read_text)
+        calls = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        books = Books(
+            self.lines, calls, frozenset(given.get("touched", ())), given.get("kept_until_us")
+        )
+        verdict = await asyncio.to_thread(judge, books)
+        found = dataclasses.asdict(verdict)
+        await self.write({"event": "verdict", **found})
+        return found
+
+    async def _see_all(self) -> list[Seen]:
+        end_s = self._clock.monotonic() + _FINAL_S
+        while True:
+            try:
+                return await asyncio.to_thread(self._eyes.all)
+            except OSError:
+                if self._clock.monotonic() > end_s:
+                    raise
+            await self._clock.sleep(_LOOK_S)
+
+    async def close(self) -> None:
+        """Write what is left and close everything."""
+        for task in (*self._more, *filter(None, [self._watching])):
+            task.cancel()
+        if self._load is not None:
+            await self._load.stop(0.1)
+        await self._receiver.stop()
+        await self._asker.close()
+        await self._ledger.close()
+
+
+def _first(times: Any) -> float | None:
+    return min(times, default=None)
+
+
+async def serve(witness: Witness) -> None:
+    """Obey stdin until it closes."""
+    reader = asyncio.StreamReader(limit=_LINE_BYTES_MAX)
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        try:
+            answer = await witness.obey(json.loads(line))
+        except Exception as error:  # noqa: BLE001 - whoever ordered it hears of it
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+async def _main(chosen: argparse.Namespace) -> None:
+    eyes = make_eyes(chosen.store)
+    witness = Witness(chosen.ledger, eyes, chosen.llm_ledger, chosen.endpoint)
+    try:
+        await serve(witness)
+    finally:
+        await witness.close()
+
+
+def main() -> None:
+    """Entry point of `python -m llm_orchestrator.drill.witness`."""
+    parser = argparse.ArgumentParser(prog="witness")
+    parser.add_argument("--ledger", type=Path, required=True)
+    parser.add_argument("--llm-ledger", type=Path, required=True)
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--endpoint", action="append", required=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the drill, which closes our stdin
+    asyncio.run(_main(parser.parse_args()))
