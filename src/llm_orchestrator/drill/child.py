@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from llm_orchestrator.clock import RealClock
@@ -92,9 +92,8 @@ class Child:
         await self.until(lambda: len(self.codes) > lives, "its process does not end")
         return self.codes[lives]
 
-    async def until(self, happens: object, what: str, limit_s: float = _END_S) -> None:
+    async def until(self, happens: Callable[[], bool], what: str, limit_s: float = _END_S) -> None:
         """Look every 10 ms. Raises ChildError after `limit_s`."""
-        assert callable(happens)
         end_s = self._clock.monotonic() + limit_s
         while not happens():
             if self._clock.monotonic() > end_s:

@@ -198,7 +198,7 @@ class Drill:
 
     async def _baseline(self) -> None:
         scenario, load = self._scenario, self._scenario.load
-        shape = {key: value for key, value in load.model_dump().items()}
+        shape = load.model_dump()
         host = self._target.endpoints[0].removeprefix("http://").partition(":")[0]
         await self._witness.order("load", host=host, name=self._name, **shape)
         began_s = self._clock.monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from llm_orchestrator.drill.single_faults import FAULTS
 from llm_orchestrator.drill.target import Injected, NotPossible, Sight
 
 Json = Any
+FLOWS = Path(__file__).with_name("fault_flows.py")
 _HOST = "127.0.0.1"
 _READY_S = 60.0
 _POLL_S = 0.02
@@ -49,17 +51,16 @@ class SingleTarget:
         (folder / "llm-orchestrator.toml").write_text(_SETTINGS)
         environment = self.environment()
         python = (sys.executable, "-m")
+        llm = ("--port", str(self._ports[0]), "--ledger", str(self.llm_ledger))
+        node = ("--port", str(self._ports[1]), "--import", str(FLOWS))
         self.llm = Child(
-            (*python, "llm_orchestrator.drill.fake_llm", "--port", str(self._ports[0]))
-            + ("--ledger", str(self.llm_ledger)),
+            (*python, "llm_orchestrator.drill.fake_llm", *llm),
             folder / "llm.log",
             environment=environment,
             clock=clock,
         )
-        faults = Path(__file__).with_name("fault_flows.py")
         self.node = Child(
-            (*python, "llm_orchestrator", "serve", "--port", str(self._ports[1]))
-            + ("--import", str(faults)),
+            (*python, "llm_orchestrator", "serve", *node),
             folder / "node.log",
             environment=environment,
             clock=clock,
@@ -144,8 +145,6 @@ class SingleTarget:
         return await found(self, fault)
 
     async def undo(self) -> None:
-        import signal
-
         self.node.send(signal.SIGCONT)
         self.node.release()
         self.llm.send(signal.SIGCONT)

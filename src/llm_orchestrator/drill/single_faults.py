@@ -18,7 +18,7 @@ Does = Callable[["SingleTarget", Fault], Awaitable[Injected]]
 async def process_kill(target: SingleTarget, fault: Fault) -> Injected:
     """SIGKILL. Confirmed: its parent has collected it, killed by that signal."""
     code = await target.node.end_with(signal.SIGKILL)
-    at_s = target.node.sights[-1].at_s
+    at_s = [sight.at_s for sight in target.node.sights if sight.mark == "t1"][-1]
     if code != -signal.SIGKILL:
         raise NotConfirmed(f"the node ended with {code}, not by the signal")
     return Injected(at_s, f"exit code {code}")

@@ -26,7 +26,7 @@ class NotConfirmed(OperatorError):
 
 
 class NotPossible(OperatorError):
-    """This target cannot do that; the message says what it would need."""
+    """The target cannot do that; the message says what it would need."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class Witness:
         self.lines.append(line)
 
     def _trouble(self, text: str) -> None:
-        line = {"event": "trouble", "text": text[:200]}
+        line: dict[str, Json] = {"event": "trouble", "text": text[:200]}
         line |= {"at": self._clock.now_us(), "s": self._clock.monotonic()}
         self._ledger.put(line)
         self.lines.append(line)
@@ -68,7 +68,7 @@ class Witness:
             await self._clock.sleep(_LOOK_S)
 
     def _note_entry(self, event: str, seen: Seen) -> None:
-        line = {"event": event, **seen._asdict()}
+        line: dict[str, Json] = {"event": event, **seen._asdict()}
         line |= {"at": self._clock.now_us(), "s": self._clock.monotonic()}
         self._ledger.put(line)
         self.lines.append(line)
