@@ -136,8 +136,7 @@ class Config:
     archive_recipients: Sequence[str] = ()
     """Who can open its segments: as backup_recipients."""
     barman_server: str = ""
-    """The server's name in Barman's configuration. Comes with a later release, and is refused until
-    then."""
+    """The server's name in Barman's configuration: point in time on PostgreSQL."""
     barman_config: str = ""
     """Barman's configuration file. Empty: where Barman looks by itself."""
     restore_hold: bool = False

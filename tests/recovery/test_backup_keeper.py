@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 
 from llm_orchestrator.config import Config
-from llm_orchestrator.errors import ConfigError
 from llm_orchestrator.recovery.lock import locked
 from llm_orchestrator.recovery.readiness import read_backups
 from llm_orchestrator.store.base import Batch, Database, PutRecord
 from llm_orchestrator.telemetry.metrics import Metrics
-from llm_orchestrator.wire import make_store
 from llm_orchestrator.wire.backup_keeper import BackupKeeper
 from llm_orchestrator.wire.backups import Backups
 from llm_orchestrator.wire.housekeeping import chores
@@ -89,11 +87,3 @@ async def test_the_setting_gives_the_engine_the_chore(tmp_path: Path) -> None:
         names = [chore.name for chore in chores(config, store, metrics=Metrics())]
         assert names == ["scheduled backups"]
         assert chores(Config(data_dir=tmp_path), store, metrics=Metrics()) == []
-
-
-@pytest.mark.parametrize("name", ["barman_server"])
-async def test_what_comes_later_is_refused_and_not_ignored(tmp_path: Path, name: str) -> None:
-    async with opened(f"sqlite:///{tmp_path / 'runs.db'}") as store:
-        config = Config(data_dir=tmp_path, **{name: "x"})  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match=f"{name} comes with a later release"):
-            make_store(config, store.clock)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_orchestrator.cli.backup_bar import bar
+from llm_orchestrator.cli.backup_barman import BaseKind, check_barman, make_base
 from llm_orchestrator.cli.backup_given import (
     AtFolder,
     AtPlace,
@@ -111,11 +112,20 @@ def create(
     is_proved: Annotated[
         bool, typer.Option("--prove", help="Afterwards, restore it aside and try it.")
     ] = False,
+    kind: Annotated[
+        BaseKind | None,
+        typer.Option("--type", help="Not a file, but a base backup of the server, by Barman."),
+    ] = None,
     output: ObjectOutput = ObjectFormat.TABLE,
     is_json: AsJson = False,
 ) -> int:
     """Back the store up while it is used; prints the file. Exit code 3: made, not copied."""
     session = session_of(context)
+    if kind is not None:
+        base = session.run(make_base(session, kind))
+        is_plain = not is_json and output is ObjectFormat.TABLE
+        print_object(base, "json") if not is_plain else emit(str(base["backup_id"]))
+        return 0
     given = {
         "backup_dir": folder,
         "backup_place": place,
@@ -395,11 +405,13 @@ def check(
         from llm_orchestrator.recovery.catalogue import Limits, check
 
         async with maybe_store(session) as store:
+            limits = Limits(age_h * 3_600, proof_age_h * 3_600)
             return await check(
                 await backups.catalogue(store),
                 now_us=store.clock.now_us() if store is not None else session.clock.now_us(),
-                limits=Limits(age_h * 3_600, proof_age_h * 3_600),
+                limits=limits,
                 keys=backups.keys,
+                more=await check_barman(session, age_s_max=limits.age_s_max),
             )
 
     found = session.run(work())

@@ -73,11 +73,13 @@ async def _status(session: Session, objectives: Path | None) -> dict[str, Json]:
         exposures = [
             readiness.replica_exposure(statistics.standbys),
             await readiness.archive_exposure(store, now_us),
+            readiness.wal_exposure(statistics.standbys),
             await readiness.backup_exposure(store, records, now_us),
         ]
     config = session.config
     copies = readiness.Copies(
-        standbys=len(statistics.standbys or ()),
+        standbys=len(readiness.followers(statistics.standbys)),
+        log=bool(readiness.receivers(statistics.standbys)),
         backup_folder=True,
         backup_place=str(records.last.get("place") or ""),
         is_locked=bool(config.backup_place and config.s3_object_lock_days),

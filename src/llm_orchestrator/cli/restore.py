@@ -1,7 +1,7 @@
 """`llmo restore`: put the store back from a backup; what is live is touched last, and kept.
 
     --from-archive   with the stream archive: a backup and all that came after, or segments alone
-    --to POINT     up to a moment or to an entry (RUN:SEQ)
+    --to POINT     up to a moment, an entry (RUN:SEQ), a place in the log, a restore point
     --dry-run      which backup, how big, how long, and what would be taken back; changes nothing
     (nothing)      asks, naming the target; --yes does not ask
     --run RUN      only one run, beside the live ones
@@ -39,6 +39,7 @@ from llm_orchestrator.model import MICROSECONDS, Json, stamp
 
 if TYPE_CHECKING:
     from llm_orchestrator.config import Config
+    from llm_orchestrator.recovery.barman import Target
     from llm_orchestrator.recovery.catalogue import Catalogue, Item
     from llm_orchestrator.recovery.from_archive import Chosen, Wanted
     from llm_orchestrator.recovery.manifest import Manifest
@@ -67,8 +68,9 @@ def restore(
         typer.Option(
             "--to",
             metavar="POINT",
-            help="A moment (2h, ISO 8601) or an entry (RUN:SEQ): by the stream archive if there is"
-            " one, else the newest backup made before.",
+            help="A moment (2h, ISO 8601): by the stream archive or Barman, else the newest backup"
+            " made before. An entry (RUN:SEQ): by the archive. A place in the log (16/B374D848) or"
+            " a restore point's name: by Barman.",
         ),
     ] = None,
     is_from_archive: Annotated[
@@ -115,8 +117,12 @@ def restore(
         return
     hold = backups.config.restore_hold
     options = {"generation": generation, "may_flaw": may_flaw, "hold": hold}
-    if is_from_archive or goes_by_archive(backups.config, to):
+    source = source_of(backups.config, to)
+    if is_from_archive or source == ARCHIVE:
         session.run(doing.from_archive(file or backup, to, options, is_dry=is_dry))
+        return
+    if to is not None and source == BARMAN:
+        session.run(doing.from_barman(to, options, is_dry=is_dry))
         return
     session.run(doing.whole(chosen, to, options, is_dry=is_dry))
 
@@ -184,6 +190,41 @@ class _Restoring:
                 advance = shown.of("verify")
                 async with backups.base(catalogue, chosen.item, advance=advance) as base:
                     done = await self._restore(Request(base, fill, why=why, **options))
+        await self._finish(why, done)
+
+    async def from_barman(self, to: str, options: dict[str, Any], *, is_dry: bool) -> None:
+        """The store as it was at a point of the server's log."""
+        from llm_orchestrator.recovery.restore import Request
+        from llm_orchestrator.wire.barman import base_at, make_barman
+
+        backups, session = self._backups, self._session
+        barman = make_barman(backups.config, session.clock)
+        target = read_target(to, now_us=session.clock.now_us())
+        if trouble := await barman.sync():
+            session.warn(f"the live server gives no more of its log: {trouble}")
+        base = (await barman.choose(target))[0]
+        lost = None
+        async with maybe_store(session) as store:
+            if target.at_us is not None:
+                lost, _ = await self._lost(store, target.at_us)
+        plan: dict[str, Json] = {
+            "barman": barman.shown,
+            "up_to": target.shown,
+            "base": base.backup_id,
+            "into": backups.copier.shown,
+            "size_bytes": base.size_bytes,
+            "lost": _plain(lost),
+        }
+        tell(plan, is_json=self._is_json, is_dry=is_dry)
+        if is_dry:
+            return
+        why = f"{target.shown}, out of {barman.shown}"
+        self._ask(f"restore {why} into {backups.copier.shown}")
+        session.note("replaying the log on a scratch server")
+        async with base_at(backups.config, session.clock, target) as (found, is_reached):
+            if not is_reached:
+                session.warn("the log ends before that moment: this is all that there is")
+            done = await self._restore(Request(found, why=why, **options))
         await self._finish(why, done)
 
     async def _restore(self, request: Request) -> Restored:
@@ -365,9 +406,39 @@ class _Restoring:
             session.warn(f"this is not in the audit log: {error.message}")
 
 
-def goes_by_archive(config: Config, to: str | None) -> bool:
-    """True when `--to` is for the stream archive."""
-    return to is not None and (_ENTRY.fullmatch(to) is not None or bool(config.archive_place))
+ARCHIVE, BARMAN = "archive", "barman"
+
+
+def source_of(config: Config, to: str | None) -> str:
+    """What reaches `--to`: the stream archive, Barman, or ("") a backup file made before."""
+    if to is None:
+        return ""
+    if _ENTRY.fullmatch(to):
+        return ARCHIVE
+    if config.barman_server and not _is_moment(to):
+        return BARMAN
+    if config.archive_place:
+        return ARCHIVE
+    return BARMAN if config.barman_server else ""
+
+
+def _is_moment(to: str) -> bool:
+    try:
+        read_moment(to, "--to", now_us=0)
+    except InputError:
+        return False
+    return True
+
+
+def read_target(to: str, *, now_us: int) -> Target:
+    """`--to` for Barman: a moment, a place in the log (16/B374D848), a restore point's name."""
+    from llm_orchestrator.recovery.barman import LSN, Target
+
+    if LSN.fullmatch(to):
+        return Target(lsn=to)
+    if not _is_moment(to):
+        return Target(name=to)
+    return Target(read_moment(to, "--to", now_us=now_us))
 
 
 def read_point(to: str | None, *, now_us: int) -> Wanted:

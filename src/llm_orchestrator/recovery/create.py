@@ -191,26 +191,17 @@ class _Making:
     def _manifest(self, cut: Cut, dump: Path, dump_bytes: int, *, recipients: int) -> Manifest:
         options = self._options
         created_at, backup_id = _free_id(options.folder, self._begun_us)
-        return Manifest(
+        return Manifest.of(
+            cut,
             backup_id=backup_id,
             program=options.program,
             created_at=created_at,
             host=options.host,
             duration_s=round(self._clock.monotonic() - self._begun, 3),
-            kind=cut.kind,
             store=self._copier.shown,
-            schema_version=cut.schema,
-            server=cut.server,
-            size_bytes=cut.size_bytes,
             dump=dump.name,
             dump_bytes=dump_bytes,
-            incarnation=cut.incarnation,
-            generation=cut.generation,
-            epoch=cut.epoch,
-            taken_at=cut.taken_at,
-            counts=dict(cut.counts),
             heads=list(cut.heads[:HEADS_MAX]),
-            audit_heads=list(cut.audit_heads),
             encryption=f"age, {recipients} recipients" if recipients else "none",
             database=dict(options.database),
         )

@@ -68,6 +68,23 @@ class Manifest(BaseModel):
     database: Mapping[str, Any] = Field(default_factory=dict)
     """host, port, name: the words of the earlier system's metadata."""
 
+    @classmethod
+    def of(cls, cut: Cut, **facts: Any) -> Manifest:
+        """Of a cut; `facts` are everything else."""
+        return cls(
+            kind=cut.kind,
+            schema_version=cut.schema,
+            server=cut.server,
+            size_bytes=cut.size_bytes,
+            incarnation=cut.incarnation,
+            generation=cut.generation,
+            epoch=cut.epoch,
+            taken_at=cut.taken_at,
+            counts=dict(cut.counts),
+            audit_heads=list(cut.audit_heads),
+            **facts,
+        )
+
     def cut(self) -> Cut:
         """The cut, as the copier gave it."""
         return Cut(

@@ -43,6 +43,9 @@ CLASSES = (
 )
 
 
+_RECEIVERS = ("barman", "pg_receivewal")
+
+
 class Exposure(NamedTuple):
     """What one mechanism would not bring back."""
 
@@ -126,15 +129,34 @@ async def done_since(store: Database, since: int, now_us: int) -> Exposure:
     )
 
 
+def receivers(standbys: Sequence[Standby] | None) -> list[Standby]:
+    """Those that only keep the log: Barman's, or a pg_receivewal of somebody's."""
+    return [one for one in standbys or () if one.name.startswith(_RECEIVERS)]
+
+
+def followers(standbys: Sequence[Standby] | None) -> list[Standby]:
+    """Servers that follow and could take over."""
+    return [one for one in standbys or () if not one.name.startswith(_RECEIVERS)]
+
+
 def replica_exposure(standbys: Sequence[Standby] | None) -> Exposure:
     """What the best of the servers that follow does not have on its disk."""
-    if not standbys:
-        return Exposure("replica", None, detail="no server follows this one")
-    sync = [one for one in standbys if one.is_sync]
+    return _stream("replica", followers(standbys), "no server follows this one")
+
+
+def wal_exposure(standbys: Sequence[Standby] | None) -> Exposure:
+    """What the best of those that keep the log does not have on its disk."""
+    return _stream("wal", receivers(standbys), "nobody keeps this server's log")
+
+
+def _stream(mechanism: str, streams: Sequence[Standby], nobody: str) -> Exposure:
+    if not streams:
+        return Exposure(mechanism, None, detail=nobody)
+    sync = [one for one in streams if one.is_sync]
     if sync:
-        return Exposure("replica", 0.0, 0, 0, 0.0, detail=f"commits wait for {sync[0].name}")
-    best = min(standbys, key=lambda one: one.exposed_s)
-    return Exposure("replica", best.exposed_s, detail=f"{best.name} follows, nobody waits for it")
+        return Exposure(mechanism, 0.0, 0, 0, 0.0, detail=f"commits wait for {sync[0].name}")
+    best = min(streams, key=lambda one: one.exposed_s)
+    return Exposure(mechanism, best.exposed_s, detail=f"{best.name} follows, nobody waits for it")
 
 
 async def archive_exposure(store: Database, now_us: int) -> Exposure:
@@ -174,12 +196,14 @@ class Copies(NamedTuple):
     """Object lock: nobody can change or remove it for a time."""
     archive: str = ""
     """Where the stream archive is."""
+    log: bool = False
+    """Somebody else keeps the server's log (Barman)."""
 
 
 def scorecard(copies: Copies, backups: Backups) -> list[Point]:
     """3-2-1-1-0."""
     has_backup = bool(backups.last)
-    count = 1 + copies.standbys + bool(copies.archive)
+    count = 1 + copies.standbys + bool(copies.archive) + copies.log
     count += (copies.backup_folder and has_backup) + bool(copies.backup_place and has_backup)
     media = {"database"}
     if (copies.backup_folder and has_backup) or (copies.archive and not _is_remote(copies.archive)):

@@ -58,25 +58,10 @@ def store_path(url: str) -> Path:
     return Path(unquote(parts.path[1:]))
 
 
-LATER = ("barman_server",)
-"""Settings of what comes with a later release: to take them and do nothing would be a lie."""
-
-
-def refuse_later(config: Config) -> None:
-    """Raises ConfigError when one of them is set."""
-    for name in LATER:
-        if getattr(config, name):
-            raise ConfigError(f"{name} comes with a later release", hint=f"unset {name}")
-
-
 def make_store(
     config: Config, clock: Clock, *, url: str = "", name: str = "", metrics: Metrics | None = None
 ) -> Database:
-    """A store, not opened yet. Each process life is a node of its own.
-
-    Raises ConfigError for a setting that promises what this release does not do.
-    """
-    refuse_later(config)
+    """A store, not opened yet. Each process life is a node of its own. Raises ConfigError."""
     address = url or config.store_url
     node_id = f"{config.node_name or name or 'node'}-{clock.random_bytes(6).hex()}"
     if not is_postgres(address):
