@@ -26,6 +26,14 @@ from llm_orchestrator.drill.lab.spec import make_plan, settings
 from llm_orchestrator.drill.lab_process import LabError, state, wait
 from tests.drill.lab_support import HELLO, llmo, network_of, traces
 
+GREET = """\
+from llm_orchestrator import Context, workflow
+
+
+@workflow
+async def greet(ctx: Context) -> str:
+    return "hello"
+"""
 SINGLE = LabSpec(is_single=True)
 HANG_S = 60.0
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root: network namespaces")
@@ -102,6 +110,19 @@ def test_down_while_up_is_under_way_ends_both_in_order(folder: Path) -> None:
     assert "the supervisor died" in told or "taken down while it was made" in told
     assert not traces(folder)
     assert not folder.exists()
+
+
+def test_workflows_in_python_are_executed_and_one_command_undoes_faults(folder: Path) -> None:
+    code = folder.with_name("greet.py")
+    code.write_text(GREET)
+    lab = up(LabSpec(is_single=True, imports=(str(code),)), folder, tell=lambda text: None)
+    assert Lab.load(folder).plan == lab.plan
+    lab.process("a-node1/node").freeze()
+    lab.process("llm/llm").kill(is_held=True)
+    assert llmo("calm", folder=folder).returncode == 0
+    until(lambda: lab.process("llm/llm").pid, "a process that is released")
+    url = f"{lab.endpoints[0]}/api/v1/workflows/greet/execute?wait=30"
+    assert ask(url, b'{"inputs": {}}')["output"] == "hello"
 
 
 def test_a_lab_that_lives_is_left_alone(lab: Lab) -> None:

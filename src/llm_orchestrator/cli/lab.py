@@ -112,6 +112,16 @@ def _shown(value: Any) -> str:
 
 
 @app.command()
+def calm(context: typer.Context, *, folder: Folder = None) -> None:
+    """Undo every fault: nothing is cut, frozen, held dead or full any more."""
+    from llm_orchestrator.drill.lab import Lab
+
+    session = session_of(context)
+    session.run(Lab.load(folder).calm())
+    session.note("every fault is undone")
+
+
+@app.command()
 def down(context: typer.Context, *, folder: Folder = None) -> None:
     """Kill everything that belongs to a lab and remove what it made, also after a crash of it."""
     from llm_orchestrator.drill.lab import down as clear

@@ -125,7 +125,10 @@ class Lab:
         return [*(network.prefix(place) if place else []), *words]
 
     def inside(self) -> contextlib.AbstractContextManager[None]:
-        """As long as the block, this thread and what it starts are on the client's host."""
+        """As long as the block, this thread and what it starts are on the client's host.
+
+        An event loop that is run in the block is there with all its sockets, threads, children.
+        """
         return network.inside(reach.client_namespace(self.plan))
 
     # -- what it does -------------------------------------------------------------------------
@@ -151,11 +154,11 @@ class Lab:
     async def primary(self) -> str | None:
         """The host whose Patroni says that it leads; None while none does."""
         async with reach.client_of(self.plan, timeout_s=2.0) as client:
-            for place in self.plan.running("patroni"):
-                url = self.plan.url(place, "patroni")
-                if (await reach.get(client, f"{url}/primary"))[0] == 200:
-                    return place.name
-        return None
+            places = self.plan.running("patroni")
+            urls = [f"{self.plan.url(place, 'patroni')}/primary" for place in places]
+            answers = await asyncio.gather(*(reach.get(client, url) for url in urls))
+        pairs = zip(places, answers, strict=True)
+        return next((place.name for place, (status, _) in pairs if status == 200), None)
 
     async def members(self) -> list[Mapping[str, Any]]:
         """The cluster as the first Patroni that answers tells it: name, role, state, lag."""
@@ -195,6 +198,8 @@ def up(spec: LabSpec, folder: Path | None = None, *, tell: Callable[[str], None]
     threading.Thread(target=supervisor.wait, name="lab supervisor", daemon=True).start()
     try:
         return _await(where.folder, supervisor, tell)
+    except states.NoLab as error:  # somebody has; there may be another lab by now
+        raise LabError(f"the lab in {where.folder} was taken down while it was made") from error
     except BaseException:
         down(where.folder)
         raise
@@ -279,6 +284,7 @@ def free_ports(address: str, ports: Mapping[str, int]) -> Mapping[str, int]:
 
 
 def _await(folder: Path, supervisor: subprocess.Popen[bytes], tell: Callable[[str], None]) -> Lab:
+    """Until it is ready. Raises LabError; NoLab when somebody has removed it."""
     told = 0
 
     def has_settled() -> bool:
@@ -293,10 +299,7 @@ def _await(folder: Path, supervisor: subprocess.Popen[bytes], tell: Callable[[st
         return state.phase != "making" or supervisor.poll() is not None
 
     is_settled = wait(has_settled, UP_S)
-    try:
-        state = states.load(folder)
-    except states.NoLab as error:
-        raise LabError(f"the lab in {folder} was taken down while it was made") from error
+    state = states.load(folder)
     if state.phase == "ready":
         return Lab(folder, state)
     log = (folder / states.LOG).read_text(errors="replace")[-2_000:]

@@ -168,7 +168,9 @@ def _node(plan: Plan, place: Place, home: Path) -> Command:
     )
     port = plan.ports["node"]
     words = ("serve", "--host", place.address, "--port", str(port), "--insecure")
-    more = ("--serve", "api,worker", "--data", str(home / "data"))
+    more = ["--serve", "api,worker", "--data", str(home / "data")]
+    for module in plan.spec.imports:
+        more += ["--import", module]
     program = (sys.executable, "-m", "llm_orchestrator")
     return Command(
         place, "node", (*program, *words, *more), environment=environment, health="/health/ready"

@@ -27,7 +27,8 @@ class LabSpec:
 
     `is_single`: one node on SQLite, no database servers. `has_network`: each host is a network
     namespace (root only); without it, a loopback address. `disk_mb`: each database has a disk of
-    so many MiB, in memory, that can be filled (root only); 0: the machine's own.
+    so many MiB, in memory, that can be filled (root only); 0: the machine's own. `imports`: files
+    of Python workflows that every node executes.
     """
 
     regions: int = 1
@@ -35,6 +36,7 @@ class LabSpec:
     is_single: bool = False
     has_network: bool = False
     disk_mb: int = 0
+    imports: tuple[str, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -81,7 +83,8 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse."""
         places = tuple(Place.from_json(each) for each in data["places"])
-        return cls(LabSpec(**data["spec"]), places, data["subnet"], data["ports"], data["password"])
+        spec = LabSpec(**{**data["spec"], "imports": tuple(data["spec"]["imports"])})
+        return cls(spec, places, data["subnet"], data["ports"], data["password"])
 
     def running(self, what: str) -> list[Place]:
         """The hosts on which `what` runs, in order."""
