@@ -116,7 +116,7 @@ def test_settings_in_a_document_are_settings(block: Block, tmp_path: Path) -> No
     file = tmp_path / "llm-orchestrator.toml"
     file.write_text(block.text)
     config = load_config(file=file, environ={})
-    assert config.providers or config.queues or config.archive_place
+    assert config.providers or config.queues or config.archive_place or config.barman_server
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.label)

@@ -15,6 +15,7 @@ import pytest
 
 from llm_orchestrator.drill.lab_process import account, kill, own
 from llm_orchestrator.drill.postgres_lab import PostgresServer, find_binaries
+from tests.acceptance.cluster.nodes import until
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "live"
@@ -33,7 +34,6 @@ streaming_conninfo = host={host} port={port} user=postgres dbname=postgres
 backup_method = postgres
 streaming_archiver = on
 slot_name = barman
-create_slot = auto
 path_prefix = {programs}
 immediate_checkpoint = true
 """
@@ -78,9 +78,14 @@ class BarmanLab:
                 programs=self._programs,
             )
         )
+        self.call("receive-wal", "--create-slot", NAME)
         self.call("cron")
+        until(self._streams, "Barman does not stream")
         self.call("switch-wal", "--force", "--archive", NAME)
         return self
+
+    def _streams(self) -> bool:
+        return self.server.psql("SELECT count(*) FROM pg_stat_replication") != "0"
 
     def __exit__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from llm_orchestrator.recovery.restore import Request, Restored, restore
 from llm_orchestrator.wire.backups import make_copier
 from llm_orchestrator.wire.barman import base_at, make_barman
 from llm_orchestrator.wire.recovery import make_checks
+from tests.acceptance.cli_support import Shell
 from tests.recovery.barman_lab import NAME, BarmanLab, tools_on_path
 from tests.recovery.test_restore import expected, ledger, parked, trade
 
@@ -83,6 +85,28 @@ async def test_exactly_to_the_point(lab: BarmanLab, config: Config, kind: str) -
         assert await one.result(first) == expected(1)
         assert await one.result(second) == expected(2)
     assert sorted(ledger.lines()) == ["1-a", "1-b", "2-a", "2-b"]
+
+
+def test_from_the_command_line(lab: BarmanLab, config: Config, tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    shell.environment["LLM_ORCHESTRATOR_URL"] = config.store_url
+    shell.environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]  # rsync's
+    settings = f'barman_server = "{NAME}"\nbarman_config = "{lab.config}"\n'
+    (tmp_path / "llm-orchestrator.toml").write_text(settings)
+    assert shell("run", "hello.yaml", "--input", "who=one").code == 0
+    lab.server.psql("SELECT pg_create_restore_point('by_hand')")
+    assert shell("run", "hello.yaml", "--input", "who=two").code == 0
+    rows = {row["check"]: row for row in shell("backup", "check", "--json").json}
+    assert rows["barman log"]["state"] == "ok"
+    plan = shell("restore", "--to", "by_hand", "--dry-run", "--json").json
+    assert plan["up_to"] == "by_hand"
+    done = shell("restore", "--to", "by_hand", "--yes", "--json")
+    assert done.code == 0, done.err
+    assert (done.json["runs"], done.json["rewound"]["runs"]) == (1, 1)
+    exposed = {row["mechanism"]: row for row in shell("dr", "status", "--json").json["exposure"]}
+    assert "barman" in exposed["wal"]["detail"]
+    assert exposed["replica"]["seconds"] is None
+    assert shell("backup", "create", "--type", "incr").code == 2
 
 
 async def test_the_live_store_is_gone(lab: BarmanLab, config: Config) -> None:

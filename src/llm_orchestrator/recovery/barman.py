@@ -36,6 +36,8 @@ INCREMENTAL_SINCE = 17
 _SEGMENT = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})")
 _SEGMENT_BYTES = 16 << 20
 _SAID_MAX = 2_000
+_PLAIN = ("env", "-u", "PYTHONPATH", "-u", "PYTHONHOME", "-u", "PYTHONUNBUFFERED")
+"""It is a Python program with a Python of its own."""
 
 
 class Target(NamedTuple):
@@ -243,7 +245,7 @@ class Barman:
         program = shutil.which("barman")
         if program is None:
             raise ConfigError("there is no program barman", hint="apt-get install barman")
-        command = [program, *(["-c", self._config] if self._config else [])]
+        command = [*_PLAIN, program, *(["-c", self._config] if self._config else [])]
         command += [*(["-f", "json"] if is_json else []), *words]
         process = await asyncio.create_subprocess_exec(
             *command,
