@@ -22,6 +22,7 @@ from llm_orchestrator.engine.measure import BREAKER
 from llm_orchestrator.errors import StoreError
 from llm_orchestrator.model import MICROSECONDS, Json
 from llm_orchestrator.recovery.create import BACKUP
+from llm_orchestrator.recovery.readiness import followers, replica_exposure, wal_exposure
 from llm_orchestrator.server.backups import backup_samples
 from llm_orchestrator.server.probe import Finding, Probe
 from llm_orchestrator.store.base import Database, Member, NodeState, lives
@@ -178,19 +179,21 @@ class Collector:
 
     def _replication(self, standbys: Sequence[Standby]) -> Iterator[Sample]:
         lags: dict[str, tuple[float, int]] = {}
-        for standby in standbys:
+        servers = followers(standbys)
+        for standby in servers:
             name = self._metrics.words(standby.name)
             lag_s, lag_bytes = lags.get(name, (0.0, 0))
             lags[name] = max(lag_s, standby.lag_s), max(lag_bytes, standby.lag_bytes)
         for name, (lag_s, lag_bytes) in lags.items():
             yield Sample("replication_lag_seconds", (name,), lag_s)
             yield Sample("replication_lag_bytes", (name,), lag_bytes)
-        waited_for = sum(standby.is_sync for standby in standbys)
+        waited_for = sum(standby.is_sync for standby in servers)
         yield Sample("replication_standbys", ("true",), waited_for)
-        yield Sample("replication_standbys", ("false",), len(standbys) - waited_for)
-        if standbys:
-            exposed_s = 0.0 if waited_for else min(each.exposed_s for each in standbys)
-            yield Sample("recovery_point_exposure_seconds", ("replica",), exposed_s)
+        yield Sample("replication_standbys", ("false",), len(servers) - waited_for)
+        for exposure in (replica_exposure(standbys), wal_exposure(standbys)):
+            if exposure.seconds is not None:
+                labels = (exposure.mechanism,)
+                yield Sample("recovery_point_exposure_seconds", labels, exposure.seconds)
 
 
 def _nodes(members: Sequence[Member], now: int) -> Iterator[Sample]:
