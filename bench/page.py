@@ -19,6 +19,12 @@ _COMMANDS = {
     "drivers": "python -m bench.drivers --write",
     "api sqlite": "python -m bench.api --write",
     "api postgres": "python -m bench.api --postgres --write",
+    "archive sqlite": "python -m bench.recovery archive --write",
+    "archive postgres": "python -m bench.recovery archive --postgres --write",
+    "sizes 250 sqlite": "python -m bench.recovery sizes --write",
+    "sizes 250 postgres": "python -m bench.recovery sizes --postgres --write",
+    "sizes 2000 sqlite": "python -m bench.recovery sizes --megabytes 2000 --write",
+    "sizes 2000 postgres": "python -m bench.recovery sizes --megabytes 2000 --postgres --write",
 }
 """What writes a part, where it is not `make bench`."""
 
