@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "schema": ("schema", "print the JSON Schema of workflow files, for editors"),
     "local": ("local", "fetch, start and stop the local model"),
     "lab": ("lab", "a cluster of real servers on this machine: up, status, calm, down"),
+    "drill": ("drill", "inject a disaster for real and measure the recovery"),
     "config": ("config", "show the settings and where they come from"),
     "status": ("status", "what is wrong, and which command mends it"),
     "doctor": ("doctor", "check this machine, the store and the providers' keys"),
@@ -50,6 +51,7 @@ DEFAULTS = {
     "audit": "list",
     "config": "show",
     "lab": "status",
+    "drill": "list",
 }
 """What a group does when it is called without a verb of its own."""
 
@@ -172,8 +174,8 @@ Before or after any verb:
   --version     print the version
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 partial or
-paused, 4 not found, 5 denied, 8 integrity, 9 workflow failed, 10 store absent, 11 locked,
-124 timed out, 130 and 143 signals."""
+paused, 4 not found, 5 denied, 6 objective missed, 7 inconclusive, 8 integrity, 9 workflow failed,
+10 store absent, 11 locked, 124 timed out, 130 and 143 signals."""
 
 
 def _unknown(verb: str) -> BadUsage:

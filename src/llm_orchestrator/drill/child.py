@@ -46,6 +46,11 @@ class Child:
         self.sights: list[Sight] = []
 
     @property
+    def ended_at_s(self) -> float:
+        """When its last life was seen to be over, on the steady clock."""
+        return [sight.at_s for sight in self.sights if sight.mark == "t1"][-1]
+
+    @property
     def pid(self) -> int:
         """Its process id; 0 while it does not run."""
         process = self._process

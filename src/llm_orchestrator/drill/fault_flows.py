@@ -47,6 +47,6 @@ async def misbehave(how: str, flag: str) -> str:
 
 
 @workflow
-async def drill_misbehave(ctx: Context, key: str, how: str, flag: str) -> dict[str, str]:
+async def drill_misbehave(ctx: Context, *, key: str, how: str, flag: str) -> dict[str, str]:
     """One step that breaks something once."""
     return {"said": await ctx.step(misbehave, how, flag), "key": key}

@@ -8,18 +8,22 @@ The books are lines as the witness and the fake LLM server wrote them, each with
     effect    a request that the receiver of effects took
     ended     how the API says that a run ended
     final     a journal entry that is there at the end
+    terms     which runs' records were damaged, and to which moment a restore went back
     window    the time in which a fault worked: what was in flight then may be made again
 
-A repeat is excused only if the call before it did not end whole, or was in flight (no finished step
-of it seen) when a window began. Whatever is not excused is a finding, and one finding fails a drill.
+A repeat is excused only if the call before it did not end whole, or was in flight (no finished
+step of it seen) when a window began. Whatever is not excused is a finding, and one finding fails
+a drill.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Line = Mapping[str, Any]
@@ -69,6 +73,16 @@ class Books:
     def is_promised(self, at_us: int) -> bool:
         """False for what was acknowledged after the point to which a restore goes back."""
         return self.kept_until_us is None or at_us <= self.kept_until_us
+
+
+def read(ledger: Path, llm_ledger: Path) -> Books:
+    """The books of a drill that was carried out, with what its fault excused."""
+    lines, calls = (
+        [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        for path in (ledger, llm_ledger)
+    )
+    terms: Line = next((line for line in lines if line["event"] == "terms"), {})
+    return Books(lines, calls, frozenset(terms.get("touched", ())), terms.get("kept_until_us"))
 
 
 def judge(books: Books) -> Verdict:

@@ -63,6 +63,8 @@ steps:
     action: webhook
     url: "{{ inputs.receiver }}"
     payload: {key: "{{ inputs.key }}", said: "{{ steps.ask.text }}"}
+    effect: once
+    on_unknown: retry
   - id: tell
     type: llm
     provider: openai

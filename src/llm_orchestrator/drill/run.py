@@ -126,7 +126,7 @@ class WitnessProcess:
         except (OSError, TimeoutError) as error:
             raise WitnessFailed(f"the witness does not answer: {error}") from error
         if not line:
-            raise WitnessFailed(f"the witness is gone; see {self._folder / 'witness.log'}")
+            raise WitnessFailed("the witness is gone", hint=f"see {self._folder / 'witness.log'}")
         answer: dict[str, Json] = json.loads(line)
         if "error" in answer:
             raise WitnessFailed(f"the witness, told to {do}: {answer['error']}")
@@ -149,12 +149,20 @@ class Drill:
     """One run of a scenario against a target that is not started yet."""
 
     def __init__(
-        self, scenario: Scenario, target: Target, folder: Path, *, name: str, tell: Tell
+        self,
+        scenario: Scenario,
+        target: Target,
+        folder: Path,
+        *,
+        name: str,
+        tell: Tell,
+        phase_s: float = 0.0,
     ) -> None:
         self._scenario = scenario
         self._target = target
         self._name = name
         self._tell = tell
+        self._phase_s = phase_s
         self._clock = RealClock()
         self._witness = WitnessProcess(folder, target)
         self._injected: list[Injected] = []
@@ -234,6 +242,7 @@ class Drill:
     # -- the fault --------------------------------------------------------------------------------
 
     async def _fault(self) -> None:
+        await self._clock.sleep(self._phase_s)  # so that repeats hit different moments
         for fault in self._scenario.faults:
             if self._injected:
                 await self._clock.sleep(fault.after_s)

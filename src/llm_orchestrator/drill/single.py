@@ -154,9 +154,16 @@ class SingleTarget:
 
     async def control(self, **order: Json) -> None:
         """Steer the fake LLM server."""
+        await self.post(f"{self.llm_url}/control", order)
+
+    async def post(self, url: str, body: Json) -> None:
+        """One POST. Raises ChildError."""
         assert self.http is not None
-        async with self.http.post(f"{self.llm_url}/control", json=order) as response:
-            response.raise_for_status()
+        try:
+            async with self.http.post(url, json=body) as response:
+                response.raise_for_status()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ChildError(f"{url}: {error}") from error
 
     async def is_redundant(self) -> bool | None:
         return None
@@ -167,7 +174,7 @@ class SingleTarget:
     # -- what it tells --------------------------------------------------------------------------
 
     def sights(self) -> Sequence[Sight]:
-        return [*self.node.sights, *self.llm.sights]
+        return self.node.sights
 
     def facts(self) -> dict[str, Json]:
         return {

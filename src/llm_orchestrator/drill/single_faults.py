@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from llm_orchestrator.drill.child import ChildError
 from llm_orchestrator.drill.scenario import Fault
 from llm_orchestrator.drill.target import Injected, NotConfirmed
 
 if TYPE_CHECKING:
     from llm_orchestrator.drill.single import SingleTarget
 
+Json = Any
 Does = Callable[["SingleTarget", Fault], Awaitable[Injected]]
+_CONFIRM_S = 30.0
+_POLL_S = 0.02
+
+
+# --- the process ---
 
 
 async def process_kill(target: SingleTarget, fault: Fault) -> Injected:
     """SIGKILL. Confirmed: its parent has collected it, killed by that signal."""
     code = await target.node.end_with(signal.SIGKILL)
-    at_s = [sight.at_s for sight in target.node.sights if sight.mark == "t1"][-1]
     if code != -signal.SIGKILL:
         raise NotConfirmed(f"the node ended with {code}, not by the signal")
-    return Injected(at_s, f"exit code {code}")
+    return Injected(target.node.ended_at_s, f"exit code {code}")
 
 
 async def graceful_stop(target: SingleTarget, fault: Fault) -> Injected:
@@ -40,8 +49,81 @@ async def process_freeze(target: SingleTarget, fault: Fault) -> Injected:
     return Injected(target.clock.monotonic(), "state T")
 
 
+async def misbehave(target: SingleTarget, fault: Fault) -> Injected:
+    """A step breaks something (fault_flows.py), once. `how`: exception, thread, loop, segfault.
+
+    Confirmed: the step has left its flag, and where it kills, its process is dead.
+    """
+    how, dies_with = str(fault.options["how"]), fault.options.get("exit_code")
+    flag = target.folder / f"flag-{how}"
+    lives = len(target.node.codes)
+    url = f"{target.endpoints[0]}/api/v1/workflows/drill_misbehave/execute"
+    inputs = {"key": how, "how": how, "flag": str(flag)}
+    if dies_with is not None:
+        with contextlib.suppress(ChildError):  # it dies before it has answered
+            await target.post(url, {"inputs": inputs})
+    else:
+        await target.post(url, {"inputs": inputs})
+        await target.node.until(flag.exists, "the step is not made")
+        return Injected(target.clock.monotonic(), f"the step has met its {how}")
+    code = await target.node.ended(lives)
+    if code != dies_with:
+        raise NotConfirmed(f"the node ended with {code}, not with {dies_with}")
+    return Injected(target.node.ended_at_s, f"exit code {code}")
+
+
+# --- the provider ---
+
+
+async def llm_misbehave(target: SingleTarget, fault: Fault) -> Injected:
+    """The provider answers as `options` say (fake_script.Behaviour), every request.
+
+    Confirmed: a request of the engine has met it, by the provider's own ledger.
+    """
+    start = target.llm_ledger.stat().st_size
+    await target.control(default=dict(fault.options))
+    wanted = _wanted(fault.options)
+    met = await _first_line(target, start, wanted)
+    return Injected(target.clock.monotonic(), f"a request of the engine met it: {met}")
+
+
+def _wanted(options: Mapping[str, Json]) -> Callable[[dict[str, Json]], bool]:
+    if options.get("hang"):
+        return lambda line: line["event"] == "arrived"
+    if status := options.get("status"):
+        return lambda line: line.get("status") == status
+    outcome = "garbage" if options.get("garbage") else "cut"
+    return lambda line: line.get("outcome") == outcome
+
+
+async def _first_line(
+    target: SingleTarget, start: int, wanted: Callable[[dict[str, Json]], bool]
+) -> str:
+    """What the first line of the provider's ledger behind `start` (bytes) that fits says."""
+    end_s = target.clock.monotonic() + _CONFIRM_S
+    while target.clock.monotonic() < end_s:
+        data = (await asyncio.to_thread(target.llm_ledger.read_bytes))[start:]
+        for text in data.splitlines():
+            if text.endswith(b"}") and wanted(line := json.loads(text)):
+                return f"{line['event']} {line.get('outcome', '')} {line.get('status', '')}".strip()
+        await target.clock.sleep(_POLL_S)
+    raise NotConfirmed("no request of the engine met the provider's fault")
+
+
+async def llm_down(target: SingleTarget, fault: Fault) -> Injected:
+    """The whole provider is gone: nobody listens. Confirmed: it is dead and refuses."""
+    target.llm.hold()
+    code = await target.llm.end_with(signal.SIGKILL)
+    if await target.answers(f"{target.llm_url}/health"):
+        raise NotConfirmed("the provider still answers")
+    return Injected(target.llm.ended_at_s, f"exit code {code}, connections refused")
+
+
 FAULTS: Mapping[str, Does] = {
     "process_kill": process_kill,
     "graceful_stop": graceful_stop,
     "process_freeze": process_freeze,
+    "misbehave": misbehave,
+    "llm_misbehave": llm_misbehave,
+    "llm_down": llm_down,
 }

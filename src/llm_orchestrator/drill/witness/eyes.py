@@ -53,6 +53,8 @@ class SqliteEyes:
     def news(self) -> list[Seen]:
         try:
             with self._open() as database:
+                if self._is_restored(database):
+                    self._last = 0
                 found = list(self._rows(database, self._last))
         except sqlite3.Error:
             return []
@@ -77,6 +79,11 @@ class SqliteEyes:
             sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=5)
         ) as database:
             yield database
+
+    def _is_restored(self, database: sqlite3.Connection) -> bool:
+        """Rows only come; fewer of them are another copy of the database."""
+        (last,) = database.execute("SELECT coalesce(max(rowid), 0) FROM journal").fetchone()
+        return int(last) < self._last
 
     def _rows(self, database: sqlite3.Connection, after: int) -> Iterator[tuple[int, Seen]]:
         rows = database.execute(

@@ -21,7 +21,7 @@ from typing import Any
 
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.fake_ledger import Ledger
-from llm_orchestrator.drill.judge import Books, judge
+from llm_orchestrator.drill.judge import judge, read
 from llm_orchestrator.drill.load import Asker, Load, Order, Shape
 from llm_orchestrator.drill.witness.eyes import Eyes, Seen, make_eyes
 from llm_orchestrator.drill.witness.receiver import Receiver
@@ -35,8 +35,9 @@ _LINE_BYTES_MAX = 1 << 24
 class Witness:
     """Everything that was seen, on disk; and the questions about it."""
 
-    def __init__(self, ledger: Path, eyes: Eyes, llm_ledger: Path, endpoints: list[str]) -> None:
+    def __init__(self, ledger: Path, eyes: Eyes, *, llm_ledger: Path, endpoints: list[str]) -> None:
         self._clock = RealClock()
+        self._path = ledger
         self._ledger = Ledger(ledger)
         self._eyes = eyes
         self._llm_ledger = llm_ledger
@@ -180,11 +181,8 @@ class Witness:
         for seen in await self._see_all():
             self._note_entry("final", seen)
         await self._ledger.lines()
-        text = await asyncio.to_thread(self._llm_ledger.read_text)
-        calls = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-        books = Books(
-            self.lines, calls, frozenset(given.get("touched", ())), given.get("kept_until_us")
-        )
+        await self.write({"event": "terms", **given})
+        books = await asyncio.to_thread(read, self._path, self._llm_ledger)
         verdict = await asyncio.to_thread(judge, books)
         found = dataclasses.asdict(verdict)
         await self.write({"event": "verdict", **found})
@@ -231,7 +229,7 @@ async def serve(witness: Witness) -> None:
 
 async def _main(chosen: argparse.Namespace) -> None:
     eyes = make_eyes(chosen.store)
-    witness = Witness(chosen.ledger, eyes, chosen.llm_ledger, chosen.endpoint)
+    witness = Witness(chosen.ledger, eyes, llm_ledger=chosen.llm_ledger, endpoints=chosen.endpoint)
     try:
         await serve(witness)
     finally:

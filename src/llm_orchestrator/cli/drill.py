@@ -1,0 +1,216 @@
+"""`llmo drill`: inject a disaster for real, measure the recovery, keep the evidence.
+
+A drill against `single` makes a system of its own in the data folder and touches nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llm_orchestrator.cli.options import Format, ObjectFormat, ObjectOutput, Output, make_app
+from llm_orchestrator.cli.output import emit, print_object, print_rows
+from llm_orchestrator.cli.session import Session, session_of
+from llm_orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llm_orchestrator.drill.target import Target
+
+app = make_app("Inject a disaster for real and measure the recovery.")
+_LISTED = ("scenario", "class", "title", "needs", "goal_s")
+_PAST = ("finished_at", "scenario", "target", "status", "n", "passed", "recovery_time_s", "digest")
+Results = Annotated[
+    Path | None, typer.Option("--results", help="Result files. (drills/results in --data)")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PART.FIELD=VALUE", help="For trials: load.in_flight=20."),
+]
+
+
+@app.command("list")
+def show_all(context: typer.Context, *, output: Output = Format.TABLE) -> None:
+    """The scenarios."""
+    from llm_orchestrator.drill.scenario import load_all, load_one
+
+    rows = []
+    for name in load_all():
+        found = load_one(name)
+        rows.append(
+            {
+                "scenario": name,
+                "class": found.category,
+                "title": found.title,
+                "needs": " ".join(found.needs),
+                "goal_s": found.objectives.recovery_time_s,
+            }
+        )
+    print_rows(rows, output.value, columns=_LISTED, key="scenario")
+
+
+@app.command()
+def show(context: typer.Context, name: str, *, output: ObjectOutput = ObjectFormat.YAML) -> None:
+    """One scenario, with everything that its file leaves to the defaults."""
+    from llm_orchestrator.drill.scenario import load_one
+
+    print_object(load_one(name).plain(), output)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...")] = None,
+    *,
+    is_all: Annotated[
+        bool, typer.Option("--all", help="Every one that the target can do.")
+    ] = False,
+    category: Annotated[
+        str | None, typer.Option("--class", help="All of a class, such as application.")
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="All of so many runs must pass.")] = 1,
+    seed: Annotated[int, typer.Option(help="Decides at which moment each fault comes.")] = 0,
+    against: Annotated[str, typer.Option(help="What is drilled: single.")] = "single",
+    overrides: Set = None,
+    is_fresh: Annotated[
+        bool, typer.Option("--fresh", help="Do not go on where the same command has stopped.")
+    ] = False,
+    results: Results = None,
+) -> int:
+    """Carry out scenarios. Exit code 6: an objective missed, 7: inconclusive, 8: work lost."""
+    from llm_orchestrator.drill.campaign import Campaign, Plan
+
+    session = session_of(context)
+    chosen = _chosen(names or [], is_all=is_all, category=category, against=against)
+    campaign = Campaign(
+        Plan(chosen, repeat, seed, against, tuple(overrides or ())),
+        _folder(session),
+        results or _folder(session) / "results",
+        make_target=_maker(session, against),
+        tell=session.note,
+    )
+    return session.run(campaign.run(is_fresh=is_fresh))
+
+
+def _folder(session: Session) -> Path:
+    return session.config.data_dir / "drills"
+
+
+def _maker(session: Session, against: str) -> Callable[[Path], Target]:
+    from llm_orchestrator.drill.single import SingleTarget
+
+    if against != "single":
+        raise ConfigError(f"no target {against!r}", hint="llmo drill run NAME --against single")
+    return lambda folder: SingleTarget(folder, session.clock)
+
+
+def _chosen(names: list[str], *, is_all: bool, category: str | None, against: str) -> list[str]:
+    from llm_orchestrator.drill.scenario import CLASSES, load_all, load_one
+
+    if bool(names) + is_all + (category is not None) != 1:
+        raise typer.BadParameter("give names, or --all, or --class CLASS")
+    if names:
+        for name in names:
+            if against not in load_one(name).needs:
+                raise ConfigError(f"{name} cannot be carried out against {against}")
+        return names
+    if category is not None and category not in CLASSES:
+        raise typer.BadParameter(f"there is no class {category!r}: {', '.join(CLASSES)}")
+    found = [load_one(name) for name in load_all()]
+    return [
+        each.id for each in found if against in each.needs and category in (None, each.category)
+    ]
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    *,
+    results: Results = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder of HTML, JUnit and metrics.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="The Markdown page. (RECOVERY_METRICS.md in --output)")
+    ] = None,
+) -> None:
+    """Write the report of all results: Markdown, HTML, JUnit, metrics."""
+    from llm_orchestrator.drill.campaign import source_digest
+    from llm_orchestrator.drill.report import read, write
+
+    session = session_of(context)
+    folder = _folder(session)
+    place = output or folder / "report"
+    found = read(results or folder / "results", source_digest())
+    for path in write(found, place, markdown or place / "RECOVERY_METRICS.md"):
+        emit(str(path))
+    for name in found.not_tested:
+        session.note(f"not tested: {name}")
+
+
+@app.command()
+def judge(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The evidence of one run.")],
+) -> int:
+    """Judge the evidence of a drill again; exit code 8 when a promise was broken."""
+    from dataclasses import asdict
+
+    from llm_orchestrator.drill.judge import judge as compare
+    from llm_orchestrator.drill.judge import read
+    from llm_orchestrator.drill.run import EXIT_CODES, LOST, PASSED
+    from llm_orchestrator.errors import NotFound
+
+    ledgers = folder / "witness.jsonl", folder / "llm.jsonl"
+    if not all(path.exists() for path in ledgers):
+        raise NotFound(f"{folder} holds no evidence of a drill", hint="llmo drill history")
+    verdict = compare(read(*ledgers))
+    print_object(asdict(verdict), "json")
+    return EXIT_CODES[PASSED if verdict.is_whole else LOST]
+
+
+@app.command()
+def history(context: typer.Context, *, output: Output = Format.TABLE) -> None:
+    """Every drill that was carried out from this data folder, oldest first."""
+    path = _folder(session_of(context)) / "history.jsonl"
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if output is Format.TABLE:
+        for row in rows:
+            times = row["recovery_time_s"]
+            row["recovery_time_s"] = times["max"] if times else None
+    print_rows(rows, output.value, columns=_PAST, key="scenario")
+
+
+@app.command("abort-all")
+def abort_all(context: typer.Context) -> int:
+    """End every drill of this data folder and take its faults away."""
+    from llm_orchestrator.drill.deadman import run_commands
+
+    session = session_of(context)
+    troubles = []
+    for path in sorted((_folder(session) / "live").glob("*.json")):
+        live = json.loads(path.read_text())
+        if _is_drill(live["pid"]):
+            os.kill(live["pid"], signal.SIGINT)
+            session.note(f"drill {live['pid']} is told to end")
+        troubles += run_commands(live["commands"])
+        path.unlink(missing_ok=True)
+    for trouble in troubles:
+        session.warn(trouble)
+    return 1 if troubles else 0
+
+
+def _is_drill(pid: int) -> bool:
+    """A process id may have gone to somebody else."""
+    try:
+        return b"\0drill\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,303 @@
+"""What the drills have shown, from their result files: Markdown, HTML, JUnit, metrics.
+
+Every number is read from a result file; nothing is typed in. A result older than the last change of
+the sources is stale, one that was made with overrides is a trial, and both say so in their row.
+What no result speaks of is listed as not tested.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from llm_orchestrator.drill.campaign import SCHEMA
+from llm_orchestrator.drill.marks import NAMES
+from llm_orchestrator.drill.scenario import load_all, load_one
+from llm_orchestrator.errors import ConfigError
+
+Json = Any
+_PREFIX = "llm_orchestrator_drill"
+NOTE = "<!-- Written by `llmo drill report`. Run the drills again to change it. -->"
+_METRICS = (
+    ("recovery_time_seconds", "Recovery time of the last drill, the longest of its repeats"),
+    ("recovery_point_seconds", "Age of the acknowledged work that the last drill lost"),
+    ("success_ratio", "Share of the repeats of the last drill that passed"),
+    ("last_run_timestamp_seconds", "When the last drill ended"),
+)
+_WIDTH, _ROW, _LEFT = 720, 26, 90
+_INTRODUCTION = """\
+Each row is a drill: a real failure of real processes under load, judged by a witness that stands
+outside. The recovery time runs from the moment at which the fault is confirmed (or from its end,
+where that is said) to the first run that was accepted, executed and checked afterwards, and the
+first step forward of a run that the fault had stopped; the later of the two. A drill passes only if
+all its repeats pass. Reproduce a row: `llmo drill run NAME`; all of them: `make drill`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All results of a folder, and the digest of the sources that are here now."""
+
+    results: Mapping[str, dict[str, Json]]
+    digest: str
+
+    @property
+    def not_tested(self) -> list[str]:
+        """Scenarios without a measurement."""
+        return [name for name in load_all() if name not in self.results or not self._is_good(name)]
+
+    def _is_good(self, name: str) -> bool:
+        found = self.results[name]
+        return found["summary"]["status"] != "inconclusive" and not found["overrides"]
+
+    def remark(self, result: Mapping[str, Json]) -> str:
+        """`stale`, `trial` or nothing."""
+        words = []
+        if result["digest"] != self.digest:
+            words.append("stale")
+        if result["overrides"]:
+            words.append("trial: " + " ".join(result["overrides"]))
+        return ", ".join(words)
+
+
+def read(folder: Path, digest: str) -> Report:
+    """Every result file of `folder`. Raises ConfigError for one that is of another schema."""
+    found = {}
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        result = json.loads(path.read_text())
+        if result.get("schema") != SCHEMA:
+            raise ConfigError(f"{path.name} is no result of {SCHEMA}", hint="llmo drill run NAME")
+        found[result["scenario"]["id"]] = result
+    return Report(found, digest)
+
+
+def write(report: Report, folder: Path, markdown: Path) -> list[Path]:
+    """All forms of the report; the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    markdown.parent.mkdir(parents=True, exist_ok=True)
+    files = {
+        markdown: as_markdown(report),
+        folder / "report.html": as_html(report),
+        folder / "junit.xml": as_junit(report),
+        folder / "drill.prom": as_metrics(report),
+    }
+    for path, text in files.items():
+        path.write_text(text)
+    return list(files)
+
+
+# --- Markdown ---
+
+
+def as_markdown(report: Report) -> str:
+    """docs/disaster_recovery/RECOVERY_METRICS.md."""
+    parts = [
+        NOTE,
+        "# Recovery, as measured",
+        _INTRODUCTION,
+        _table(_rows(report)),
+        "## What was paid again",
+        "Calls and tokens of the fake LLM server beyond one whole answer for each step.",
+        _table(_respent(report)),
+        "## How it was measured",
+        *_environments(report),
+        "## Not tested",
+        "\n".join(f"- `{name}`: {_title(name)}" for name in report.not_tested) or "Nothing.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(name: str) -> str:
+    return load_one(name).title
+
+
+def _rows(report: Report) -> Iterable[Sequence[object]]:
+    yield (
+        "scenario",
+        "what happens",
+        "result",
+        "runs",
+        "recovery time, median / max",
+        "goal",
+        "recovery point",
+        "remark",
+    )
+    for name, result in report.results.items():
+        summary, scenario = result["summary"], result["scenario"]
+        times = summary["recovery_time_s"]
+        point = summary["recovery_point_s_max"]
+        since = ", from healing" if scenario["measure_from"] == "heal" else ""
+        yield (
+            f"`{name}`",
+            scenario["title"],
+            summary["status"],
+            f"{summary['passed']} of {summary['n']}",
+            f"{times['median']:.2f} / {times['max']:.2f} s{since}" if times else "-",
+            f"{scenario['objectives']['recovery_time_s']:g} s",
+            "-" if point is None else f"{point:.1f} s",
+            report.remark(result),
+        )
+
+
+def _respent(report: Report) -> Iterable[Sequence[object]]:
+    yield "scenario", "runs in flight at the fault", "calls again", "tokens again"
+    for name, result in report.results.items():
+        for run in result["runs"]:
+            spent = run["respent"]
+            if spent:
+                yield f"`{name}`", run["affected_runs"], spent["calls"], spent["tokens"]
+
+
+def _environments(report: Report) -> Iterable[str]:
+    seen = {}
+    for result in report.results.values():
+        host = result["host"]
+        key = (result["target"], result["commit"], *(str(host[word]) for word in sorted(host)))
+        seen[key] = (
+            f"- target `{result['target']}`, commit `{result['commit'] or 'unknown'}`, digest of "
+            f"the sources `{result['digest']}`, {host['processors']} processors, "
+            f"{host['memory_mb']} MiB, Linux {host['kernel']}, Python {host['python']}"
+        )
+    return ["\n".join(seen.values())] if seen else ["No result yet."]
+
+
+def _table(rows: Iterable[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    bar = "|" + "---|" * (lines[0].count(" | ") + 1)
+    return "\n".join([lines[0], bar, *lines[1:]])
+
+
+# --- HTML ---
+
+
+def as_html(report: Report) -> str:
+    """One page that needs nothing else: table, timeline of each run, spread of the times."""
+    parts = [_html_table(_rows(report))]
+    for name, result in report.results.items():
+        parts += [
+            f"<h2 id='{name}'>{name}</h2><p>{html.escape(result['scenario']['title'])}</p>",
+            timeline(result["runs"]),
+            spread(result["runs"], float(result["scenario"]["objectives"]["recovery_time_s"])),
+            *(f"<p>{html.escape(r)}</p>" for run in result["runs"] for r in run["reasons"]),
+        ]
+    missing = "".join(f"<li>{name}: {html.escape(_title(name))}</li>" for name in report.not_tested)
+    parts.append(f"<h2>Not tested</h2><ul>{missing or '<li>nothing</li>'}</ul>")
+    style = (
+        "body{font:15px system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{border:1px solid #8886;padding:.3rem .5rem;"
+        "text-align:left}svg{max-width:100%;height:auto;font:11px system-ui}"
+        "@media(prefers-color-scheme:dark){body{background:#111;color:#eee}svg{fill:#eee}}"
+    )
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Recovery, as measured</title>"
+        f"<meta name='viewport' content='width=device-width'><style>{style}</style>"
+        f"<h1>Recovery, as measured</h1>{''.join(parts)}</html>\n"
+    )
+
+
+def _html_table(rows: Iterable[Sequence[object]]) -> str:
+    lines = []
+    for number, row in enumerate(rows):
+        tag = "td" if number else "th"
+        cells = "".join(f"<{tag}>{html.escape(str(cell).strip('`'))}</{tag}>" for cell in row)
+        lines.append(f"<tr>{cells}</tr>")
+    return f"<table>{''.join(lines)}</table>"
+
+
+def timeline(runs: Sequence[Mapping[str, Json]]) -> str:
+    """One line for each run, its marks on a common scale of seconds from the fault."""
+    most = max((at for run in runs for at in run["marks"].values()), default=0.0) or 1.0
+    parts = []
+    for place, run in enumerate(runs):
+        y = place * _ROW * 2 + _ROW
+        parts.append(f"<text x='0' y='{y + 4}'>run {place + 1}</text>")
+        parts.append(f"<line x1='{_LEFT}' y1='{y}' x2='{_WIDTH}' y2='{y}' stroke='#888'/>")
+        for name, at_s in run["marks"].items():
+            x = _LEFT + (_WIDTH - _LEFT - 40) * max(at_s, 0.0) / most
+            above = list(run["marks"]).index(name) % 2 == 0
+            parts.append(
+                f"<circle cx='{x:.1f}' cy='{y}' r='4' fill='#c33'><title>{name} {NAMES[name]}: "
+                f"{at_s:.3f} s</title></circle>"
+                f"<text x='{x:.1f}' y='{y - 8 if above else y + 16}'>{name} {at_s:.2f}</text>"
+            )
+    height = len(runs) * _ROW * 2 + _ROW
+    return f"<svg viewBox='0 0 {_WIDTH} {height}' role='img'>{''.join(parts)}</svg>"
+
+
+def spread(runs: Sequence[Mapping[str, Json]], goal_s: float) -> str:
+    """Every recovery time as a dot, the goal as a line."""
+    times = [run["recovery_time_s"] for run in runs if run["recovery_time_s"] is not None]
+    most = max([*times, goal_s]) * 1.1
+    scale = (_WIDTH - _LEFT - 40) / most
+    goal = _LEFT + goal_s * scale
+    dots = "".join(
+        f"<circle cx='{_LEFT + at_s * scale:.1f}' cy='20' r='5' fill='#36c' fill-opacity='.5'>"
+        f"<title>{at_s:.3f} s</title></circle>"
+        for at_s in times
+    )
+    return (
+        f"<svg viewBox='0 0 {_WIDTH} 48' role='img'><text x='0' y='24'>times</text>{dots}"
+        f"<line x1='{goal:.1f}' y1='4' x2='{goal:.1f}' y2='36' stroke='#3a3'/>"
+        f"<text x='{goal:.1f}' y='46'>goal {goal_s:g} s</text></svg>"
+    )
+
+
+# --- for programs ---
+
+
+def as_junit(report: Report) -> str:
+    """One case for each repeat; what is inconclusive is skipped, never passed."""
+    suite = ET.Element("testsuite", name="llmo drill")
+    for name, result in report.results.items():
+        for run in result["runs"]:
+            case = ET.SubElement(
+                suite,
+                "testcase",
+                classname=result["scenario"]["class"],
+                name=f"{name}[{run['repeat']}]",
+                time=str(run["recovery_time_s"] or 0),
+            )
+            if run["status"] == "inconclusive":
+                ET.SubElement(case, "skipped", message="; ".join(run["reasons"]))
+            elif run["status"] != "passed":
+                ET.SubElement(case, "failure", type=run["status"]).text = "\n".join(run["reasons"])
+    for name in report.not_tested:
+        if name not in report.results:
+            case = ET.SubElement(suite, "testcase", classname="not_tested", name=name)
+            ET.SubElement(case, "skipped", message="not tested")
+    ET.indent(suite)
+    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def as_metrics(report: Report) -> str:
+    """Prometheus' text, for a textfile collector."""
+    lines = []
+    for word, meaning in _METRICS:
+        lines += [f"# HELP {_PREFIX}_{word} {meaning}", f"# TYPE {_PREFIX}_{word} gauge"]
+        for name, result in report.results.items():
+            value = _value(word, result)
+            if value is not None:
+                lines.append(f'{_PREFIX}_{word}{{scenario="{name}"}} {value:g}')
+    return "\n".join(lines) + "\n"
+
+
+def _value(word: str, result: Mapping[str, Json]) -> float | None:
+    summary = result["summary"]
+    found: float | None
+    if summary["status"] == "inconclusive":
+        return None
+    match word:
+        case "recovery_time_seconds":
+            found = summary["recovery_time_s"]["max"] if summary["recovery_time_s"] else None
+        case "recovery_point_seconds":
+            found = summary["recovery_point_s_max"]
+        case "success_ratio":
+            found = summary["passed"] / summary["n"]
+        case _:
+            found = datetime.fromisoformat(result["finished_at"]).timestamp()
+    return found

@@ -1,0 +1,212 @@
+"""The drill engine's parts: scenarios, marks, results, the dead-man timer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_orchestrator.drill import report as reports
+from llm_orchestrator.drill.campaign import SCHEMA, summary, write_json
+from llm_orchestrator.drill.deadman import DeadMan
+from llm_orchestrator.drill.lab_process import wait
+from llm_orchestrator.drill.load import Shape, order, probe
+from llm_orchestrator.drill.marks import Marks
+from llm_orchestrator.drill.scenario import load_all, load_one, parse
+from llm_orchestrator.errors import ConfigError, NotFound
+
+SOUND = """\
+id: sound
+class: application
+title: Something breaks
+needs: [single]
+faults: [{kind: process_kill}]
+objectives: {recovery_time_s: 3}
+"""
+
+
+def test_every_scenario_is_sound_and_has_the_load_that_is_promised() -> None:
+    assert load_all()
+    for name in load_all():
+        scenario = load_one(name)
+        assert scenario.load.in_flight >= 200, name
+        assert scenario.baseline.cpu_percent_max <= 80, name
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (SOUND + "objectivs: {}\n", "objectivs"),
+        (SOUND.replace("recovery_time_s", "recovery_tim_s"), "recovery_tim_s"),
+        (SOUND.replace("id: sound", "id: Not-Snake"), "id"),
+        (SOUND.replace("class: application", "class: weather"), "class"),
+        (SOUND + "measure_from: heal\n", "needs `heal`"),
+        (SOUND.replace("[{kind: process_kill}]", "[]"), "faults"),
+        (SOUND + 'load: {in_flight: "200"}\n', "in_flight"),
+    ],
+)
+def test_a_scenario_that_says_something_unknown_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        parse(text, "sound")
+
+
+def test_overrides_reach_a_part_and_are_checked_like_the_file() -> None:
+    assert parse(SOUND, "sound", ["load.in_flight=7"]).load.in_flight == 7
+    for wrong in ("load.in_fligth=7", "load.in_flight=many", "nothing", "id.x=1"):
+        with pytest.raises(ConfigError):
+            parse(SOUND, "sound", [wrong])
+    with pytest.raises(NotFound):
+        load_one("no_such_disaster")
+
+
+def test_recovery_runs_from_the_fault_or_from_its_end() -> None:
+    marks = Marks()
+    assert "t5" not in marks.at_s
+    assert Marks().recovery_time_s is None
+    for name, at_s in {"t0": 10.0, "heal": 12.0, "t4": 13.0, "t5": 13.5}.items():
+        marks.put(name, at_s)
+    marks.put("t5", 99.0)
+    marks.take([(9.0, "t1"), (10.5, "t1"), (11.0, "t1"), (11.0, "t2")])
+    assert marks.recovery_time_s == 3.5
+    assert marks.relative()["t1"] == 0.5
+    assert marks.parts() == {"detect": 0.5, "decide": 0.5, "verify": 0.5}
+    marks.measure_from = "heal"
+    assert marks.recovery_time_s == 1.5
+    with pytest.raises(ValueError, match="t9"):
+        marks.put("t9", 1.0)
+
+
+def test_no_two_runs_of_a_load_have_the_same_answer() -> None:
+    shape = Shape("a", 200, ask_ms=0, words=20, word_ms=1, probe_ms=100, receiver="")
+    orders = [order(shape, n) for n in range(50)] + [probe(shape, n) for n in range(50)]
+    assert len({each.expects["said"] for each in orders}) == 100
+    assert all(each.tokens.get("tell", 20) == 20 for each in orders)
+
+
+# --- results ---
+
+
+def outcome(status: str, recovery_s: float | None) -> dict[str, Any]:
+    return {
+        "status": status,
+        "reasons": [] if status == "passed" else ["because <of> it"],
+        "repeat": 1,
+        "recovery_time_s": recovery_s,
+        "recovery_point_s": 0.0,
+        "marks": {"t0": 0.0, "t5": recovery_s or 0.0},
+        "respent": {"calls": 1, "tokens": 2},
+        "affected_runs": 3,
+    }
+
+
+def result(*runs: dict[str, Any], name: str = "process_kill", **more: Any) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "scenario": load_one(name).plain(),
+        "target": "single",
+        "commit": "c",
+        "digest": "d",
+        "finished_at": "2026-11-23T12:00:00+00:00",
+        "overrides": [],
+        "host": {"processors": 2, "memory_mb": 1, "kernel": "6.1", "python": "3"},
+        "runs": list(runs),
+        "summary": summary(runs),
+        **more,
+    }
+
+
+def test_one_repeat_that_does_not_pass_fails_the_drill() -> None:
+    runs = [outcome("passed", 1.0), outcome("missed", 9.0), outcome("passed", 2.0)]
+    found = summary(runs)
+    assert (found["status"], found["passed"], found["n"]) == ("missed", 2, 3)
+    assert found["recovery_time_s"] == {"median": 2.0, "p95": 9.0, "max": 9.0}
+    assert summary([*runs, outcome("inconclusive", None)])["status"] == "inconclusive"
+    assert summary([outcome("lost", 1.0), outcome("inconclusive", None)])["status"] == "lost"
+
+
+def test_the_report_says_what_is_stale_what_is_a_trial_and_what_was_not_tested(
+    tmp_path: Path,
+) -> None:
+    write_json(tmp_path / "process_kill.json", result(outcome("passed", 1.25)))
+    trial = result(outcome("passed", 1.0), name="process_stop", overrides=["load.in_flight=2"])
+    write_json(tmp_path / "process_stop.json", trial)
+    fresh, old = reports.read(tmp_path, "d"), reports.read(tmp_path, "another")
+    assert fresh.remark(fresh.results["process_kill"]) == ""
+    assert old.remark(old.results["process_kill"]) == "stale"
+    assert "process_kill" not in fresh.not_tested
+    assert {"process_stop", "process_freeze"} <= set(fresh.not_tested)
+    page = reports.as_markdown(fresh)
+    assert "1.25 / 1.25 s" in page
+    assert "trial: load.in_flight=2" in page
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"x\.json"):
+        reports.read(tmp_path, "d")
+
+
+def test_programs_can_read_the_report_and_nothing_inconclusive_counts(tmp_path: Path) -> None:
+    write_json(tmp_path / "process_kill.json", result(outcome("missed", 4.5)))
+    unsure = result(outcome("inconclusive", None), name="process_stop")
+    write_json(tmp_path / "process_stop.json", unsure)
+    report = reports.read(tmp_path, "d")
+    files = reports.write(report, tmp_path / "out", tmp_path / "out" / "page.md")
+    assert all(path.stat().st_size for path in files)
+    cases = {case.get("name"): case for case in ET.fromstring(reports.as_junit(report))}
+    assert cases["process_kill[1]"].find("failure") is not None
+    assert cases["process_stop[1]"].find("skipped") is not None
+    assert cases["process_freeze"].find("skipped") is not None
+    metrics = reports.as_metrics(report)
+    name = "llm_orchestrator_drill_recovery_time_seconds"
+    assert f'{name}{{scenario="process_kill"}} 4.5' in metrics
+    assert "process_stop" not in metrics
+    shown = reports.as_html(report)
+    assert "because &lt;of&gt; it" in shown
+    assert "http://" not in shown
+
+
+# --- the dead-man timer ---
+
+_HOLDER = """\
+import json, sys
+from llm_orchestrator.drill.deadman import DeadMan
+DeadMan(json.loads(sys.argv[1]), 600).arm()
+print("armed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_drill_that_is_killed_leaves_no_fault_in_place(tmp_path: Path) -> None:
+    mark = tmp_path / "undone"
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, json.dumps([["touch", str(mark)]])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as drill:
+        assert drill.stdout is not None
+        assert drill.stdout.readline() == b"armed\n"
+        assert not mark.exists()
+        os.kill(drill.pid, signal.SIGKILL)
+        drill.wait()
+    assert wait(mark.exists, 30.0)
+
+
+def test_a_drill_that_ends_in_order_is_not_undone_twice(tmp_path: Path) -> None:
+    mark = tmp_path / "undone"
+    timer = DeadMan([["touch", str(mark)]], 600)
+    timer.arm()
+    timer.disarm()
+    assert not mark.exists()
+
+
+def test_a_drill_that_hangs_is_undone(tmp_path: Path) -> None:
+    mark = tmp_path / "undone"
+    timer = DeadMan([["touch", str(mark)]], 0.05)
+    timer.arm()
+    assert wait(mark.exists, 30.0)
+    timer.disarm()
