@@ -103,8 +103,7 @@ def restore(
     given_points = (file, backup) if is_from_archive else (file, backup, to)
     if sum(each is not None for each in given_points) > 1:
         raise typer.BadParameter("give a backup, --backup or --to: one of them")
-    given = {"store": to_url, "backup_dir": folder, "backup_place": place}
-    backups = backups_of(session, given)
+    backups = backups_of(session, {"store": to_url, "backup_dir": folder, "backup_place": place})
     doing = _Restoring(session, backups, is_sure=is_sure, is_json=is_json)
     if is_discarding:
         if file or backup or to or run_id:
@@ -117,14 +116,13 @@ def restore(
         return
     hold = backups.config.restore_hold
     options = {"generation": generation, "may_flaw": may_flaw, "hold": hold}
-    source = source_of(backups.config, to)
-    if is_from_archive or source == ARCHIVE:
+    source = ARCHIVE if is_from_archive else source_of(backups.config, to)
+    if source == ARCHIVE:
         session.run(doing.from_archive(file or backup, to, options, is_dry=is_dry))
-        return
-    if to is not None and source == BARMAN:
-        session.run(doing.from_barman(to, options, is_dry=is_dry))
-        return
-    session.run(doing.whole(chosen, to, options, is_dry=is_dry))
+    elif source == BARMAN:
+        session.run(doing.from_barman(to or "", options, is_dry=is_dry))
+    else:
+        session.run(doing.whole(chosen, to, options, is_dry=is_dry))
 
 
 class _Restoring:
