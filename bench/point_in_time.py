@@ -1,8 +1,8 @@
 """Back to an exact moment with Barman: `python -m bench.point_in_time [--megabytes 250]`.
 
 A server of our own whose log a real Barman keeps, a store of so many megabytes in it, a base
-backup, one more record, the moment, and another record. Then `llmo restore --to MOMENT`, timed; the record
-before is there, and the one after is not.
+backup, one more record, the moment, and another record. Then `llmo restore --to MOMENT`, timed;
+the record before is there, and the one after is not.
 """
 
 from __future__ import annotations
