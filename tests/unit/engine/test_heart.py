@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from llm_orchestrator.clock import Clock, RealClock, StoreClock
+from llm_orchestrator.engine import heart as heart_module
 from llm_orchestrator.engine.heart import Heart, Kind
 from llm_orchestrator.engine.lease import LeaseOptions, Verdict
 from llm_orchestrator.errors import StoreError, StoreUnavailable
@@ -142,7 +143,10 @@ async def test_a_node_has_joined_when_start_returns_and_has_left_when_stop_does(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("where", ["members", "join"])
-async def test_what_keeps_it_from_joining_reaches_start(kind: Kind, where: str) -> None:
+async def test_what_keeps_it_from_joining_reaches_start(
+    kind: Kind, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heart_module, "JOIN_S", 0.05)
     ward = a_ward()
 
     def refuse(name: str) -> None:
@@ -280,6 +284,44 @@ def test_stop_says_the_state_it_is_given_and_announce_says_leaving() -> None:
         assert heart.holds()
         await heart.stop()
         assert ward.state() == NodeState.LEFT
+
+    virtually(main())
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_store_that_is_slow_at_first_is_asked_to_join_again(failures: int) -> None:
+    async def main() -> None:
+        ward, clock = a_ward(VirtualClock()), VirtualClock()
+        heart = make(ward, "task", clock=clock, options=LeaseOptions())
+
+        def refuse(name: str) -> None:
+            if name == "join" and ward.count("join") <= failures:
+                raise StoreUnavailable("no answer in time")
+
+        ward.hook = refuse
+        await heart.start()
+        assert ward.count("join") == failures + 1
+        assert heart.holds()
+        await heart.stop()
+
+    virtually(main())
+
+
+def test_a_store_that_does_not_let_it_join_is_given_up_in_time() -> None:
+    async def main() -> None:
+        ward, clock = a_ward(VirtualClock()), VirtualClock()
+        heart = make(ward, "task", clock=clock, options=LeaseOptions())
+
+        def refuse(name: str) -> None:
+            if name == "join":
+                raise StoreUnavailable("away")
+
+        ward.hook = refuse
+        begun = clock.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await heart.start()
+        assert heart_module.JOIN_S <= clock.monotonic() - begun < heart_module.JOIN_S + 5
+        await heart.stop()
 
     virtually(main())
 
