@@ -48,7 +48,10 @@ async def _flaws_of(store: Store, run_id: str, journal: Journal) -> list[Flaw]:
     if flaws:
         return flaws
     try:
-        wrong = await _wrong_row(store, run_id)
+        row = await store.look.row(run_id)
+        wrong = contradiction(row, fold(run_id, journal.entries), journal.entries)
+        if wrong:  # or it moved between the two readings
+            wrong = await _wrong_row(store, run_id)
     except StoreDamaged as error:  # whole by its digests, and no journal of ours
         return [Flaw(run_id, 1, error.message, False)]
     return [Flaw(run_id, 0, wrong)] if wrong else []

@@ -124,8 +124,9 @@ async def _against(store: Database, manifest: Manifest, run_ids: Sequence[str]) 
     if len(run_ids) != wanted:
         flaws.append(f"it has {len(run_ids)} runs, its manifest says {wanted}")
     heads = {head.run_id: head for head in manifest.heads}
-    for start in range(0, len(run_ids), 50):
-        some = run_ids[start : start + 50]
+    unfinished = list(heads)
+    for start in range(0, len(unfinished), 50):
+        some = unfinished[start : start + 50]
         for run_id, journal in (await store.look.load(some)).items():
             head = heads.pop(run_id, None)
             last = journal.entries[-1] if journal.entries else None
