@@ -326,6 +326,31 @@ def test_a_store_that_does_not_let_it_join_is_given_up_in_time() -> None:
     virtually(main())
 
 
+def test_a_heart_that_is_stopped_while_the_store_is_away_asks_no_more() -> None:
+    async def main() -> None:
+        ward, clock = a_ward(VirtualClock()), VirtualClock()
+        heart = make(ward, "task", clock=clock, options=LeaseOptions())
+
+        refused = asyncio.Event()
+
+        def refuse(name: str) -> None:
+            if name == "join":
+                refused.set()
+                raise StoreUnavailable("away")
+
+        ward.hook = refuse
+        begun = clock.monotonic()
+        starting = asyncio.ensure_future(heart.start())
+        await refused.wait()
+        await heart.stop()
+        with pytest.raises(StoreUnavailable):
+            await starting
+        assert clock.monotonic() - begun < heart_module.JOIN_S / 2
+        assert ward.count("join") <= 2  # at most the one that was about to be made
+
+    virtually(main())
+
+
 def test_an_announcement_that_failed_is_made_again() -> None:
     async def main() -> None:
         ward, clock = a_ward(VirtualClock()), VirtualClock()
