@@ -46,7 +46,8 @@ class Plan:
 
     def key(self, digest: str) -> dict[str, Json]:
         """What tells one campaign from another."""
-        return json.loads(json.dumps({**asdict(self), "digest": digest}))  # type: ignore[no-any-return]
+        found: dict[str, Json] = json.loads(json.dumps({**asdict(self), "digest": digest}))
+        return found
 
 
 def source_digest() -> str:

@@ -65,6 +65,8 @@ class Books:
     calls: Sequence[Line]
     touched: frozenset[str] = frozenset()
     kept_until_us: int | None = None
+    may_pause: bool = False
+    """A damaged run may stop, for the reason that it is damaged, until a person decides."""
 
     def of(self, event: str) -> list[Line]:
         """The witness's lines of one event, in order."""
@@ -82,7 +84,13 @@ def read(ledger: Path, llm_ledger: Path) -> Books:
         for path in (ledger, llm_ledger)
     )
     terms: Line = next((line for line in lines if line["event"] == "terms"), {})
-    return Books(lines, calls, frozenset(terms.get("touched", ())), terms.get("kept_until_us"))
+    return Books(
+        lines,
+        calls,
+        touched=frozenset(terms.get("touched", ())),
+        kept_until_us=terms.get("kept_until_us"),
+        may_pause=terms.get("may_pause", False),
+    )
 
 
 def judge(books: Books) -> Verdict:
@@ -128,7 +136,7 @@ def _age_s(books: Books, lost: Sequence[Line]) -> float:
     if not lost or not windows:
         return 0.0
     oldest = min(int(line["at"]) for line in lost)
-    return max(0.0, (min(int(window["from"]) for window in windows) - oldest) / 1e6)
+    return max(0.0, (min(int(window["t0"]) for window in windows) - oldest) / 1e6)
 
 
 # --- lost ---
@@ -275,7 +283,13 @@ def _wrong(books: Books, accepted: Mapping[str, Line], beyond: frozenset[str]) -
         run = line["run"]
         if run not in accepted or run in beyond:
             continue
+        if books.may_pause and run in books.touched and _is_stopped_for_damage(line):
+            continue
         if line["state"] != accepted[run].get("state", _GOOD):
             yield Finding("wrong", run, f"it ended {line['state']}: {line.get('error')}"[:300])
         elif line["state"] == _GOOD and line["output"] != accepted[run]["expects"]:
             yield Finding("wrong", run, f"its output is {line['output']!r}"[:300])
+
+
+def _is_stopped_for_damage(line: Line) -> bool:
+    return line["state"] == "paused" and (line.get("error") or {}).get("kind") == "damaged"

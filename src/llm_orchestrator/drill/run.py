@@ -20,7 +20,7 @@ from typing import Any
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.marks import Marks
 from llm_orchestrator.drill.scenario import Scenario
-from llm_orchestrator.drill.target import Injected, NotConfirmed, NotPossible, Target
+from llm_orchestrator.drill.target import Broken, Injected, NotConfirmed, NotPossible, Target
 from llm_orchestrator.errors import OperatorError
 
 Json = Any
@@ -179,6 +179,9 @@ class Drill:
             await self._fault()
             await self._recover()
             await self._verdict()
+        except Broken as error:
+            outcome.status = LOST
+            outcome.reasons.append(error.message)
         except (Unhealthy, NotConfirmed, NotPossible) as error:
             outcome.status = INCONCLUSIVE
             outcome.reasons.append(error.message)
@@ -294,15 +297,18 @@ class Drill:
         until_us = self._clock.now_us()
         if "t6" in outcome.marks.at_s:
             until_us -= int((self._clock.monotonic() - outcome.marks.at_s["t6"]) * 1e6)
-        for from_us, _ in self._windows:
-            await self._witness.order(
-                "note", event="window", **{"from": from_us, "until": until_us}
-            )
+        ahead_us = self._clock.now_us() - int(self._clock.monotonic() * 1e6)
+        for from_us, at_s in self._windows:
+            window = {"from": from_us, "until": until_us, "t0": ahead_us + int(at_s * 1e6)}
+            await self._witness.order("note", event="window", **window)
         touched = sorted(run for injected in self._injected for run in injected.touched)
         kept = [i.kept_until_us for i in self._injected if i.kept_until_us is not None]
         self._tell("all runs have ended" if stopped["is_whole"] else "some runs do not end")
         outcome.verdict = await self._witness.order(
-            "judge", touched=touched, kept_until_us=min(kept, default=None)
+            "judge",
+            touched=touched,
+            kept_until_us=min(kept, default=None),
+            may_pause=scenario.expect.touched_may_pause,
         )
         outcome.reasons += self._shortfalls()
         if outcome.verdict["findings"]:

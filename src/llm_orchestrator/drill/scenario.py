@@ -78,6 +78,10 @@ class Expect(_Part):
         None, description="false: no request may be refused. None: it is not looked at."
     )
     node_deaths: int | None = None
+    touched_may_pause: bool = Field(
+        default=False,
+        description="A run whose record was damaged may stop for a person's decision.",
+    )
 
 
 class Objectives(_Part):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_orchestrator.drill.child import ChildError
 from llm_orchestrator.drill.scenario import Fault
+from llm_orchestrator.drill.single_damage import backup_damaged, journal_damage, store_lost
 from llm_orchestrator.drill.target import Injected, NotConfirmed
 
 if TYPE_CHECKING:
@@ -126,4 +127,7 @@ FAULTS: Mapping[str, Does] = {
     "misbehave": misbehave,
     "llm_misbehave": llm_misbehave,
     "llm_down": llm_down,
+    "journal_damage": journal_damage,
+    "store_lost": store_lost,
+    "backup_damaged": backup_damaged,
 }

@@ -25,6 +25,10 @@ class NotConfirmed(OperatorError):
     """The fault had no effect that could be seen."""
 
 
+class Broken(OperatorError):
+    """While the fault was made the system did what it must never do."""
+
+
 class NotPossible(OperatorError):
     """The target cannot do that; the message says what it would need."""
 

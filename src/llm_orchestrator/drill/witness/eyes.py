@@ -86,10 +86,9 @@ class SqliteEyes:
         return int(last) < self._last
 
     def _rows(self, database: sqlite3.Connection, after: int) -> Iterator[tuple[int, Seen]]:
-        rows = database.execute(
-            f"SELECT rowid, {_COLUMNS}, lower(hex(digest)) FROM journal WHERE rowid > ?",  # noqa: S608 - constants
-            (after,),
-        )
+        columns = f"rowid, {_COLUMNS}, lower(hex(digest))"
+        statement = f"SELECT {columns} FROM journal WHERE rowid > ?"  # noqa: S608 - constants
+        rows = database.execute(statement, (after,))
         for row in rows:
             yield row[0], Seen(*row[1:])
 
@@ -120,7 +119,8 @@ class PostgresEyes:
 
     def _ask(self, where: str) -> list[tuple[int, Seen]]:
         row = f"json_build_array(recorded_at, {_COLUMNS}, encode(digest, 'hex'))"
-        command = ["psql", self._url, "-AtXq", "-c", f"SELECT {row} FROM journal {where}"]  # noqa: S608 - constants and a number
+        statement = f"SELECT {row} FROM journal {where}"  # noqa: S608 - constants, and a number
+        command = ["psql", self._url, "-AtXq", "-c", statement]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=_PSQL_S

@@ -121,10 +121,12 @@ class Witness:
         assert self._load is not None
         accepted = {line["run"]: line for line in self.lines if line["event"] == "accepted"}
         ended = {line["run"]: line for line in self.lines if line["event"] == "ended"}
+        gone = {line["run"] for line in self.lines if line["event"] == "gone"}
         affected = {
             run
             for run, line in accepted.items()
             if line["kind"] == "load"
+            and run not in gone
             and line["s"] < since_s
             and (run not in ended or ended[run]["s"] >= since_s)
         }
