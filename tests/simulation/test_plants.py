@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from tests.simulation.append import Append
+from tests.simulation.mvcc import Steps
 from tests.simulation.plants import PLANTS, Plant, hunt, planted
 from tests.simulation.test_simulation import simulate
+from tests.simulation.world import World
 
 NAMES = [plant.name for plant in PLANTS]
 
@@ -33,3 +38,16 @@ def test_a_patch_that_changes_nothing_is_refused() -> None:
         planted({"llm_orchestrator.engine.heart.Heart.holds": Heart.holds}),
     ):
         raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, KeyError])
+def test_an_error_of_the_model_itself_fails_a_seed(error: type[Exception]) -> None:
+    """No trouble of the store that a run outlives: the world is not what it says it is."""
+
+    def fail(self: Append, *_: Any) -> Steps:
+        yield 0.0
+        raise error("the model does not know this")
+
+    with planted({"tests.simulation.append.Append.run": fail}):
+        violations = World(Plant("model", dict, ("kill",)).shape(0)).run()
+    assert any("the model fails" in each and error.__name__ in each for each in violations)
