@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from llm_orchestrator.engine.driver import End
 from llm_orchestrator.engine.replay import Fold, fold
 from llm_orchestrator.engine.schedule import KIND as SCHEDULE
 from llm_orchestrator.errors import KeyReused, NotFound, OrchestratorError, Refused
+from llm_orchestrator.language.sandbox import aside
 from llm_orchestrator.model import MICROSECONDS, Json, NewRun, Run, RunState, Workflow
 from llm_orchestrator.server import auditing
 from llm_orchestrator.server.surface import Surface
@@ -76,7 +78,8 @@ async def start(surface: Surface, wish: Wish) -> Started:
         origin[REQUEST] = request_digest(wish)
     try:
         stored = await surface.known.find(wish.workflow, wish.version)
-        new = _new_run(surface, wish, stored, run_id=run_id, origin=origin)
+        make = partial(_new_run, surface, wish, stored, run_id=run_id, origin=origin)
+        new = await aside(make)  # an input's `pattern` may be dear
         accepted = await surface.accept(new)
     except KeyReused:
         raise

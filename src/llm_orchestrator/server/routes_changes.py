@@ -7,11 +7,13 @@ changed at once.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
 from llm_orchestrator.errors import NotFound
+from llm_orchestrator.language.sandbox import aside
 from llm_orchestrator.model import Json, NewRun
 from llm_orchestrator.server import acts, auditing, looks, models, shapes
 from llm_orchestrator.server.openapi import answers
@@ -161,4 +163,5 @@ async def _edit(surface: Surface, run_id: str, body: models.Fork) -> NewRun:
     if body.inputs is None and body.version is None:
         return NewRun(run_id, stored.name, stored.version, stored.digest, input=value)
     before = value if isinstance(value, dict) else {}
-    return surface.catalogue.new_run(stored, {**before, **(body.inputs or {})}, run_id)
+    inputs = {**before, **(body.inputs or {})}
+    return await aside(partial(surface.catalogue.new_run, stored, inputs, run_id))

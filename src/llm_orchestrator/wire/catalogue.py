@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 from llm_orchestrator.config import Config
 from llm_orchestrator.engine.flows import is_code
@@ -55,10 +56,11 @@ class Definitions:
         )
 
     def _definition(self, stored: Workflow) -> Definition | None:
-        """None for a Python workflow."""
-        if stored.digest not in self._parsed:
-            if len(self._parsed) >= _KEPT:
-                self._parsed.clear()
-            found = None if is_code(stored) else Definition.from_canonical(stored.definition)
-            self._parsed[stored.digest] = found
-        return self._parsed[stored.digest]
+        """None for a Python workflow. Threads may ask at the same time."""
+        with suppress(KeyError):
+            return self._parsed[stored.digest]
+        if len(self._parsed) >= _KEPT:
+            self._parsed.clear()
+        found = None if is_code(stored) else Definition.from_canonical(stored.definition)
+        self._parsed[stored.digest] = found
+        return found
