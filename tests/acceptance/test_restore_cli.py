@@ -130,3 +130,30 @@ def test_an_engine_that_serves_steps_aside_and_goes_on(lone: Yard) -> None:
         assert engine.poll() is None
         assert set(kept) < set(lone("runs", "list", "-o", "ids").out.split())
         assert lone("journal", "verify", "--all").code == 0
+
+
+def test_a_damaged_entry_is_mended_from_a_backup(
+    yard: Yard, request: pytest.FixtureRequest
+) -> None:
+    """No standby, no archive: the backup has what stood there."""
+    [run_id, *_] = yard("runs", "list", "-o", "ids").out.split()
+    before = yard("runs", "show", run_id, "-o", "json").json
+    yard.make()
+    where = f"run_id = '{run_id}' AND kind = 'step_finished'"
+    if url := yard.environment.get("LLM_ORCHESTRATOR_URL", ""):
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        statement = f"UPDATE journal SET payload = '{{\"result\": 1}}'::bytea WHERE {where}"
+        server.psql(statement, database=url.rpartition("/")[2])
+    else:
+        statement = f"UPDATE journal SET payload = CAST('{{\"result\": 1}}' AS BLOB) WHERE {where}"
+        with sqlite3.connect(yard.store) as database:
+            database.execute(statement)
+        database.close()
+    assert yard("journal", "verify", run_id).code == 8
+    plan = yard("journal", "repair", run_id, "--dry-run")
+    assert "a backup" in plan.out
+    assert yard("journal", "verify", run_id).code == 8
+    done = yard("journal", "repair", run_id)
+    assert done.code == 0, done.err
+    assert yard("journal", "verify", run_id).code == 0
+    assert yard("runs", "show", run_id, "-o", "json").json == before

@@ -130,6 +130,7 @@ def repair(context: typer.Context, run_id: RunId, *, is_dry: DryRun = False) -> 
 async def _repair(session: Session, run_id: str, *, is_dry: bool) -> int:
     from llm_orchestrator.engine.mend import Mender
     from llm_orchestrator.store.writer import GroupWriter
+    from llm_orchestrator.wire.backups import BackupCopy, Backups
     from llm_orchestrator.wire.orchestrator import second_copies
 
     async with session.client() as store:
@@ -139,7 +140,8 @@ async def _repair(session: Session, run_id: str, *, is_dry: bool) -> int:
         if not any(flaw.seq for flaw in journal.flaws):
             return await _repair_row(session, store, run_id, is_dry=is_dry)
         writer = GroupWriter(store, store.clock)
-        copies = second_copies(session.config, store)
+        backups = BackupCopy(Backups(session.config, store.clock), store)
+        copies = [*second_copies(session.config, store), backups]
         mender = Mender(store, writer, copies=copies)
         plan = await mender.plan(journal)
         emit(f"run {run_id}: {plan.summary()}")

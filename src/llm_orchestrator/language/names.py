@@ -34,7 +34,7 @@ def nearest(name: str, valid: Iterable[object], cutoff: float = 0.6) -> str:
         return ""
     some = [text for text in map(str, valid) if len(text) <= NEAR_LENGTH_MAX]
     if len(some) > NEAR_NAMES_MAX:
-        some = [text for text in some if text[:2] == name[:2]][:NEAR_NAMES_MAX]
+        some = sorted(text for text in some if text[:2] == name[:2])[:NEAR_NAMES_MAX]
     close = difflib.get_close_matches(name, some, n=1, cutoff=cutoff)
     return f"; did you mean `{close[0]}`?" if close else ""
 

@@ -23,7 +23,7 @@ from llm_orchestrator import __version__
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.config import Config, resolve_secret
 from llm_orchestrator.errors import ConfigError, OrchestratorError, StoreDamaged, StoreLocked
-from llm_orchestrator.model import Json
+from llm_orchestrator.model import Entry, Json
 from llm_orchestrator.recovery.catalogue import Catalogue, Item, Marks, read_marks
 from llm_orchestrator.recovery.create import BACKUP, Made, Options, Watch, create
 from llm_orchestrator.recovery.frames import read_keys
@@ -42,6 +42,7 @@ from llm_orchestrator.recovery.verify import (
     verify,
 )
 from llm_orchestrator.store.base import Database
+from llm_orchestrator.store.check import whole
 from llm_orchestrator.store.copying import Advance, Copier
 from llm_orchestrator.telemetry.redact import redact
 from llm_orchestrator.wire.orchestrator import is_postgres, store_path
@@ -278,6 +279,44 @@ class Backups:
             config=public_settings(config),
             database=_database(config.store_url),
         )
+
+
+class BackupCopy:
+    """See engine.second_copy.SecondCopy: a run as the newest backup that has it knows it.
+
+    Slow: each backup that is asked is verified and restored aside.
+    """
+
+    name = "a backup"
+
+    def __init__(self, backups: Backups, store: Database) -> None:
+        self._backups = backups
+        self._store = store
+
+    async def entries(self, run_id: str) -> Sequence[Entry]:
+        """Raises nothing: a backup that cannot be read is passed over."""
+        catalogue = await self._backups.catalogue(self._store)
+        for item in await catalogue.items():
+            try:
+                if found := await self._in(catalogue, item, run_id):
+                    return found
+            except OrchestratorError as error:
+                logger.warning("%s is passed over: %s", item.backup_id, error.message)
+        return ()
+
+    async def _in(self, catalogue: Catalogue, item: Item, run_id: str) -> Sequence[Entry]:
+        async with self._backups.base(catalogue, item) as base:
+            aside = await base.copier.load(base.dump)
+            try:
+                copy = aside.store()
+                await copy.open_as_client()
+                try:
+                    journal = (await copy.look.load([run_id])).get(run_id)
+                finally:
+                    await copy.close()
+            finally:
+                await aside.discard()
+        return () if journal is None else whole(journal)
 
 
 def recipients(given: Sequence[str]) -> list[str]:
