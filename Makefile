@@ -44,10 +44,10 @@ soak: ## two nodes under mixed load (MINUTES=10): memory, descriptors, p99, noth
 	@scripts/setup
 	@.venv/bin/python -m bench.soak --minutes $(or $(MINUTES),10)
 
-drill: ## inject disasters for real, measure the recovery, write the report (REPEAT=1)
+drill: ## inject disasters for real, measure the recovery, write the report (REPEAT=1, KILLS=20)
 	@scripts/setup
+	@KILLS=$(or $(KILLS),20) .venv/bin/pytest -q -n 2 tests/recovery -k "killed or one_dies"
 	@code=0; .venv/bin/llmo drill run --all --against single --repeat $(or $(REPEAT),1) \
 		--results docs/disaster_recovery/results || code=$$?; \
 	.venv/bin/llmo drill report --results docs/disaster_recovery/results \
 		--markdown docs/disaster_recovery/RECOVERY_METRICS.md; exit $$code
-# (KILLS=20, a sweep of kills over the moments of a run, comes here.)
