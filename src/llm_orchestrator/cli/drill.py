@@ -56,7 +56,12 @@ def show_all(context: typer.Context, *, output: Output = Format.TABLE) -> None:
 
 
 @app.command()
-def show(context: typer.Context, name: str, *, output: ObjectOutput = ObjectFormat.YAML) -> None:
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A scenario, by name.")],
+    *,
+    output: ObjectOutput = ObjectFormat.YAML,
+) -> None:
     """One scenario, with everything that its file leaves to the defaults."""
     from llm_orchestrator.drill.scenario import load_one
 
@@ -66,7 +71,9 @@ def show(context: typer.Context, name: str, *, output: ObjectOutput = ObjectForm
 @app.command()
 def run(
     context: typer.Context,
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Scenarios, by name.")
+    ] = None,
     *,
     is_all: Annotated[
         bool, typer.Option("--all", help="Every one that the target can do.")
