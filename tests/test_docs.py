@@ -7,9 +7,13 @@ shows as a workflow must validate; what it shows as a program, and the README's 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
+import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from llm_orchestrator.cli.dr import OBJECTIVE_MISSED
 from llm_orchestrator.cli.main import VERBS, command_of
 from llm_orchestrator.config import Config, load_config
 from llm_orchestrator.language.load import load_text
@@ -43,6 +48,8 @@ class Block(NamedTuple):
     line: int
     language: str
     text: str
+    is_run: bool = False
+    """Marked `run`: a test executes it."""
 
     @property
     def label(self) -> str:
@@ -57,9 +64,9 @@ def blocks(language: str = "") -> list[Block]:
 
 def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text()
-    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^```(\w*)( run)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         line = text[: match.start()].count("\n") + 2
-        yield Block(str(page.relative_to(ROOT)), line, match[1], match[2])
+        yield Block(str(page.relative_to(ROOT)), line, match[1], match[3], bool(match[2]))
 
 
 def docs_script() -> Any:
@@ -116,7 +123,7 @@ def test_settings_in_a_document_are_settings(block: Block, tmp_path: Path) -> No
     file = tmp_path / "llm-orchestrator.toml"
     file.write_text(block.text)
     config = load_config(file=file, environ={})
-    assert config.providers or config.queues or config.archive_place or config.barman_server
+    assert config.origins
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.label)
@@ -146,7 +153,7 @@ async def test_the_workflow_with_which_the_readme_begins_runs(tmp_path: Path) ->
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Every `llmo` command in a block of a shell or in the head of an example, as words."""
-    for block in blocks("sh"):
+    for block in (*blocks("sh"), *blocks("bash")):
         for line in block.text.splitlines():
             yield from pieces(block.label, line)
     for file in sorted((ROOT / "examples").rglob("*.yaml")):
@@ -200,6 +207,115 @@ def test_a_command_that_there_is_not_is_noticed() -> None:
     assert complaint(["run", "a.yaml", "--turbo"]) == "no option --turbo of run"
     assert complaint(["--store", "runs", "list", "-o", "ids"]) == ""
     assert len({tuple(words) for _, words in commands()}) > 40
+
+
+# -- what is marked `run` is run ------------------------------------------------------------------
+
+RUNNABLE = sorted({block.page for block in blocks("bash") if block.is_run})
+RUN_S = 60
+_TIDY = "trap 'kill -9 $(jobs -p) 2> /dev/null || true' EXIT\n"
+
+
+def run_page(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """All `run` blocks of a page as one script, in an empty folder; nothing of it stays behind."""
+    script = "".join(block.text for block in blocks_of(ROOT / page) if block.is_run)
+    kept = {name: os.environ[name] for name in ("HOME", "TMPDIR", "LANG") if name in os.environ}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", _TIDY + script],
+        cwd=folder,
+        env={**kept, "PATH": path, "LLM_ORCHESTRATOR_DATA": str(folder / "data")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=RUN_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(script, process.returncode, out, err)
+
+
+@pytest.mark.timeout(RUN_S + 20)
+@pytest.mark.parametrize("page", RUNNABLE)
+def test_the_commands_that_a_page_marks_as_run_do_what_it_says(page: str, tmp_path: Path) -> None:
+    done = run_page(page, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if page == "docs/tutorial.md":
+        story = "echo: A story with these facts: echo: Two facts about terns"
+        assert done.stdout.count(story) == 2  # before the store was lost, and after
+        entries = re.findall(r"^\d+ +\d+ +(\w+) +(\S+)", done.stdout, re.MULTILINE)
+        assert entries.count(("step_finished", "facts")) == 1
+        assert entries.count(("claimed", "-")) == 2
+
+
+def test_the_tutorial_is_run() -> None:
+    assert "docs/tutorial.md" in RUNNABLE
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+def written() -> Iterator[tuple[str, str]]:
+    """Every page that a person wrote, but for what has changed long ago."""
+    for page in PAGES:
+        text = page.read_text()
+        if not text.startswith(GENERATED) and page.name != "CHANGELOG.md":
+            yield str(page.relative_to(ROOT)), text
+
+
+def named(pattern: str) -> set[tuple[str, str]]:
+    return {(page, name) for page, text in written() for name in re.findall(pattern, text)}
+
+
+def test_a_metric_in_a_document_is_exported() -> None:
+    known = (DOCS.PLACE / "metrics.md").read_text()
+    found = named(r"`(llm_orchestrator_[a-z_]*[a-z])\b")
+    assert found
+    assert {pair for pair in found if f"`{pair[1]}`" not in known} == set()
+
+
+def test_a_variable_in_a_document_is_read() -> None:
+    known = (DOCS.PLACE / "settings.md").read_text()
+    found = named(r"\b(LLM_ORCHESTRATOR_[A-Z_]*[A-Z])\b")
+    assert found
+    assert {pair for pair in found if f"`{pair[1]}`" not in known} == set()
+
+
+def test_an_exit_code_in_a_document_is_one_that_there_is() -> None:
+    rows = re.findall(r"^\| `\w+` \| `\w+` \| (\d+) \|", DOCS.error_page(), re.MULTILINE)
+    known = {*rows, "0", str(OBJECTIVE_MISSED)}
+    found = named(r"exit code `?(\d+)")
+    assert found
+    assert {pair for pair in found if pair[1] not in known and int(pair[1]) <= 128} == set()
+
+
+def test_a_route_in_a_document_is_served() -> None:
+    document = json.loads((DOCS.PLACE / "openapi.json").read_text())
+    known = ["/metrics", "/openapi.json", *document["paths"]]
+    shapes = [re.sub(r"\{\w+\}", "*", path).removeprefix("/api/v1") for path in known]
+    areas = {shape.split("/")[1] for shape in shapes} | {"api"}
+    found = {
+        pair for pair in named(r"`(?:[A-Z]+ )?(/[\w/.{}-]+)`") if pair[1].split("/")[1] in areas
+    }
+    assert found
+    unknown = set()
+    for page, path in found:
+        shape = re.sub(r"\{\w+\}|(?<=/)[A-Z_]+(?=/|$)", "*", path.rstrip("/"))
+        if not any(each.startswith(shape.removeprefix("/api/v1")) for each in shapes):
+            unknown.add((page, path))
+    assert unknown == set()
+
+
+def test_an_alert_in_a_document_is_a_rule() -> None:
+    rules = re.findall(r"- alert: (\w+)", (ROOT / "deploy/prometheus/alerts.yml").read_text())
+    known = {*rules, *re.findall(r"^\| `(\w+)` \|", DOCS.error_page(), re.MULTILINE)}
+    place = "docs/how-to/monitor.md", "docs/observability.md", "docs/production_readiness.md"
+    found = {pair for pair in named(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)+)`") if pair[0] in place}
+    assert found
+    assert {pair for pair in found if pair[1] not in known} == set()
 
 
 # -- links and the first screen -------------------------------------------------------------------

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import platformdirs
 
@@ -42,6 +42,11 @@ class Config:
     data_dir: Path = field(default_factory=default_data_dir)
     store: str = ""
     region: str = "local"
+    region_failover_s: float = 0.0
+    """How long no node of an active region lives before a standby region takes over: at least
+    lease_ms. inf: never without a person."""
+    patroni_urls: Sequence[str] = ()
+    """Patroni's REST addresses (http://HOST:8008), of every region: for `llmo region`."""
     node_name: str = ""
     host: str = "127.0.0.1"
     """Where the server listens."""
@@ -337,12 +342,24 @@ def _is_lag(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
+def _is_duration(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+def _is_url_list(value: object) -> bool:
+    return _is_list(value) and all(
+        str(each).startswith(("http://", "https://")) for each in cast("Sequence[str]", value)
+    )
+
+
 _TAKES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(_WHOLE, (_is_whole, "a whole number, 0 or more")),
     **dict.fromkeys(_REFERENCES, (_is_reference, "a reference: env:NAME or file:PATH")),
     **dict.fromkeys(_LISTS, (_is_list, "a list of age public keys, or of files of them")),
     **dict.fromkeys(_PLACES, (_is_place, "a folder, or s3://BUCKET/PREFIX")),
     "backup_schedule": (_is_cron, 'five fields (minute hour day month weekday), or "@hourly"'),
+    "region_failover_s": (_is_duration, "a number of seconds, 0 or more"),
+    "patroni_urls": (_is_url_list, "a list of addresses: http://HOST:8008"),
     "archive_lag_s": (_is_lag, "a number of seconds above 0"),
     "restore_hold": (lambda value: isinstance(value, bool), "true or false"),
 }

@@ -39,6 +39,7 @@ OrchestratorError                 one base class; ``hint`` is the command or edi
 │   ├── ProviderRateLimited       429: try again after ``retry_after_s``
 │   ├── ProviderTimeout           no answer in time, and nothing can have been done
 │   ├── ProviderUnavailable       the breaker is open or a limit is spent: park, burn no attempt
+│   │   └── ProviderOutage        it was asked and broke, as it does for everybody: the same
 │   ├── ProviderAuthentication    the key is missing or refused
 │   ├── ProviderInvalidRequest    the request can never succeed
 │   ├── ProviderContentFiltered   refused for its content
@@ -396,6 +397,10 @@ class ProviderUnavailable(ProviderTransient):
     kind = "unavailable"
     breaker = ""
     """The name of the breaker that is not closed; empty when it is something else."""
+
+
+class ProviderOutage(ProviderUnavailable):
+    """It was asked and did not answer, and its breaker is open: no fault of this request."""
 
 
 class ProviderAuthentication(ProviderError):

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from llm_orchestrator.drill import report as reports
+from llm_orchestrator.drill import report_detail as detail
 from llm_orchestrator.drill.campaign import SCHEMA, summary, write_json
 from llm_orchestrator.drill.deadman import DeadMan
 from llm_orchestrator.drill.lab_process import wait
 from llm_orchestrator.drill.load import Shape, order, probe
 from llm_orchestrator.drill.marks import Marks
+from llm_orchestrator.drill.objectives import standings
 from llm_orchestrator.drill.scenario import load_all, load_one, parse
 from llm_orchestrator.errors import ConfigError, NotFound
 
@@ -102,11 +104,14 @@ def outcome(status: str, recovery_s: float | None) -> dict[str, Any]:
         "recovery_point_s": 0.0,
         "marks": {"t0": 0.0, "t5": recovery_s or 0.0},
         "respent": {"calls": 1, "tokens": 2},
+        "parts": {},
         "affected_runs": 3,
     }
 
 
-def result(*runs: dict[str, Any], name: str = "process_kill", **more: Any) -> dict[str, Any]:
+def result(
+    *runs: dict[str, Any], name: str = "application_single_node_restart", **more: Any
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "scenario": load_one(name).plain(),
@@ -134,14 +139,20 @@ def test_one_repeat_that_does_not_pass_fails_the_drill() -> None:
 def test_the_report_says_what_is_stale_what_is_a_trial_and_what_was_not_tested(
     tmp_path: Path,
 ) -> None:
-    write_json(tmp_path / "process_kill.json", result(outcome("passed", 1.25)))
-    trial = result(outcome("passed", 1.0), name="process_stop", overrides=["load.in_flight=2"])
-    write_json(tmp_path / "process_stop.json", trial)
+    write_json(tmp_path / "application_single_node_restart.json", result(outcome("passed", 1.25)))
+    trial = result(
+        outcome("passed", 1.0),
+        name="application_graceful_stop_single",
+        overrides=["load.in_flight=2"],
+    )
+    write_json(tmp_path / "application_graceful_stop_single.json", trial)
     fresh, old = reports.read(tmp_path, "d"), reports.read(tmp_path, "another")
-    assert fresh.remark(fresh.results["process_kill"]) == ""
-    assert old.remark(old.results["process_kill"]) == "stale"
-    assert "process_kill" not in fresh.not_tested
-    assert {"process_stop", "process_freeze"} <= set(fresh.not_tested)
+    assert fresh.remark(fresh.results["application_single_node_restart"]) == ""
+    assert old.remark(old.results["application_single_node_restart"]) == "stale"
+    assert "application_single_node_restart" not in fresh.not_tested
+    assert {"application_graceful_stop_single", "application_frozen_single"} <= set(
+        fresh.not_tested
+    )
     page = reports.as_markdown(fresh)
     assert "1.25 / 1.25 s" in page
     assert "trial: load.in_flight=2" in page
@@ -151,20 +162,20 @@ def test_the_report_says_what_is_stale_what_is_a_trial_and_what_was_not_tested(
 
 
 def test_programs_can_read_the_report_and_nothing_inconclusive_counts(tmp_path: Path) -> None:
-    write_json(tmp_path / "process_kill.json", result(outcome("missed", 4.5)))
-    unsure = result(outcome("inconclusive", None), name="process_stop")
-    write_json(tmp_path / "process_stop.json", unsure)
+    write_json(tmp_path / "application_single_node_restart.json", result(outcome("missed", 4.5)))
+    unsure = result(outcome("inconclusive", None), name="application_graceful_stop_single")
+    write_json(tmp_path / "application_graceful_stop_single.json", unsure)
     report = reports.read(tmp_path, "d")
     files = reports.write(report, tmp_path / "out", tmp_path / "out" / "page.md")
     assert all(path.stat().st_size for path in files)
     cases = {case.get("name"): case for case in ET.fromstring(reports.as_junit(report))}
-    assert cases["process_kill[1]"].find("failure") is not None
-    assert cases["process_stop[1]"].find("skipped") is not None
-    assert cases["process_freeze"].find("skipped") is not None
+    assert cases["application_single_node_restart[1]"].find("failure") is not None
+    assert cases["application_graceful_stop_single[1]"].find("skipped") is not None
+    assert cases["application_frozen_single"].find("skipped") is not None
     metrics = reports.as_metrics(report)
     name = "llm_orchestrator_drill_recovery_time_seconds"
-    assert f'{name}{{scenario="process_kill"}} 4.5' in metrics
-    assert "process_stop" not in metrics
+    assert f'{name}{{scenario="application_single_node_restart"}} 4.5' in metrics
+    assert "application_graceful_stop_single" not in metrics
     shown = reports.as_html(report)
     assert "because &lt;of&gt; it" in shown
     assert "http://" not in shown
@@ -210,3 +221,38 @@ def test_a_drill_that_hangs_is_undone(tmp_path: Path) -> None:
     timer.arm()
     assert wait(mark.exists, 30.0)
     timer.disarm()
+
+
+def test_an_objective_is_met_only_when_all_of_it_was_measured(tmp_path: Path) -> None:
+    def standing(*found: dict[str, Any]) -> str:
+        some = {each["scenario"]["id"]: each for each in found}
+        return {each.id: each.status for each in standings(some)}["application_crash"]
+
+    first = result(outcome("passed", 2.0))
+    second = result(outcome("missed", 29.0), name="application_sigkill_second_node")
+    assert standing() == "open"
+    assert standing(first) == "open"
+    assert standing(first, second) == "met"
+    assert standing(first, result(outcome("lost", 1.0), name=second["scenario"]["id"])) == "missed"
+    assert standing(first, result(outcome("missed", 31.0), name=second["scenario"]["id"])) == (
+        "missed"
+    )
+    trial = result(outcome("passed", 1.0), name=second["scenario"]["id"], overrides=["a.b=1"])
+    assert standing(first, trial) == "open"
+
+
+def test_the_verdict_puts_lost_work_before_lateness() -> None:
+    good, late, lost = (
+        {"a": result(outcome(status, 1.0))} for status in ("passed", "missed", "lost")
+    )
+    assert detail.verdict({}).startswith("No verdict")
+    assert detail.verdict(good).startswith("**Fit**")
+    assert detail.verdict(late).startswith("**Safe, not always in time**")
+    assert detail.verdict({**late, "b": lost["a"]}).startswith("**Not fit**")
+
+
+def test_what_was_late_is_explained_by_its_largest_part() -> None:
+    late = outcome("missed", 9.0)
+    late["parts"] = {"detect": 1.0, "promote": 7.5, "work off": 60.0}
+    (line,) = detail.recommendations({"a": result(late)})
+    assert "7.50 s of it to promote" in line

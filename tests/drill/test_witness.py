@@ -49,13 +49,13 @@ def overrides(*more: str) -> list[str]:
 def drilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data folder of a drill that passed."""
     data = tmp_path_factory.mktemp("drill")
-    done = llmo(data, "run", "process_kill", *overrides())
+    done = llmo(data, "run", "application_single_node_restart", *overrides())
     assert done.returncode == 0, done.stderr
     return data
 
 
 def evidence(data: Path) -> Path:
-    (found,) = data.glob("drills/*/process_kill/1")
+    (found,) = data.glob("drills/*/application_single_node_restart/1")
     return found
 
 
@@ -64,7 +64,9 @@ def read(path: Path) -> Lines:
 
 
 def test_a_node_that_is_killed_loses_nothing_and_leaves_evidence(drilled: Path) -> None:
-    result = json.loads((drilled / "drills/results/process_kill.json").read_text())
+    result = json.loads(
+        (drilled / "drills/results/application_single_node_restart.json").read_text()
+    )
     (run,) = result["runs"]
     assert run["status"] == "passed"
     assert run["affected_runs"] >= 10
@@ -80,7 +82,7 @@ def test_a_node_that_is_killed_loses_nothing_and_leaves_evidence(drilled: Path) 
     again = llmo(drilled, "judge", str(folder))
     assert again.returncode == 0, again.stdout
     assert llmo(drilled, "report").returncode == 0
-    assert "process_kill" in llmo(drilled, "history").stdout
+    assert "application_single_node_restart" in llmo(drilled, "history").stdout
 
 
 def _a_load_run(lines: Lines) -> dict[str, Any]:
@@ -200,15 +202,27 @@ def test_what_a_fault_excuses_is_no_finding(drilled: Path) -> None:
 
 
 def test_a_baseline_that_is_not_well_touches_nothing(drilled: Path, tmp_path: Path) -> None:
-    done = llmo(tmp_path, "run", "process_kill", *overrides("baseline.cpu_percent_max=0.0001"))
+    done = llmo(
+        tmp_path,
+        "run",
+        "application_single_node_restart",
+        *overrides("baseline.cpu_percent_max=0.0001"),
+    )
     assert done.returncode == 7, done.stderr
-    (run,) = json.loads((tmp_path / "drills/results/process_kill.json").read_text())["runs"]
+    (run,) = json.loads(
+        (tmp_path / "drills/results/application_single_node_restart.json").read_text()
+    )["runs"]
     assert run["status"] == "inconclusive"
     assert run["facts"]["exit_codes"] == []
     assert "t0" not in run["marks"]
 
 
 def test_a_goal_that_is_missed_is_no_loss(tmp_path: Path) -> None:
-    done = llmo(tmp_path, "run", "process_kill", *overrides("objectives.recovery_time_s=0.0001"))
+    done = llmo(
+        tmp_path,
+        "run",
+        "application_single_node_restart",
+        *overrides("objectives.recovery_time_s=0.0001"),
+    )
     assert done.returncode == 6, done.stderr
     assert "the goal is 0.0001 s" in done.stderr

@@ -66,6 +66,10 @@ class BarmanLab:
 
     def __enter__(self) -> Self:
         self.server.start()
+        self.extra.mkdir()
+        own(self.extra)
+        self.server.psql(f"CREATE TABLESPACE extra LOCATION '{self.extra}'")
+        self.server.psql("CREATE TABLE kept TABLESPACE extra AS SELECT 1 AS one")
         self.home.mkdir()
         own(self.home)
         who = account()
@@ -95,6 +99,16 @@ class BarmanLab:
     ) -> None:
         kill(self.home)
         self.server.stop()
+
+    @property
+    def extra(self) -> Path:
+        """Where the server keeps a table outside its own folder."""
+        return self.server.folder / "extra"
+
+    def tablespace(self) -> set[tuple[str, int]]:
+        """The files there, and which they are: one that is written anew is another one."""
+        files = [path for path in self.extra.rglob("*") if path.is_file()]
+        return {(str(path), path.stat().st_ino) for path in files}
 
     def call(self, *words: str) -> str:
         """What Barman says."""

@@ -73,7 +73,9 @@ async def test_exactly_to_the_point(lab: BarmanLab, config: Config, kind: str) -
         assert await one.result(first) == expected(1)
         second = await one.start(trade, {"n": 2})
         await parked(one, 1)
+    outside = lab.tablespace()
     done = await restored(config, target)
+    assert lab.tablespace() == outside, "the live server's tablespace was written to"
     assert done.old
     assert done.carried.trouble == []
     assert sorted(done.carried.held) == sorted([first, second])  # both have paid since

@@ -15,12 +15,13 @@ from llm_orchestrator import Orchestrator
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.config import Config
 from llm_orchestrator.errors import StoreDamaged
+from llm_orchestrator.model import RunState
 from llm_orchestrator.recovery.archive_read import find_entry
 from llm_orchestrator.recovery.places_folder import FolderPlace
 from llm_orchestrator.recovery.rebuild import Rebuilt, rebuild
 from llm_orchestrator.recovery.unarchived import KIND
 from llm_orchestrator.security.audit import AuditLog, Result
-from llm_orchestrator.store.base import Batch, PutBlob, PutRecord, PutVectors
+from llm_orchestrator.store.base import Append, Batch, PutBlob, PutProgress, PutRecord, PutVectors
 from llm_orchestrator.store.sqlite import SQLiteStore
 from llm_orchestrator.store.tables import Row
 from llm_orchestrator.wire import make_store
@@ -36,6 +37,13 @@ async def filled(url: str, folder: Path) -> list[str]:
     store.archive = archive_of(store, folder)  # type: ignore[attr-defined]
     async with Orchestrator(url, store=store) as one:
         done = await one.start(waits, {"n": 1}, idempotency_key="k", labels={"ü": "\u2028"})
+        while (row := await store.look.run(done)) is None or row.state is not RunState.WAITING:
+            await RealClock().sleep(0.01)
+        head = (await store.look.stored(done))[-1]
+        piece = PutProgress(done, "step", 1, 1, "half an")  # of a streamed answer: not archived
+        beside = PutRecord("kind", "beside", 1, 0)
+        append = Append(done, head.seq, head.digest, (), changes=(piece,))
+        assert not (await store.commit(Batch((append,), (beside,)))).refused
         await one.operator.signal(done, "go")
         await one.result(done)
         waiting = await one.start(waits, {"n": 2}, delay_s=1_000)

@@ -45,16 +45,47 @@ def doctor(
     output: Annotated[
         ObjectFormat, typer.Option("--output", "-o", help="How to print.")
     ] = ObjectFormat.TABLE,
+    is_production: Annotated[
+        bool, typer.Option("--production", help="Check docs/production_readiness.md item by item.")
+    ] = False,
+    prometheus: Annotated[
+        str, typer.Option(metavar="URL", help="With --production: whose alert rules to look at.")
+    ] = "",
+    objectives: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --production: dr-objectives.yaml."),
+    ] = None,
 ) -> int:
     """Check everything that a run stands on; exit code 1 when something is broken."""
     session = session_of(context)
-    findings = [_python(), _sqlite(library()), *_configured(session)]
+    if is_production:
+        from llm_orchestrator.cli.doctor_production import findings as look
+
+        wanted = look(
+            session,
+            prometheus=prometheus,
+            objectives=objectives,
+            kind_of=lambda path: file_system(path, _mounts())[0],
+            integrity=_integrity,
+        )
+        findings = session.run(wanted)
+    else:
+        findings = [_python(), _sqlite(library()), *_configured(session)]
     rows: list[dict[str, Json]] = [finding._asdict() for finding in findings]
     if output is ObjectFormat.TABLE:
         print_table(rows, COLUMNS)
     else:
         print_object(rows, output)
-    return 1 if any(finding.state == "error" for finding in findings) else 0
+    if is_production:
+        session.note(_summary(findings))
+    return 1 if any(finding.state in ("error", "not ok") for finding in findings) else 0
+
+
+def _summary(findings: list[Finding]) -> str:
+    """It certifies nothing that was not checked."""
+    states = [finding.state for finding in findings]
+    parts = [f"{states.count(state)} {state}" for state in ("ok", "not ok", "not checked")]
+    return ", ".join(parts) + "; what is not checked is not vouched for"
 
 
 def library() -> str:
@@ -130,17 +161,24 @@ def _mounts() -> str:
         return ""
 
 
-def _file_system(path: Path, mounts: str) -> Finding:
-    """SQLite's write-ahead log and our lock need a file system of this machine."""
-    place, best, kind = str(_existing(path).resolve()), "", ""
+def file_system(place: Path, mounts: str) -> tuple[str, str]:
+    """Kind and mount point of a folder's file system; empty where it cannot be told."""
+    text, best, kind = str(place.resolve()), "", ""
     for line in mounts.splitlines():
         fields = line.split(" ")
         if len(fields) < 3:
             continue
         mount = fields[1].replace("\\040", " ")
-        is_inside = place == mount or place.startswith(mount.rstrip("/") + "/")
+        is_inside = text == mount or text.startswith(mount.rstrip("/") + "/")
         if is_inside and len(mount) >= len(best):
             best, kind = mount, fields[2]
+    return kind, best
+
+
+def _file_system(path: Path, mounts: str) -> Finding:
+    """SQLite's write-ahead log and our lock need a file system of this machine."""
+    place = _existing(path).resolve()
+    kind, best = file_system(place, mounts)
     if not kind:
         return Finding("file system", "ok", "unknown here; it must not be a network one")
     if kind in NETWORK or kind.startswith("fuse."):

@@ -7,6 +7,7 @@ when something is not met.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,14 @@ def status(
     return 0 if is_met else OBJECTIVE_MISSED
 
 
+def _drills(session: Session) -> Mapping[str, Mapping[str, Json]]:
+    from llm_orchestrator.drill.report import read
+
+    return read(session.config.data_dir / "drills" / "results", "").results
+
+
 async def _status(session: Session, objectives: Path | None) -> dict[str, Json]:
+    from llm_orchestrator.drill.objectives import standings
     from llm_orchestrator.recovery import readiness
 
     goals = readiness.read_objectives(objectives)
@@ -87,7 +95,9 @@ async def _status(session: Session, objectives: Path | None) -> dict[str, Json]:
     )
     if config.backup_recipients:
         notes.append(_keys(backups))
-    notes.append("no disaster drill has been run here: objectives are not measured")
+    last = {each.id: each for each in standings(_drills(session), goals)}
+    if not any(each.times_s for each in last.values()):
+        notes.append("no disaster drill has been run here: objectives are not measured")
     return {
         "exposure": [_exposure(each) for each in exposures],
         "scorecard": [
@@ -95,7 +105,14 @@ async def _status(session: Session, objectives: Path | None) -> dict[str, Json]:
             for point in readiness.scorecard(copies, records)
         ],
         "objectives": [
-            {"class": name, "rto_s": goal.rto_s, "rpo_s": goal.rpo_s, "last_drill": "never"}
+            {
+                "class": name,
+                "rto_s": goal.rto_s,
+                "rpo_s": goal.rpo_s,
+                "last_drill": f"{last[name].status}: {last[name].shown}"
+                if last[name].times_s
+                else "never",
+            }
             for name, goal in goals.items()
         ],
         "notes": notes,

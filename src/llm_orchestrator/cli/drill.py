@@ -21,6 +21,8 @@ from llm_orchestrator.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llm_orchestrator.clock import RealClock
+    from llm_orchestrator.drill.scenario import Scenario, System
     from llm_orchestrator.drill.target import Target
 
 app = make_app("Inject a disaster for real and measure the recovery.")
@@ -76,14 +78,18 @@ def run(
     ] = None,
     *,
     is_all: Annotated[
-        bool, typer.Option("--all", help="Every one that the target can do.")
+        bool, typer.Option("--all", help="Every one, or every one that --against can do.")
     ] = False,
     category: Annotated[
         str | None, typer.Option("--class", help="All of a class, such as application.")
     ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="All of so many runs must pass.")] = 1,
+    repeat: Annotated[
+        int, typer.Option(min=0, help="All of so many runs must pass; 0: as its file says.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Decides at which moment each fault comes.")] = 0,
-    against: Annotated[str, typer.Option(help="What is drilled: single.")] = "single",
+    against: Annotated[
+        str, typer.Option(help="single, or lab (as root); without it, what each is made for.")
+    ] = "",
     overrides: Set = None,
     is_fresh: Annotated[
         bool, typer.Option("--fresh", help="Do not go on where the same command has stopped.")
@@ -109,12 +115,17 @@ def _folder(session: Session) -> Path:
     return session.config.data_dir / "drills"
 
 
-def _maker(session: Session, against: str) -> Callable[[Path], Target]:
+def _maker(session: Session, against: str) -> Callable[[Path, Scenario], Target]:
+    from llm_orchestrator.drill.cluster import ClusterTarget
     from llm_orchestrator.drill.single import SingleTarget
 
-    if against != "single":
-        raise ConfigError(f"no target {against!r}", hint="llmo drill run NAME --against single")
-    return lambda folder: SingleTarget(folder, session.clock)
+    kinds: dict[str, Callable[[Path, RealClock, System], Target]]
+    kinds = {"single": SingleTarget, "lab": ClusterTarget}
+    if against not in ("", *kinds):
+        raise ConfigError(f"no target {against!r}", hint="llmo drill run NAME --against lab")
+    return lambda folder, scenario: kinds[against or scenario.needs[0]](
+        folder, session.clock, scenario.system
+    )
 
 
 def _chosen(names: list[str], *, is_all: bool, category: str | None, against: str) -> list[str]:
@@ -122,17 +133,14 @@ def _chosen(names: list[str], *, is_all: bool, category: str | None, against: st
 
     if bool(names) + is_all + (category is not None) != 1:
         raise typer.BadParameter("give names, or --all, or --class CLASS")
-    if names:
-        for name in names:
-            if against not in load_one(name).needs:
-                raise ConfigError(f"{name} cannot be carried out against {against}")
-        return names
     if category is not None and category not in CLASSES:
         raise typer.BadParameter(f"there is no class {category!r}: {', '.join(CLASSES)}")
-    found = [load_one(name) for name in load_all()]
-    return [
-        each.id for each in found if against in each.needs and category in (None, each.category)
-    ]
+    found = [load_one(name) for name in names or load_all()]
+    able = [each for each in found if not against or against in each.needs]
+    if names and len(able) < len(found):
+        wrong = next(each.id for each in found if each not in able)
+        raise ConfigError(f"{wrong} cannot be carried out against {against}")
+    return [each.id for each in able if category in (None, each.category)]
 
 
 @app.command()

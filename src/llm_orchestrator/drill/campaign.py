@@ -39,9 +39,11 @@ class Plan:
     """What was asked for."""
 
     names: Sequence[str]
-    repeat: int = 1
+    repeat: int = 0
+    """0: as often as each scenario's file says."""
     seed: int = 0
-    against: str = "single"
+    against: str = ""
+    """"": each scenario against the first target that it names."""
     overrides: Sequence[str] = ()
 
     def key(self, digest: str) -> dict[str, Json]:
@@ -103,7 +105,7 @@ class Campaign:
         folder: Path,
         results: Path,
         *,
-        make_target: Callable[[Path], Target],
+        make_target: Callable[[Path, Scenario], Target],
         tell: Callable[[str], None],
     ) -> None:
         self._plan = plan
@@ -124,13 +126,12 @@ class Campaign:
         if not is_fresh and self._state_file.exists():
             found: dict[str, Json] = json.loads(self._state_file.read_text())
             if found["plan"] == key:
-                self._tell(f"going on: {len(found['done'])} of {self._total} runs are done")
+                self._tell(f"going on: {len(found['done'])} runs are done")
                 return found
         return {"plan": key, "done": {}, "place": self._stamp()}
 
-    @property
-    def _total(self) -> int:
-        return len(self._plan.names) * self._plan.repeat
+    def _repeats(self, scenario: Scenario) -> int:
+        return self._plan.repeat or scenario.repeat
 
     def _stamp(self) -> str:
         now = datetime.datetime.fromtimestamp(self._clock.now_us() / 1e6, datetime.UTC)
@@ -141,16 +142,17 @@ class Campaign:
         scenarios = [load_one(name, self._plan.overrides) for name in self._plan.names]
         state = self._state(is_fresh=is_fresh)
         self._folder.mkdir(parents=True, exist_ok=True)
-        expected_s = self._plan.repeat * sum(expected(each) for each in scenarios)
-        self._tell(f"{self._total} runs, about {expected_s / 60:.0f} min")
+        total = sum(self._repeats(each) for each in scenarios)
+        expected_s = sum(self._repeats(each) * expected(each) for each in scenarios)
+        self._tell(f"{total} runs, about {expected_s / 60:.0f} min")
         number, code = 0, 0
         for scenario in scenarios:
             runs = []
-            for repeat in range(1, self._plan.repeat + 1):
+            for repeat in range(1, self._repeats(scenario) + 1):
                 number += 1
                 key = f"{scenario.id}/{repeat}"
                 if key not in state["done"]:
-                    self._tell(f"[{number}/{self._total}] {scenario.id}, run {repeat}")
+                    self._tell(f"[{number}/{total}] {scenario.id}, run {repeat}")
                     state["done"][key] = await self._one(scenario, repeat, state["place"])
                     write_json(self._state_file, state)
                 runs.append(state["done"][key])
@@ -169,7 +171,7 @@ class Campaign:
         seed = f"{self._plan.seed}/{scenario.id}/{repeat}"
         digest = hashlib.blake2b(seed.encode(), digest_size=4).digest()
         phase_s = int.from_bytes(digest, "big") / 2**32 * _PHASE_S_MAX
-        target = self._make_target(folder / "target")
+        target = self._make_target(folder / "target", scenario)
         timer = DeadMan(target.undo_commands(), expected(scenario) * 10)
         live = self._folder / "live" / f"{os.getpid()}.json"
         write_json(live, {"pid": os.getpid(), "commands": target.undo_commands()})
@@ -215,7 +217,7 @@ class Campaign:
         result: dict[str, Json] = {
             "schema": SCHEMA,
             "scenario": scenario.plain(),
-            "target": self._plan.against,
+            "target": self._plan.against or scenario.needs[0],
             "commit": self._commit,
             "digest": self._digest,
             "finished_at": datetime.datetime.fromtimestamp(
@@ -270,7 +272,8 @@ def expected(scenario: Scenario) -> float:
     load = scenario.load.run_s
     heal = scenario.heal.after_s if scenario.heal else 0.0
     faults = sum(fault.after_s for fault in scenario.faults)
-    return 12 + load * 2.5 + scenario.baseline.seconds + heal + faults
+    start = 40 if "lab" in scenario.needs else 12
+    return start + load * 2.5 + scenario.baseline.seconds + heal + faults
 
 
 def write_json(path: Path, value: Json) -> None:

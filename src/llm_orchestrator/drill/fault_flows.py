@@ -10,9 +10,13 @@ from pathlib import Path
 
 from llm_orchestrator import Context, step, workflow
 
+_BLOCK_S = 6.0
+
 
 def _is_first(flag: str) -> bool:
-    """True once for each flag, also over crashes."""
+    """True once for each flag, also over crashes; without a flag, always."""
+    if not flag:
+        return True
     try:
         number = os.open(Path(flag), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
@@ -41,6 +45,8 @@ async def misbehave(how: str, flag: str) -> str:
         if how == "loop":
             asyncio.get_running_loop().call_soon(_end_the_loop)
             await asyncio.Event().wait()
+        if how == "block":
+            threading.Event().wait(_BLOCK_S)
         if how == "thread":
             threading.Thread(target=_raise).start()
     return f"survived {how}"

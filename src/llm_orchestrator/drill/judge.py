@@ -12,8 +12,10 @@ The books are lines as the witness and the fake LLM server wrote them, each with
     window    the time in which a fault worked: what was in flight then may be made again
 
 A repeat is excused only if the call before it did not end whole, or was in flight (no finished
-step of it seen) when a window began. Whatever is not excused is a finding, and one finding fails
-a drill.
+step of it seen) when a window began; or if it was begun before the result was there: as many calls
+as intents were committed by then may still arrive while a window is open (a process that was
+frozen between its intent and its call goes on where it stood). Whatever is not excused is a
+finding, and one finding fails a drill.
 """
 
 from __future__ import annotations
@@ -184,8 +186,30 @@ def _written_twice(books: Books) -> Iterator[Finding]:
             yield Finding("twice", run, f"step {step} finished {len(lines)} times")
 
 
+class _Intents:
+    """When each step of each run was about to be issued, as the journal says."""
+
+    def __init__(self, books: Books) -> None:
+        self._windows = books.of("window")
+        self._at: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for line in books.of("entry"):
+            if line["kind"] == "intent":
+                self._at[line["run"], line["step"]].append(int(line["at"]))
+
+    def late(self, where: tuple[str, str], done: int, times: Sequence[int]) -> int:
+        """How many of `times` lie after `done`, and were not begun before it."""
+        after = [at for at in times if at > done]
+        begun = sum(at <= done for at in self._at[where]) - (len(times) - len(after))
+        open_at = [at for at in after if self._is_open(at)]
+        return len(after) - max(0, min(begun, len(open_at)))
+
+    def _is_open(self, at: int) -> bool:
+        return any(window["from"] <= at <= window["until"] for window in self._windows)
+
+
 def _effects_twice(books: Books, accepted: Mapping[str, Line]) -> Iterator[Finding]:
     """One effect has one key: a second key would be taken by every receiver as a second effect."""
+    intents = _Intents(books)
     runs = {line["key"]: run for run, line in accepted.items()}
     acknowledged = {run: lines[0]["at"] for (run, step), lines in _seen(books) if step == "act"}
     by_key: dict[str, list[Line]] = defaultdict(list)
@@ -199,7 +223,9 @@ def _effects_twice(books: Books, accepted: Mapping[str, Line]) -> Iterator[Findi
         if len(idents) > 1:
             yield Finding("effect_twice", run, f"effect {key} came under {len(idents)} keys")
         after = acknowledged.get(run)
-        if after is not None and books.is_promised(after) and lines[-1]["at"] > after:
+        if after is None or not books.is_promised(after):
+            continue
+        if intents.late((run, "act"), after, [line["at"] for line in lines]):
             yield Finding("effect_twice", run, f"effect {key} came again after it was recorded")
 
 
@@ -231,6 +257,7 @@ class _Spending:
     def __init__(self, books: Books, accepted: Mapping[str, Line]) -> None:
         self._books = books
         self._windows = books.of("window")
+        self._intents = _Intents(books)
         self._done = {where: int(lines[0]["at"]) for where, lines in _seen(books)}
         self._ends = {line["id"]: line for line in books.calls if line["event"] == "ended"}
         self.findings: list[Finding] = []
@@ -257,12 +284,16 @@ class _Spending:
         self.totals["refused_calls"] += len(calls) - len(paid)
         if run["run"] in self._books.touched:
             return
-        done = self._done.get((run["run"], step))
+        where = (run["run"], step)
+        done = self._done.get(where)
+        is_done = done is not None and self._books.is_promised(done)
+        if is_done and self._intents.late(where, done or 0, [call["at"] for call in calls]):
+            text = f"step {step} was asked again after its result was recorded"
+            self.findings.append(Finding("twice", run["run"], text))
         for before, call, end in zip(calls, calls[1:], outcomes, strict=False):
-            if done is not None and self._books.is_promised(done) and call["at"] > done:
-                text = f"step {step} was asked again after its result was recorded"
-                self.findings.append(Finding("twice", run["run"], text))
-            elif end.get("outcome") == "complete" and not self._was_in_flight(before, call, done):
+            if is_done and call["at"] > (done or 0):
+                continue
+            if end.get("outcome") == "complete" and not self._was_in_flight(before, call, done):
                 text = f"step {step} was paid again, and nothing had interrupted it"
                 self.findings.append(Finding("paid_twice", run["run"], text))
 

@@ -21,9 +21,12 @@ Json = Any
 Write = Callable[[dict[str, Json]], Awaitable[None]]
 LOAD, PROBE = "drill_load", "drill_probe"
 _RETRY_S_FIRST, _RETRY_S_MAX = 0.1, 1.0
-_WAIT_S = 20
+_WAIT_S = {"load": 8, "probe": 1}
+"""How long one question for the end of a run stays open."""
+_ANSWER_S = 2
+"""Beyond that, no answer is a lost one: the next endpoint is asked."""
 _PROBES_MAX = 8
-_TIMEOUT = aiohttp.ClientTimeout(total=_WAIT_S + 10, connect=2)
+_TIMEOUT = aiohttp.ClientTimeout(total=_ANSWER_S, connect=1)
 _VOCABULARY = [
     "amber",
     "basin",
@@ -54,7 +57,7 @@ steps:
     provider: openai
     model: fake
     stream: false
-    timeout: 30
+    timeout_seconds: 10
     prompt: >-
       drill {{ inputs.key }} ask
       [[fake: delay_ms={{ inputs.ask_ms }} reply="asked {{ inputs.key }}"]]
@@ -70,7 +73,7 @@ steps:
     provider: openai
     model: fake
     stream: true
-    timeout: 60
+    timeout_seconds: 60
     depends_on: [act]
     prompt: >-
       drill {{ inputs.key }} tell
@@ -87,7 +90,7 @@ steps:
     provider: openai
     model: fake
     stream: false
-    timeout: 10
+    timeout_seconds: 5
     prompt: 'drill {{ inputs.key }} probe [[fake: reply="probed {{ inputs.key }}"]]'
 outputs:
   said: {value: "{{ steps.probe.text }}"}
@@ -148,6 +151,11 @@ def probe(shape: Shape, number: int) -> Order:
     return Order("probe", PROBE, key, {"key": key}, {"said": f"probed {key}"}, {"probe": 2})
 
 
+def _is_held(found: Mapping[str, Json]) -> bool:
+    """Whether a run waits for somebody who decides what to do after a restore."""
+    return found["state"] == "paused" and (found["error"] or {}).get("kind") == "restored"
+
+
 class Refused(Exception):
     """The server has answered, and the answer is no success. `status` is HTTP's."""
 
@@ -157,7 +165,7 @@ class Refused(Exception):
 
 
 class Asker:
-    """Asks one endpoint after another until one answers; `on_trouble` hears of each refusal."""
+    """Asks the endpoint that has answered, or the next one; `on_trouble` hears of each refusal."""
 
     def __init__(
         self, endpoints: Sequence[str], clock: RealClock, on_trouble: Callable[[str], None]
@@ -165,6 +173,7 @@ class Asker:
         self._endpoints = list(endpoints)
         self._clock = clock
         self._on_trouble = on_trouble
+        self._at = 0
         self._http = aiohttp.ClientSession(
             timeout=_TIMEOUT, connector=aiohttp.TCPConnector(limit=0)
         )
@@ -177,9 +186,10 @@ class Asker:
         self, method: str, path: str, *, pause_s_max: float = _RETRY_S_MAX, **more: Json
     ) -> Json:
         """The answer, however long it takes. Raises Refused where asking again is of no use."""
-        pause_s, number = _RETRY_S_FIRST, 0
+        pause_s = _RETRY_S_FIRST
         while True:
-            url = self._endpoints[number % len(self._endpoints)]
+            at = self._at
+            url = self._endpoints[at % len(self._endpoints)]
             try:
                 return await self.ask_once(method, url + path, **more)
             except Refused as error:
@@ -188,7 +198,8 @@ class Asker:
                 self._on_trouble(str(error))
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self._on_trouble(f"{type(error).__name__}: {error}")
-            number += 1
+            if self._at == at:  # nobody else has gone on yet
+                self._at += 1
             await self._clock.sleep(pause_s)
             pause_s = min(pause_s * 2, pause_s_max)
 
@@ -272,10 +283,14 @@ class Load:
     async def follow(self, run: str) -> None:
         """Until it has ended, or the server says that it does not know it."""
         given = self.under_way[run]
+        wait_s = _WAIT_S[given.kind]
         while True:
             try:
                 found = await self._asker.ask(
-                    "GET", f"/api/v1/runs/{run}/result", params={"wait": str(_WAIT_S)}
+                    "GET",
+                    f"/api/v1/runs/{run}/result",
+                    params={"wait": str(wait_s)},
+                    timeout=aiohttp.ClientTimeout(total=wait_s + _ANSWER_S, connect=1),
                 )
             except Refused as error:
                 if error.status != _GONE:
@@ -283,8 +298,10 @@ class Load:
                 self.under_way.pop(run)
                 await self._write({"event": "gone", "run": run, "text": str(error)})
                 return
-            if found["is_ended"]:
+            if found["is_ended"] and not _is_held(found):
                 break
+            if found["is_ended"]:
+                await self._clock.sleep(_RETRY_S_MAX)
         self.under_way.pop(run)
         await self._write(
             {

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from llm_orchestrator.drill import report_detail as detail
 from llm_orchestrator.drill.campaign import SCHEMA
 from llm_orchestrator.drill.marks import NAMES
 from llm_orchestrator.drill.scenario import load_all, load_one
@@ -86,9 +87,15 @@ def write(report: Report, folder: Path, markdown: Path) -> list[Path]:
         folder / "junit.xml": as_junit(report),
         folder / "drill.prom": as_metrics(report),
     }
+    for category in _classes(report):
+        files[markdown.parent / f"recovery_{category}.svg"] = detail.plot(report.results, category)
     for path, text in files.items():
         path.write_text(text)
     return list(files)
+
+
+def _classes(report: Report) -> list[str]:
+    return list(dict.fromkeys(each["scenario"]["class"] for each in report.results.values()))
 
 
 # --- Markdown ---
@@ -100,12 +107,21 @@ def as_markdown(report: Report) -> str:
         NOTE,
         "# Recovery, as measured",
         _INTRODUCTION,
-        _table(_rows(report)),
-        "## What was paid again",
-        "Calls and tokens of the fake LLM server beyond one whole answer for each step.",
-        _table(_respent(report)),
+        detail.verdict(report.results),
+        "## The recovery objectives",
+        "The limits are those that we inherit; our own goals are the scenarios'.",
+        detail.table(detail.objectives(report.results)),
+        "## By class",
+        detail.table(detail.classes(report.results)),
+        *(f"![{each}](recovery_{each}.svg)" for each in _classes(report)),
+        "## All scenarios",
+        detail.table(_rows(report)),
+        "## What would be next",
+        "\n".join(detail.recommendations(report.results)) or "Nothing was later than its goal.",
         "## How it was measured",
         *_environments(report),
+        "## Each scenario",
+        *detail.details(report.results),
         "## Not tested",
         "\n".join(f"- `{name}`: {_title(name)}" for name in report.not_tested) or "Nothing.",
     ]
@@ -144,15 +160,6 @@ def _rows(report: Report) -> Iterable[Sequence[object]]:
         )
 
 
-def _respent(report: Report) -> Iterable[Sequence[object]]:
-    yield "scenario", "runs in flight at the fault", "calls again", "tokens again"
-    for name, result in report.results.items():
-        for run in result["runs"]:
-            spent = run["respent"]
-            if spent:
-                yield f"`{name}`", run["affected_runs"], spent["calls"], spent["tokens"]
-
-
 def _environments(report: Report) -> Iterable[str]:
     seen = {}
     for result in report.results.values():
@@ -164,12 +171,6 @@ def _environments(report: Report) -> Iterable[str]:
             f"{host['memory_mb']} MiB, Linux {host['kernel']}, Python {host['python']}"
         )
     return ["\n".join(seen.values())] if seen else ["No result yet."]
-
-
-def _table(rows: Iterable[Sequence[object]]) -> str:
-    lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    bar = "|" + "---|" * (lines[0].count(" | ") + 1)
-    return "\n".join([lines[0], bar, *lines[1:]])
 
 
 # --- HTML ---

@@ -25,8 +25,10 @@ from llm_orchestrator.errors import OperatorError
 
 Json = Any
 Tell = Callable[[str], None]
-_POLL_S = 0.05
+_POLL_S = 0.1
 _ORDER_S = 600.0
+_WAKE_S = 1.0
+"""So long after its healing a fault may still show: what was frozen goes on where it stood."""
 _LINE_BYTES_MAX = 1 << 24
 PASSED, MISSED, INCONCLUSIVE, LOST = "passed", "missed", "inconclusive", "lost"
 EXIT_CODES = {PASSED: 0, MISSED: 6, INCONCLUSIVE: 7, LOST: 8}
@@ -92,16 +94,14 @@ class WitnessProcess:
 
     async def start(self) -> None:
         """Start it."""
-        words = ["--ledger", str(self._folder / "witness.jsonl")]
+        words = [sys.executable, "-m", "llm_orchestrator.drill.witness"]
+        words += ["--ledger", str(self._folder / "witness.jsonl")]
         words += ["--llm-ledger", str(self._target.llm_ledger), "--store", self._target.store_url]
         for endpoint in self._target.endpoints:
             words += ["--endpoint", endpoint]
         with (self._folder / "witness.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "llm_orchestrator.drill.witness",
-                *words,
+                *self._target.command(*words),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -210,7 +210,7 @@ class Drill:
     async def _baseline(self) -> None:
         scenario, load = self._scenario, self._scenario.load
         shape = load.model_dump()
-        host = self._target.endpoints[0].removeprefix("http://").partition(":")[0]
+        host = self._target.client_host
         await self._witness.order("load", host=host, name=self._name, **shape)
         began_s = self._clock.monotonic()
         self._tell(f"load: {load.in_flight} runs of {load.run_s:g} s")
@@ -278,16 +278,29 @@ class Drill:
                     marks.put("t5", max(base["verified_s"], advanced))
                     self._tell(f"recovered after {marks.recovery_time_s:.2f} s")
                 marks.put("t6", seen["drained_s"])
-            if await self._target.is_redundant():
-                marks.put("t7", self._clock.monotonic())
             if "t6" in marks.at_s:
                 break
             now_s = self._clock.monotonic()
             if now_s > drain_s or ("t5" not in marks.at_s and now_s > recover_s):
                 break
             await self._clock.sleep(_POLL_S)
-        marks.take([(seen.at_s, seen.mark) for seen in self._target.sights()])
         marks.put("t1", seen["trouble_s"])
+        await self._redundant()
+        marks.take([(seen.at_s, seen.mark) for seen in self._target.sights()])
+
+    async def _redundant(self) -> None:
+        """Where nothing was healed, bring back what is dead; then wait until all of it works."""
+        if self._scenario.heal is None:
+            await self._target.undo()
+        end_s = self._clock.monotonic() + self._scenario.limits.recover_s
+        while (is_whole := await self._target.is_redundant()) is False:
+            if self._clock.monotonic() > end_s:
+                self.outcome.reasons.append("it is not redundant again")
+                return
+            await self._clock.sleep(_POLL_S)
+        if is_whole:
+            self.outcome.marks.put("t7", self._clock.monotonic())
+            self._tell("it is redundant again")
 
     # -- after ------------------------------------------------------------------------------------
 
@@ -295,8 +308,10 @@ class Drill:
         scenario, outcome = self._scenario, self.outcome
         stopped = await self._witness.order("stop", limit_s=scenario.limits.drain_s)
         until_us = self._clock.now_us()
+        ended = [outcome.marks.at_s[name] for name in ("t6", "heal") if name in outcome.marks.at_s]
         if "t6" in outcome.marks.at_s:
-            until_us -= int((self._clock.monotonic() - outcome.marks.at_s["t6"]) * 1e6)
+            until_s = max(ended) + (_WAKE_S if "heal" in outcome.marks.at_s else 0.0)
+            until_us -= max(0, int((self._clock.monotonic() - until_s) * 1e6))
         ahead_us = self._clock.now_us() - int(self._clock.monotonic() * 1e6)
         for from_us, at_s in self._windows:
             window = {"from": from_us, "until": until_us, "t0": ahead_us + int(at_s * 1e6)}
@@ -334,9 +349,9 @@ class Drill:
         expect = scenario.expect
         if expect.has_outage is False and outcome.refused:
             found.append(f"{outcome.refused} requests were refused, and none was to be")
-        deaths = len(self._target.facts().get("exit_codes", ()))
+        deaths = self._target.facts()["node_deaths"]
         if expect.node_deaths is not None and deaths != expect.node_deaths:
-            found.append(f"the node died {deaths} times, not {expect.node_deaths}")
+            found.append(f"nodes died {deaths} times, not {expect.node_deaths}")
         found += [
             f"{finding['kind']} {finding['run_id']}: {finding['text']}"
             for finding in verdict["findings"][:5]

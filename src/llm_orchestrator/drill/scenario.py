@@ -49,6 +49,19 @@ class Load(_Part):
         return (self.ask_ms + self.words * self.word_ms) / 1000
 
 
+class System(_Part):
+    """What the target makes for it. Numbers of regions and disks are the lab's matter."""
+
+    regions: int = Field(1, ge=1, le=3)
+    disk_mb: int = Field(0, ge=0, description="Each database on a disk of so many MiB; 0: no.")
+    archive: Literal["", "sync", "async"] = Field("", description="The stream archive's mode.")
+    sabotage: str = Field(
+        "",
+        description="For tests of the drill itself: a folder whose sitecustomize.py takes a guard"
+        " out of every process of ours. No scenario's file names one.",
+    )
+
+
 class Baseline(_Part):
     """What must be true before the fault, else the drill is inconclusive and touches nothing."""
 
@@ -110,6 +123,8 @@ class Scenario(_Part):
     needs: list[Literal["single", "lab", "root"]] = Field(
         description="Targets that it can be carried out against; `root` besides."
     )
+    repeat: int = Field(1, ge=1, description="So many runs, unless more are asked for.")
+    system: System = Field(default_factory=System)  # type: ignore[arg-type]
     load: Load = Field(default_factory=Load)  # type: ignore[arg-type]
     baseline: Baseline = Field(default_factory=Baseline)  # type: ignore[arg-type]
     faults: list[Fault] = Field(min_length=1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import signal
 import socket
 import sys
@@ -22,7 +21,7 @@ import aiohttp
 from llm_orchestrator import __version__
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.child import Child, ChildError
-from llm_orchestrator.drill.scenario import Fault
+from llm_orchestrator.drill.scenario import Fault, System
 from llm_orchestrator.drill.single_faults import FAULTS
 from llm_orchestrator.drill.target import Injected, NotPossible, Sight
 
@@ -42,13 +41,19 @@ class SingleTarget:
 
     name = "single"
 
-    def __init__(self, folder: Path, clock: RealClock) -> None:
+    def __init__(self, folder: Path, clock: RealClock, system: System) -> None:
         self.folder = folder
         self.clock = clock
         self.http: aiohttp.ClientSession | None = None
         self._ports = (free_port(), free_port())
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "llm-orchestrator.toml").write_text(_SETTINGS)
+        self.archive = folder / "archive"
+        self._sabotage = system.sabotage
+        self._settings = _SETTINGS
+        if system.archive:
+            self._settings += f'archive_place = "{self.archive}"\n'
+            self._settings += f'archive_mode = "{system.archive}"\n'
+        (folder / "llm-orchestrator.toml").write_text(self._settings)
         environment = self.environment()
         python = (sys.executable, "-m")
         llm = ("--port", str(self._ports[0]), "--ledger", str(self.llm_ledger))
@@ -78,6 +83,13 @@ class SingleTarget:
         return [f"http://{_HOST}:{self._ports[1]}"]
 
     @property
+    def client_host(self) -> str:
+        return _HOST
+
+    def command(self, *words: str) -> Sequence[str]:
+        return words
+
+    @property
     def store_path(self) -> Path:
         """The database file."""
         return self.folder / "runs.db"
@@ -95,7 +107,7 @@ class SingleTarget:
         return {
             "PATH": os.defpath,
             "HOME": str(self.folder),
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTHONPATH": os.pathsep.join(filter(None, [self._sabotage, *sys.path])),
             "PYTHONUNBUFFERED": "1",
             "LLM_ORCHESTRATOR_URL": self.store_url,
             "LLM_ORCHESTRATOR_DATA": str(self.folder / "data"),
@@ -181,17 +193,14 @@ class SingleTarget:
             "target": self.name,
             "llm_orchestrator": __version__,
             "python": platform.python_version(),
-            "settings": _SETTINGS,
+            "settings": self._settings,
             "node_lives": self.node.lives,
+            "node_deaths": len(self.node.codes),
             "exit_codes": list(self.node.codes),
         }
 
     def logs(self) -> Sequence[Path]:
         return [self.folder / "node.log", self.folder / "llm.log"]
-
-    def remove(self) -> None:
-        """The folder and all that is in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def free_port() -> int:

@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from llm_orchestrator.drill.single import SingleTarget
 
 _COMMAND_S = 120.0
+_MARGIN_S = 0.2
 _PICK = """\
 SELECT j.run_id, j.seq, j.payload FROM journal j JOIN runs r USING (run_id)
 WHERE j.kind = 'step_finished' AND j.step = 'ask' AND r.workflow = 'drill_load'
@@ -110,11 +112,14 @@ async def _backup(target: SingleTarget) -> Path:
 async def store_lost(target: SingleTarget, fault: Fault) -> Injected:
     """Back up, work on for `age_s`, then kill the node and remove the database; then restore.
 
-    What was acknowledged after the backup began is lost with it, and promised to nobody.
+    Without an archive, what was acknowledged after the backup began is lost with it, and promised
+    to nobody; with `from_archive` nothing may be missing.
     """
-    kept_until_us = target.clock.now_us()
+    is_archived = bool(fault.options.get("from_archive"))
+    kept_until_us = None if is_archived else target.clock.now_us()
     backup = await _backup(target)
     await target.clock.sleep(float(fault.options.get("age_s", 3)))
+    words = ("--from-archive",) if is_archived else ("--backup", str(backup))
     target.node.hold()
     try:
         await target.node.end_with(signal.SIGKILL)
@@ -123,14 +128,46 @@ async def store_lost(target: SingleTarget, fault: Fault) -> Injected:
         at_s = target.clock.monotonic()
         if target.store_path.exists():
             raise NotConfirmed("the database is still there")
-        code, said = await _llmo(target, "restore", "--backup", str(backup), "--yes")
+        code, said = await _llmo(target, "restore", *words, "--yes")
     finally:
         target.node.release()
     if code != 0:
         raise Broken(f"the restore ended with {code}: {said[-300:]}")
     size_mb = backup.stat().st_size / 1e6
     evidence = f"the database was removed, a backup of {size_mb:.1f} MB restored"
-    return Injected(at_s, evidence, kept_until_us=kept_until_us)
+    return Injected(
+        at_s, evidence + (" with what the archive has" * is_archived), kept_until_us=kept_until_us
+    )
+
+
+async def rows_deleted(target: SingleTarget, fault: Fault) -> Injected:
+    """An operator deletes all runs by SQL; by the archive the store goes back to before that.
+
+    Then what runs had done since is accepted (llmo recovery reconcile accept).
+
+    Confirmed: the table is empty. What was acknowledged since that moment is promised to nobody.
+    """
+    await _backup(target)
+    before_us = target.clock.now_us()
+    await target.clock.sleep(_MARGIN_S)
+    count = await asyncio.to_thread(_delete_all, target.store_path)
+    at_s = target.clock.monotonic()
+    if not count:
+        raise NotConfirmed("there was nothing to delete")
+    moment = datetime.fromtimestamp(before_us / 1e6, UTC).isoformat()
+    code, said = await _llmo(target, "restore", "--to", moment, "--yes")
+    if code != 0:
+        raise Broken(f"the restore to {moment} ended with {code}: {said[-300:]}")
+    code, said = await _llmo(target, "recovery", "reconcile", "accept", "--all")
+    if code != 0:
+        raise Broken(f"what the archive knows could not be accepted: {said[-300:]}")
+    evidence = f"DELETE of {count} entries, then restored to the moment before"
+    return Injected(at_s, evidence, kept_until_us=before_us)
+
+
+def _delete_all(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path, timeout=_COMMAND_S)) as database, database:
+        return database.execute("DELETE FROM journal").rowcount
 
 
 async def backup_damaged(target: SingleTarget, fault: Fault) -> Injected:

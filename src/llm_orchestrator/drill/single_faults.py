@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from llm_orchestrator.drill.child import ChildError
 from llm_orchestrator.drill.scenario import Fault
-from llm_orchestrator.drill.single_damage import backup_damaged, journal_damage, store_lost
+from llm_orchestrator.drill.single_damage import (
+    backup_damaged,
+    journal_damage,
+    rows_deleted,
+    store_lost,
+)
 from llm_orchestrator.drill.target import Injected, NotConfirmed
 
 if TYPE_CHECKING:
@@ -129,5 +134,6 @@ FAULTS: Mapping[str, Does] = {
     "llm_down": llm_down,
     "journal_damage": journal_damage,
     "store_lost": store_lost,
+    "rows_deleted": rows_deleted,
     "backup_damaged": backup_damaged,
 }

@@ -68,6 +68,15 @@ class Target(Protocol):
         ...
 
     @property
+    def client_host(self) -> str:
+        """The address of the host where clients are, the witness among them."""
+        ...
+
+    def command(self, *words: str) -> Sequence[str]:
+        """`words` as a command that runs on that host."""
+        ...
+
+    @property
     def store_url(self) -> str:
         """The database, for who looks at it by plain SQL."""
         ...
@@ -106,7 +115,7 @@ class Target(Protocol):
         ...
 
     def facts(self) -> dict[str, Json]:
-        """Versions and settings, without secrets."""
+        """Versions and settings, without secrets; `node_deaths`, so far."""
         ...
 
     def logs(self) -> Sequence[Path]:

@@ -55,6 +55,8 @@ class NodeOptions:
     heart: HeartKind = "none"
     lease: LeaseOptions = field(default_factory=LeaseOptions)
     region: str = "local"
+    region_failover_s: float = 0.0
+    """How long no active region lives before this one takes over; at least a lease."""
     memory: Memory | None = None
     """What to watch so that the kernel does not end the process; None watches nothing."""
     poll_s: float = POLL_S

@@ -30,6 +30,7 @@ from llm_orchestrator.engine.mailbox import Mailbox
 from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.engine.slots import Slots
 from llm_orchestrator.errors import (
+    ProviderOutage,
     ProviderUnavailable,
     ProviderUnknownOutcome,
     StepFailed,
@@ -153,6 +154,12 @@ class _Job:
     """When the attempt began, on the steady clock."""
 
 
+_UNKNOWN: dict[str, Json] = {
+    "kind": "unknown_outcome",
+    "message": "it may or may not have been done; its policy says to fail",
+}
+
+
 class _TryAgain(Exception):
     """An attempt ended without a result; the next one may start at `at_us`."""
 
@@ -258,10 +265,12 @@ class Execution:
         """Record a failed attempt; returns what to raise: _TryAgain or StepFailed."""
         clock, key, retry = self.services.clock, job.key, job.policy.retry
         facts = describe(error)
-        if isinstance(error, ProviderUnavailable):  # nothing was sent: no attempt is burnt
+        if isinstance(error, ProviderUnavailable):  # no fault of this step: no attempt is burnt
             self.publish("unavailable", key, facts, attempt=attempt)
             if job.policy.effect is Effect.ONCE or job.policy.is_paid:
-                self.note(Kind.PROGRESS, key, {"unsent": attempt})  # closes the intent
+                was_asked = isinstance(error, ProviderOutage)
+                spent = job.extras.data() if was_asked and job.extras is not None else {}
+                self.note(Kind.PROGRESS, key, {"unsent": attempt, **spent})  # closes the intent
             at_us = clock.now_us() + int((error.retry_after_s or 1.0) * MICROSECONDS)
             return _TryAgain(attempt, at_us, breaker=error.breaker)
         is_final = attempt >= retry.max_attempts or not is_retryable(error, retry)
@@ -298,10 +307,7 @@ class Execution:
         if choice == OnUnknown.ASK:
             self.gate.request_stop(Happening(Event.PAUSE, reason="unknown_outcome", data=data))
             raise Suspended(f"step {key} waits for a decision")
-        facts: dict[str, Json] = {
-            "kind": "unknown_outcome",
-            "message": "it may or may not have been done; its policy says to fail",
-        }
+        facts = dict(_UNKNOWN)
         await self.record(
             Kind.ATTEMPT_FAILED, key, {"error": facts, "final": True}, attempt=attempt
         )

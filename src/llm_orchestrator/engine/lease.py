@@ -42,6 +42,8 @@ class Verdict(NamedTuple):
     dead: tuple[tuple[str, int], ...]
     """Nodes to declare dead, each with the beat at which it was judged."""
     alive: frozenset[str]
+    regions: frozenset[str] = frozenset()
+    """Where the living ones are."""
 
 
 class _Seen:
@@ -98,10 +100,12 @@ class Lease:
             for member in others
             if now >= self._trust_from and self._is_dead(self._seen[member.node_id], now)
         )
+        living = [member for member in (*others, *own) if lives(member)]
         return Verdict(
             is_fenced=self._is_fenced,
             dead=dead,
-            alive=frozenset(member.node_id for member in (*others, *own) if lives(member)),
+            alive=frozenset(member.node_id for member in living),
+            regions=frozenset(member.region for member in living),
         )
 
     def pause_s(self) -> float:

@@ -1,12 +1,13 @@
 """What operators want of the nodes: maintenance mode for all of them, and draining one of them.
 
-Two kinds of orders, each a record that every node reads (`Watch`): at once when news of it comes,
+Three kinds of orders, each a record that every node reads (`Watch`): at once when news of it comes,
 and every POLL_S in any case. They survive restarts of everything.
 
     mode      refuses new runs at every door (`Admission`). `keep`: what was accepted goes on;
               `drain`: every node also stops claiming and lets its runs go.
     node/ID   drains one node: it claims nothing, lets its runs go, and is not ready. The order dies
               with the node: a process that is started again is another node.
+    regions   which regions work (region.py).
 
 Orders must never touch what is already accepted: children of running runs, signals, approvals and
 requests to a run pass in every mode. Schedules wait, and then follow their own backfill policy.
@@ -21,6 +22,8 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
 from llm_orchestrator.clock import Clock
+from llm_orchestrator.engine.region import KEY as REGIONS
+from llm_orchestrator.engine.region import Regions
 from llm_orchestrator.engine.store_breaker import StoreBreaker
 from llm_orchestrator.errors import Draining, Maintenance, NotFound, Refused, StoreError
 from llm_orchestrator.model import Json
@@ -92,6 +95,7 @@ class Orders:
 
     standing: Standing = field(default_factory=Standing)
     drained: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    regions: Regions = field(default_factory=Regions)
 
     def drains(self, node_id: str) -> bool:
         """True when this node, in whichever of its lives (`ID`, `ID.2`, ...), is to be empty."""
@@ -106,7 +110,8 @@ async def read_orders(shelf: Shelf) -> Orders:
         for key, value in found.items()
         if key.startswith(NODE) and value is not None
     }
-    return Orders(Standing.from_json(found.get(MODE)), drained)
+    regions = Regions.from_json(found.get(REGIONS))
+    return Orders(Standing.from_json(found.get(MODE)), drained, regions)
 
 
 async def set_standing(store: Store, wanted: Standing) -> Standing:

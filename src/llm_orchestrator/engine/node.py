@@ -41,6 +41,7 @@ from llm_orchestrator.engine.maintenance import Admission, Watch
 from llm_orchestrator.engine.measure import node_gauges
 from llm_orchestrator.engine.mend import Mender
 from llm_orchestrator.engine.offers import OfferBook
+from llm_orchestrator.engine.region import Heir
 from llm_orchestrator.engine.replay import Fold
 from llm_orchestrator.engine.second_copy import SecondCopy
 from llm_orchestrator.engine.slots import Slots
@@ -107,6 +108,7 @@ class Node:
             memory=self._options.memory,
             runs_max=self._options.runs_max,
             on_free=self._poke,
+            heir=_heir(store, clock, self._options),
         )
         self.admission = Admission(self.upkeep.watch, leaving=self.leaving, gate=self.store_gate)
         self._claims = Claims(
@@ -239,6 +241,7 @@ class Node:
         if self._alive - verdict.alive:
             self._claims.expect_orphans()
         self._alive = verdict.alive
+        self.upkeep.saw(verdict)
 
     def _notice(self, news: News) -> None:
         if news.is_replaced:
@@ -368,6 +371,16 @@ def _info(driver: Driver, upkeep: Upkeep, services: Services) -> Json:
         "archive": driver.options.archive,
         **upkeep.info(),
     }
+
+
+def _heir(store: Store, clock: Clock, options: NodeOptions) -> Heir:
+    return Heir(
+        store,
+        clock,
+        region=options.region,
+        failover_s=options.region_failover_s,
+        lease_s=options.lease.lease_s,
+    )
 
 
 async def _renew(store: Store, writer: GroupWriter, spool: Spool | None) -> None:

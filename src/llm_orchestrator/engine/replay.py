@@ -235,7 +235,7 @@ def _rewound(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
 def _progress(state: Fold, entry: Entry, data: dict[str, Json]) -> None:
     _count_usage(state, data)
     if "unsent" in data and state.intents.pop(entry.step, None) is not None:
-        state.attempts -= 1  # its provider was away: nothing was asked, nothing is unknown
+        state.attempts -= 1  # its provider was away, nothing is unknown
 
 
 def _place(state: Fold, entry: Entry, data: dict[str, Json]) -> None:

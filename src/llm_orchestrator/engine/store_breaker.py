@@ -34,7 +34,7 @@ POLICY = BreakerPolicy(
     probe_wait_s=0.25,
     window_calls_min=1_000_000,
 )
-"""Three failures in a row; half a second, then up to four; probes in waves of 1, 2 and 4."""
+"""Three failures in a row; half a second, then up to four; probes in waves of 1 and 4."""
 PATIENCE_S = 10.0
 """How long a question may take while nothing is wrong."""
 PROBE_S = 3.0

@@ -1,4 +1,4 @@
-"""What a node watches besides its runs: operators' orders, its memory, and closed breakers.
+"""What a node watches besides its runs: operators' orders, its region, memory, closed breakers.
 
 Runs here that wait for a breaker go on when somebody has closed it, in growing waves. Each of the
 others leads to the same two brakes: claim nothing, and let go what can leave. Orders are looked at
@@ -11,14 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.breakers import waves
 from llm_orchestrator.engine.gate import Gate, release_in, shut_in
+from llm_orchestrator.engine.lease import Verdict
 from llm_orchestrator.engine.maintenance import Mode, Watch
 from llm_orchestrator.engine.memory import SHARE, Memory, Pressure, give_back
+from llm_orchestrator.engine.region import POLL_S as REGION_POLL_S
+from llm_orchestrator.engine.region import Heir, Role
 from llm_orchestrator.errors import StoreError
 from llm_orchestrator.model import Json
 
@@ -60,8 +64,12 @@ class Upkeep:
         memory: Memory | None,
         runs_max: int,
         on_free: Callable[[], None],
+        heir: Heir,
     ) -> None:
         self.watch = watch
+        self.heir = heir
+        self._is_heir = False
+        self._why_idle = ""
         self.pressure = Pressure(runs_max=runs_max)
         self.node_id = ""
         self._clock = clock
@@ -95,7 +103,7 @@ class Upkeep:
     @property
     def is_holding(self) -> bool:
         """True while nothing may be claimed."""
-        return bool(self._why_drained) or self.pressure.is_shedding
+        return bool(self._why_drained or self._why_idle) or self.pressure.is_shedding
 
     @property
     def takes_schedules(self) -> bool:
@@ -107,6 +115,10 @@ class Upkeep:
         told: dict[str, Json] = {}
         if self._why_drained:
             told["draining"] = self._why_drained
+        regions = self.watch.orders.regions
+        if regions.counter:
+            role = regions.role_of(self.heir.region).value
+            told["region"] = {"role": role, "counter": regions.counter}
         if self.watch.orders.standing.enabled:
             told["maintenance"] = self.watch.orders.standing.mode.value
         if self._memory is not None:
@@ -129,13 +141,23 @@ class Upkeep:
         while True:
             self._wake.clear()
             try:
+                if self._is_heir:
+                    self._is_heir = False
+                    await self.heir.succeed()
                 await self.watch.refresh()
                 self._obey()
             except StoreError as error:
                 logger.debug("orders cannot be read: %s", error.message)
+            poll_s = min(self.watch.poll_s, REGION_POLL_S if self._why_idle else math.inf)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.watch.poll_s):
+                async with asyncio.timeout(poll_s):
                     await self._wake.wait()
+
+    def saw(self, verdict: Verdict) -> None:
+        """The heart has seen the other nodes: it may be our region's turn, not a drained node's."""
+        if self.heir.saw(verdict, self.watch.orders.regions) and not self._why_drained:
+            self._is_heir = True
+            self._wake.set()
 
     async def watch_breakers(self) -> None:
         """Until cancelled. A closed breaker is news; runs that wait here are few: most park."""
@@ -175,7 +197,7 @@ class Upkeep:
             self._on_free()
 
     def _obey(self) -> None:
-        orders, before = self.watch.orders, self._why_drained
+        orders, before = self.watch.orders, self._why_drained or self._why_idle
         had_schedules, self._took_schedules = self._took_schedules, self.takes_schedules
         standing = orders.standing
         if orders.drains(self.node_id):
@@ -184,10 +206,13 @@ class Upkeep:
             self._why_drained = f"maintenance: {standing.reason or standing.by}"
         else:
             self._why_drained = ""
-        if self._why_drained and not before:
-            logger.warning("%s: nothing is claimed, runs are let go", self._why_drained)
+        role = orders.regions.role_of(self.heir.region)
+        self._why_idle = "" if role is Role.ACTIVE else f"region {self.heir.region} is {role.value}"
+        why = self._why_drained or self._why_idle
+        if why and not before:
+            logger.warning("%s: nothing is claimed, runs are let go", why)
             self._driver.leave()
-        elif before and not self._why_drained:
+        elif before and not why:
             logger.warning("node %s works again", self.node_id)
             self._driver.stay()
             self._on_free()

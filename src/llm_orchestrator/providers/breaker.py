@@ -1,10 +1,13 @@
 """When to stop asking a provider, and how to come back: a pure machine, `now` is handed in.
 
-closed     calls pass. N failures in a row, or too large a share of a window, open it; so does a
+closed     calls pass. N failures in a row (and half of what has begun since the first of them), or
+           too large a share of a window, open it; so does a
            Retry-After, at once, because the provider has said when to come again.
 open       nothing passes until `until`. Each opening in a row lasts twice as long as the last one.
-half_open  calls come back in waves: 1, then 2, 4, ... The next wave begins when the whole last one
-           succeeded, one failure opens again, and the wave of `wave_max` closes.
+half_open  calls come back in waves: 1, then 4, 16, ... The next wave begins when each call of the
+           last one has begun to be answered; one failure since it opened opens it again. It closes
+           when a wave of `wave_max` has begun and any answer since then was whole: a provider that
+           breaks off every answer is not back.
 
 What is counted while closed (`Tally`) belongs to one node and may be lost. The verdict is shared by
 all nodes. Times are wall clocks that need not agree: a wait is never longer than the policy allows,
@@ -20,6 +23,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from llm_orchestrator.model import Json
+
+_GROWTH = 4
 
 
 class State(StrEnum):
@@ -38,19 +43,25 @@ class BreakerPolicy:
     share_max: float = 0.5
     window_s: float = 30.0
     window_calls_min: int = 20
-    open_s: float = 2.0
-    open_s_max: float = 60.0
+    open_s: float = 0.5
+    open_s_max: float = 2.0
     retry_after_s_max: float = 600.0
     wave_max: int = 64
     wave_s_max: float = 300.0
-    probe_wait_s: float = 1.0
+    probe_wait_s: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What one node has seen while closed."""
+    """What one node has seen while closed.
+
+    A row of failures lasts until a call succeeds that began after its first one: what was under way
+    before (long streams) says nothing of now. `row_begun`: calls that have begun since.
+    """
 
     in_a_row: int = 0
+    row_since: float = 0.0
+    row_begun: int = 0
     calls: int = 0
     failures: int = 0
     since: float = 0.0
@@ -58,7 +69,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What all nodes act on. `wave_id` grows with each wave and each opening."""
+    """What all nodes act on. `wave_id` grows with each wave and each opening (`opened_id`)."""
 
     state: State = State.CLOSED
     until: float = 0.0
@@ -68,6 +79,8 @@ class Verdict:
     admitted: int = 0
     succeeded: int = 0
     since: float = 0.0
+    opened_id: int = 0
+    is_proved: bool = False
 
     def to_json(self) -> Json:
         """Plain JSON for the shared state."""
@@ -93,24 +106,36 @@ class Admission:
     wait_s: float = 0.0
 
 
+def begun(tally: Tally) -> Tally:
+    """A call begins while closed."""
+    return replace(tally, row_begun=tally.row_begun + 1) if tally.in_a_row else tally
+
+
 def count(
-    tally: Tally, now: float, *, is_failure: bool, policy: BreakerPolicy
+    tally: Tally,
+    now: float,
+    *,
+    is_failure: bool,
+    policy: BreakerPolicy,
+    began: float | None = None,
 ) -> tuple[Tally, bool]:
-    """Count a call made while closed; True when it must open."""
+    """Count a call made while closed (it began at `began`; None: just now); True: it must open."""
     if not 0 <= now - tally.since < policy.window_s:
-        tally = Tally(in_a_row=tally.in_a_row, since=now)
-    tally = Tally(
-        in_a_row=tally.in_a_row + 1 if is_failure else 0,
-        calls=tally.calls + 1,
-        failures=tally.failures + is_failure,
-        since=tally.since,
-    )
+        tally = replace(tally, calls=0, failures=0, since=now)
+    tally = replace(tally, calls=tally.calls + 1, failures=tally.failures + is_failure)
+    if is_failure and not tally.in_a_row:
+        tally = replace(tally, in_a_row=1, row_since=now, row_begun=0)
+    elif is_failure:
+        tally = replace(tally, in_a_row=tally.in_a_row + 1)
+    elif began is None or began >= tally.row_since:
+        tally = replace(tally, in_a_row=0)
     if not policy.failures_max or not is_failure:
         return tally, False
     is_share = (
         tally.calls >= policy.window_calls_min and tally.failures >= policy.share_max * tally.calls
     )
-    return tally, is_share or tally.in_a_row >= policy.failures_max
+    is_row = tally.in_a_row >= policy.failures_max and 2 * tally.in_a_row >= tally.row_begun
+    return tally, is_share or is_row
 
 
 def admit(verdict: Verdict, now: float, policy: BreakerPolicy) -> tuple[Verdict, Admission]:
@@ -140,7 +165,8 @@ def open_(
     if retry_after_s is not None:
         last_s = min(retry_after_s, policy.retry_after_s_max)
     until = max(now + last_s, verdict.until if verdict.state is State.OPEN else 0.0)
-    return Verdict(State.OPEN, until, openings, wave_id=verdict.wave_id + 1)
+    wave_id = verdict.wave_id + 1
+    return Verdict(State.OPEN, until, openings, wave_id=wave_id, opened_id=wave_id)
 
 
 def fail(
@@ -155,23 +181,35 @@ def fail(
     if verdict.state is State.OPEN:
         told = now + min(retry_after_s or 0.0, policy.retry_after_s_max)
         return replace(verdict, until=told) if told > verdict.until else verdict
-    is_news = verdict.state is State.CLOSED or wave_id == verdict.wave_id
+    is_news = verdict.state is State.CLOSED or wave_id > verdict.opened_id
     is_told = retry_after_s is not None and policy.failures_max > 0
     if is_told or (verdict.state is State.HALF_OPEN and is_news):
         return open_(verdict, now, policy, retry_after_s=retry_after_s)
     return verdict
 
 
-def succeed(verdict: Verdict, now: float, policy: BreakerPolicy, *, wave_id: int) -> Verdict:
-    """A call that had passed was answered."""
+def begin(verdict: Verdict, now: float, policy: BreakerPolicy, *, wave_id: int) -> Verdict:
+    """A call that had passed begins to be answered."""
     if verdict.state is not State.HALF_OPEN or wave_id != verdict.wave_id:
         return verdict
     succeeded = verdict.succeeded + 1
     if succeeded < verdict.wave:
         return replace(verdict, succeeded=succeeded)
-    if verdict.wave >= policy.wave_max:
+    if verdict.wave >= policy.wave_max and verdict.is_proved:
         return Verdict(wave_id=verdict.wave_id)
-    return _begin_wave(verdict, now, min(verdict.wave * 2, policy.wave_max))
+    return _begin_wave(verdict, now, min(verdict.wave * _GROWTH, policy.wave_max))
+
+
+def prove(verdict: Verdict, *, wave_id: int) -> Verdict:
+    """An answer was whole."""
+    if verdict.state is not State.HALF_OPEN or wave_id <= verdict.opened_id:
+        return verdict
+    return replace(verdict, is_proved=True)
+
+
+def succeed(verdict: Verdict, now: float, policy: BreakerPolicy, *, wave_id: int) -> Verdict:
+    """A call that had passed was answered, at once and whole."""
+    return begin(prove(verdict, wave_id=wave_id), now, policy, wave_id=wave_id)
 
 
 def release(verdict: Verdict, *, wave_id: int) -> Verdict:
@@ -188,6 +226,8 @@ def _begin_wave(verdict: Verdict, now: float, size: int) -> Verdict:
         wave=size,
         wave_id=verdict.wave_id + 1,
         since=now,
+        opened_id=verdict.opened_id,
+        is_proved=verdict.is_proved,
     )
 
 

@@ -2,7 +2,9 @@
 
 A call that may not pass raises ProviderUnavailable before anything is sent, with the seconds after
 which it is worth coming back; the engine parks the run and burns no attempt. Runs that are refused
-together are told different times, so that they return in a row and not as a crowd.
+together are told different times, so that they return in a row and not as a crowd. A call that was
+sent and broke is none of its run's failures either once the breaker is open (ProviderOutage). A key
+that is refused opens the breaker when it was good before: it was revoked, and will be replaced.
 
 The hot path does not touch the store: the verdict is looked up once a second, a limit is spent from
 a slice. Must never keep a place in a wave that it has no use for: every way out of a call settles.
@@ -17,7 +19,9 @@ from typing import TypeVar
 
 from llm_orchestrator.clock import Clock
 from llm_orchestrator.errors import (
+    ProviderAuthentication,
     ProviderError,
+    ProviderOutage,
     ProviderTransient,
     ProviderUnavailable,
     ProviderUnknownOutcome,
@@ -45,6 +49,7 @@ _REFUSE_S = 0.05
 _RETURN_GAP_S = 0.02
 _WAIT_S_MAX = 600.0
 _ANSWER_TOKENS = 500
+Begun = Callable[[], Awaitable[None]]
 T = TypeVar("T")
 
 
@@ -85,12 +90,14 @@ class SharedBreaker:
         self._reading = asyncio.Lock()
         self._parsed: tuple[Json, Verdict] = (None, Verdict())
         self._returns = Returns(clock)
+        self._was_good = False
 
     async def admit(self) -> int:
         """The wave that this call belongs to (0: closed). Raises ProviderUnavailable."""
         for fresh_s in (_FRESH_S, _REFUSE_S):
             await self._look(fresh_s)
             if self._verdict.state is State.CLOSED:
+                self._tally = breaker.begun(self._tally)
                 return 0
             answer: Admission = await self._change(
                 lambda verdict: breaker.admit(verdict, self._now(), self._policy)
@@ -105,18 +112,38 @@ class SharedBreaker:
         refusal.breaker = self._key
         raise refusal
 
-    async def succeed(self, wave_id: int) -> None:
-        """The call was answered, if only with a refusal."""
+    async def succeed(
+        self, wave_id: int, *, began: float | None = None, is_refusal: bool = False
+    ) -> None:
+        """The call that began at `began` (steady clock) was answered, if only with a refusal."""
+        self._was_good |= not is_refusal
         if self._verdict.state is State.CLOSED:
-            self._count(is_failure=False)
+            self._count(is_failure=False, began=began)
             return
         await self._change(
             lambda v: (breaker.succeed(v, self._now(), self._policy, wave_id=wave_id), None)
         )
 
-    async def fail(self, wave_id: int, retry_after_s: float | None) -> None:
-        """The call broke, and another one might break as well."""
-        is_open = self._verdict.state is State.CLOSED and self._count(is_failure=True)
+    async def begin(self, wave_id: int) -> None:
+        """The call begins to be answered."""
+        await self._change(
+            lambda v: (breaker.begin(v, self._now(), self._policy, wave_id=wave_id), None)
+        )
+
+    async def prove(self, wave_id: int) -> None:
+        """The answer that had begun was whole."""
+        self._was_good = True
+        await self._change(lambda v: (breaker.prove(v, wave_id=wave_id), None))
+
+    async def fail(self, wave_id: int, error: ProviderError) -> None:
+        """The call broke, and another one might break as well.
+
+        Raises ProviderOutage when that is certain.
+        """
+        retry_after_s = error.retry_after_s
+        is_open = self._verdict.state is State.CLOSED and (
+            self._count(is_failure=True) or isinstance(error, ProviderAuthentication)
+        )
 
         def step(verdict: Verdict) -> tuple[Verdict, None]:
             now = self._now()
@@ -131,6 +158,27 @@ class SharedBreaker:
         await self._change(step)
         if is_open:
             self._tally = Tally()
+        verdict = self._verdict
+        if verdict.state is not State.CLOSED and not isinstance(error, ProviderUnknownOutcome):
+            raise self._outage(error, max(0.0, verdict.until - self._now())) from error
+
+    def means_outage(self, error: ProviderError) -> bool:
+        """Whether an error says something of the provider, not of the request."""
+        if isinstance(error, ProviderAuthentication):
+            is_known_good = self._was_good or self._verdict.state is not State.CLOSED
+            return is_known_good and self._policy.failures_max > 0
+        return isinstance(error, ProviderTransient | ProviderUnknownOutcome)
+
+    def _outage(self, error: ProviderError, wait_s: float) -> ProviderOutage:
+        outage = ProviderOutage(
+            error.message,
+            provider=error.provider,
+            status=error.status,
+            retry_after_s=self._returns.book(wait_s, _RETURN_GAP_S),
+            hint=error.hint,
+        )
+        outage.breaker = self._key
+        return outage
 
     async def release(self, wave_id: int) -> None:
         """The call was given up: nothing is known of the provider."""
@@ -146,9 +194,13 @@ class SharedBreaker:
     def _now(self) -> float:
         return self._clock.now_us() / MICROSECONDS
 
-    def _count(self, *, is_failure: bool) -> bool:
+    def _count(self, *, is_failure: bool, began: float | None = None) -> bool:
         self._tally, is_open = breaker.count(
-            self._tally, self._clock.monotonic(), is_failure=is_failure, policy=self._policy
+            self._tally,
+            self._clock.monotonic(),
+            is_failure=is_failure,
+            policy=self._policy,
+            began=began,
         )
         return is_open
 
@@ -244,13 +296,16 @@ class Permit:
 
     wave_id: int
     tokens: float
+    began: float
+    """On the steady clock."""
 
 
 class Guard:
     """Breaker and limit of one provider and model."""
 
-    def __init__(self, gate: SharedBreaker, limiter: SharedLimiter | None) -> None:
+    def __init__(self, gate: SharedBreaker, limiter: SharedLimiter | None, clock: Clock) -> None:
         self._breaker = gate
+        self._clock = clock
         self.limiter = limiter
 
     async def enter(self, tokens: float) -> Permit:
@@ -262,30 +317,44 @@ class Guard:
             except BaseException:
                 await self._breaker.release(wave_id)
                 raise
-        return Permit(wave_id, tokens)
+        return Permit(wave_id, tokens, self._clock.monotonic())
 
     async def call(
-        self, tokens: float, ask: Callable[[], Awaitable[T]], used: Callable[[T], float]
+        self, tokens: float, ask: Callable[[Begun], Awaitable[T]], used: Callable[[T], float]
     ) -> T:
-        """Make the call between asking for leave and settling, however it ends."""
+        """Make the call between asking for leave and settling, however it ends.
+
+        Who comes back after an outage need not wait for whole answers: `ask` says when one begins.
+        """
         permit = await self.enter(tokens)
+        has_begun = False
+
+        async def begun() -> None:
+            nonlocal has_begun
+            if permit.wave_id and not has_begun:
+                has_begun = True
+                await self._breaker.begin(permit.wave_id)
+
         try:
-            answer = await ask()
+            answer = await ask(begun)
         except ProviderUnavailable:
             await self._breaker.release(permit.wave_id)
             raise
-        except (ProviderTransient, ProviderUnknownOutcome) as error:
-            await self._breaker.fail(permit.wave_id, error.retry_after_s)
-            raise
-        except ProviderError:
-            await self._breaker.succeed(permit.wave_id)
+        except ProviderError as error:
+            if self._breaker.means_outage(error):
+                await self._breaker.fail(permit.wave_id, error)
+            else:
+                await self._breaker.succeed(permit.wave_id, began=permit.began, is_refusal=True)
             raise
         except BaseException:
             await self._breaker.release(permit.wave_id)
             raise
         if self.limiter is not None:
             self.limiter.settle(permit.tokens, used(answer))
-        await self._breaker.succeed(permit.wave_id)
+        if has_begun:
+            await self._breaker.prove(permit.wave_id)
+        else:
+            await self._breaker.succeed(permit.wave_id, began=permit.began)
         return answer
 
 
@@ -328,7 +397,7 @@ class Guards:
                 policy=self._policy,
                 metrics=self._metrics,
             )
-            self._guards[key] = Guard(gate, self._limiter(provider, model))
+            self._guards[key] = Guard(gate, self._limiter(provider, model), self._clock)
         return self._guards[key]
 
     def _limiter(self, provider: str, model: str) -> SharedLimiter | None:
@@ -359,9 +428,17 @@ class Guarded:
     ) -> LLMResponse:
         """Ask once, if that is allowed now. Raises ProviderUnavailable when it is not."""
         guard = self._guards.of(self.name, request.model)
+
+        def ask(begun: Begun) -> Awaitable[LLMResponse]:
+            async def show(text: str) -> None:
+                await begun()
+                await on_chunk(text)
+
+            return self._inner.complete(request, show, on_handle)
+
         return await guard.call(
             prompt_tokens(request) + (request.max_tokens or _ANSWER_TOKENS),
-            lambda: self._inner.complete(request, on_chunk, on_handle),
+            ask,
             lambda answer: answer.usage.input_tokens + answer.usage.output_tokens,
         )
 
@@ -391,7 +468,7 @@ class GuardedEmbeddings:
         guard = self._guards.of(self.name, model)
         return await guard.call(
             sum(estimate_tokens(text) for text in texts),
-            lambda: self._inner.embed(texts, model=model, dimensions=dimensions, extra=extra),
+            lambda _: self._inner.embed(texts, model=model, dimensions=dimensions, extra=extra),
             lambda answer: answer.usage.input_tokens,
         )
 

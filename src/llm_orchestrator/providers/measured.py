@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from llm_orchestrator.clock import Clock
-from llm_orchestrator.errors import OrchestratorError, ProviderUnavailable
+from llm_orchestrator.errors import OrchestratorError, ProviderOutage, ProviderUnavailable
 from llm_orchestrator.model import Json, Usage
 from llm_orchestrator.providers.base import (
     EmbeddingProvider,
@@ -42,7 +42,10 @@ class _Meter:
         try:
             answer = await ask()
         except ProviderUnavailable as error:
-            self._metrics.asked(self._provider, model, outcome=error.kind, seconds=None)
+            took_s = None
+            if isinstance(error, ProviderOutage):  # it was asked
+                took_s = self._clock.monotonic() - began
+            self._metrics.asked(self._provider, model, outcome=_outcome(error), seconds=took_s)
             raise
         except (Exception, asyncio.CancelledError) as error:
             took_s = self._clock.monotonic() - began
@@ -59,6 +62,8 @@ class _Meter:
 def _outcome(error: BaseException) -> str:
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
+    if isinstance(error, ProviderOutage) and error.__cause__ is not None:
+        return _outcome(error.__cause__)
     return error.kind if isinstance(error, OrchestratorError) else "defect"
 
 

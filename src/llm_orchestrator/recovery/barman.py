@@ -13,9 +13,12 @@ Barman runs as whoever owns its home; as root we let its own `barman_user` do th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -216,9 +219,19 @@ class Barman:
                 told = ["--target-tli", "latest"]
             if base.kind == "incremental":
                 told += ["--local-staging-path", str(server.staging)]
+            told += await self._relocated(base, server)
             await self._say("restore", *told, self._server, base.backup_id, str(server.data))
             async with server.running(user=user):
                 yield server
+
+    async def _relocated(self, base: BaseBackup, server: ScratchServer) -> list[str]:
+        """Options that put tablespaces beside the scratch server, never into the live one's."""
+        shown = await self._call("show-backup", self._server, base.backup_id)
+        return [
+            word
+            for each in shown.get("tablespaces") or ()
+            for word in ("--tablespace", f"{each['name']}:{server.tablespaces / str(each['oid'])}")
+        ]
 
     # -- how ----------------------------------------------------------------------------------
 
@@ -253,13 +266,14 @@ class Barman:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd="/",
+            start_new_session=True,
         )
         try:
             out, err = await process.communicate()
         except BaseException:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it has started, too
+            await process.wait()
             raise
         if process.returncode and not may_fail:
             text = redact((err or out).decode(errors="replace").strip())[-_SAID_MAX:]

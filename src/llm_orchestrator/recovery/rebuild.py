@@ -284,8 +284,11 @@ class _Builder:
         if append is None:
             return False
         digests = await self._digests(append.run_id)
-        last = append.entries[-1] if append.entries else None
-        return last is not None and digests.get(last.seq) == last.digest
+        if not append.entries:  # changes alone: the run has gone on behind them
+            has_gone_on = append.prev_seq + 1 in digests
+            return has_gone_on and digests.get(append.prev_seq) == append.prev_digest
+        last = append.entries[-1]
+        return digests.get(last.seq) == last.digest
 
     async def _fits(self, unit: _Unit) -> bool | None:
         """None: its changes are there already."""

@@ -73,6 +73,11 @@ class ScratchServer:
         return self._folder / "staging"
 
     @property
+    def tablespaces(self) -> Path:
+        """Where what the live server keeps outside its folder is put, by object id."""
+        return self._folder / "tablespaces"
+
+    @property
     def log(self) -> Path:
         """What the server says."""
         return self._folder / "log"

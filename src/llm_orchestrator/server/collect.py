@@ -19,6 +19,7 @@ from llm_orchestrator.clock import Clock
 from llm_orchestrator.engine.breakers import BreakerView, list_breakers
 from llm_orchestrator.engine.maintenance import read_orders
 from llm_orchestrator.engine.measure import BREAKER
+from llm_orchestrator.engine.region import Regions, Role
 from llm_orchestrator.errors import StoreError
 from llm_orchestrator.model import MICROSECONDS, Json
 from llm_orchestrator.recovery.create import BACKUP
@@ -136,11 +137,13 @@ class Collector:
         now, shelf = self._clock.now_us(), self._store.shelf
         found = await self._store.counts.statistics(now, stalled_before=now - STALLED_US)
         orders = await read_orders(shelf)
+        members = await shelf.nodes(_NODES_READ)
         samples = [
             Sample("runs_accepted_minus_advanced", (), found.waiting + found.stalled),
             Sample("maintenance", (), float(orders.standing.enabled)),
             *self._waiting(found.queues, now),
-            *_nodes(await shelf.nodes(_NODES_READ), now),
+            *_nodes(members, now),
+            *self._regions(orders.regions, members),
             *self._breakers(await list_breakers(shelf, now)),
             *backup_samples(await shelf.records(BACKUP), now),
         ]
@@ -168,6 +171,11 @@ class Collector:
         for name, depth in depths.items():
             yield Sample("queue_depth", (name,), depth)
             yield Sample("queue_oldest_age_seconds", (name,), ages[name])
+
+    def _regions(self, regions: Regions, members: Sequence[Member]) -> Iterator[Sample]:
+        for region in regions.known([each.region for each in members if lives(each)]):
+            is_active = regions.role_of(region) is Role.ACTIVE
+            yield Sample("region_active", (self._metrics.words(region),), float(is_active))
 
     def _breakers(self, breakers: Sequence[BreakerView]) -> Iterator[Sample]:
         worst: dict[str, float] = {}

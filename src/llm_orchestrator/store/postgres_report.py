@@ -112,3 +112,47 @@ async def _round_trip_ms(connection: Connection, clock: Clock) -> float:
         await connection.execute("SELECT 1")
         took.append((clock.monotonic() - begun) * 1_000)
     return statistics.median(took)
+
+
+_WAY = """\
+SELECT coalesce(host(inet_server_addr()), ''), coalesce(host(inet_client_addr()), ''),
+       coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)
+"""
+_FOLLOWERS = """\
+SELECT application_name, coalesce(host(client_addr), ''), coalesce(sync_state, '')
+FROM pg_stat_replication ORDER BY application_name
+"""
+
+
+class Follower(NamedTuple):
+    """A server that takes the log. What this role may not see is empty."""
+
+    name: str
+    address: str
+    """Empty: it comes through a socket of the server's own machine, or we may not see it."""
+    sync_state: str
+    """`sync`, `quorum`, `potential`, `async`; empty: we may not see it."""
+
+
+class Way(NamedTuple):
+    """How we reach the server, and who follows it."""
+
+    server: str
+    client: str
+    """Addresses as the server sees them; empty for a socket of its machine."""
+    is_encrypted: bool
+    followers: tuple[Follower, ...]
+
+
+async def way(url: str) -> Way:
+    """Ask the server behind `url`. Raises StoreError's subclasses, and ConfigError."""
+    address = parse_address(url)
+    connection, _ = await connect(address, is_pooled=True)
+    try:
+        server, client, is_encrypted = await connection.fetchrow(_WAY)
+        found = tuple(Follower(*row) for row in await connection.fetch(_FOLLOWERS))
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise translate(error, address.shown) from error
+    finally:
+        connection.terminate()
+    return Way(server, client, is_encrypted, found)

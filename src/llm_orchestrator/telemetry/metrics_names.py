@@ -159,6 +159,7 @@ NODES = (
     _gauge("nodes", "state", "Nodes that there are and lately were"),
     _gauge("node_lease_age_seconds", "node", "Since a living node beat last"),
     _gauge("node_info", "node version region", "1 for each living node"),
+    _gauge("region_active", "region", "1 where nodes may claim runs, 0 where they stand by"),
     _counter("takeovers", "", "Runs that this node took over from one that does not live"),
     _histogram(
         "recovery_time_seconds",

@@ -35,6 +35,7 @@ from llm_orchestrator.store.sqlite import SQLiteStore
 from llm_orchestrator.telemetry.metrics import Metrics
 from llm_orchestrator.wire.archive import make_archive, start_archive
 from llm_orchestrator.wire.housekeeping import chores
+from llm_orchestrator.wire.region import audit_of
 from llm_orchestrator.wire.telemetry import Telemetry, set_up
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def node_options(
         heart="thread" if is_postgres(url or config.store_url) else "none",
         lease=LeaseOptions(heartbeat_s, lease_s, margin_s=lease_s / 6),
         region=config.region,
+        region_failover_s=config.region_failover_s,
         memory=Memory(config.memory_limit_mb << 20),
         poll_s=config.maintenance_poll_s,
         verify_entries_per_s=config.verify_entries_per_s,
@@ -207,6 +209,9 @@ class Orchestrator:
                 metrics=self.metrics,
                 copies=second_copies(self.config, self.store, url=self._address),
                 chores=chores(self.config, self.store, metrics=self.metrics),
+            )
+            self._node.upkeep.heir.told = audit_of(
+                self.store, self.clock, region=self._options.region, metrics=self.metrics
             )
             await self._node.start()
         except BaseException:

@@ -13,6 +13,7 @@ from llm_orchestrator.providers.breaker import (
     Tally,
     Verdict,
     admit,
+    begun,
     count,
     fail,
     open_,
@@ -20,7 +21,7 @@ from llm_orchestrator.providers.breaker import (
     succeed,
 )
 
-POLICY = BreakerPolicy(failures_max=3, open_s=2, open_s_max=16, wave_max=4, wave_s_max=50)
+POLICY = BreakerPolicy(failures_max=3, open_s=2, open_s_max=16, wave_max=16, wave_s_max=50)
 
 
 def half_open(now: float = 100.0) -> tuple[Verdict, int]:
@@ -86,7 +87,7 @@ def test_retry_after_opens_at_once_and_is_honoured() -> None:
     assert answer.wait_s == pytest.approx(0.1)
 
 
-def test_calls_come_back_in_waves_of_1_2_4_and_then_it_closes() -> None:
+def test_calls_come_back_in_waves_of_1_4_16_and_then_it_closes() -> None:
     verdict, wave_id = half_open()
     sizes = [1]
     ids = [wave_id]
@@ -101,19 +102,20 @@ def test_calls_come_back_in_waves_of_1_2_4_and_then_it_closes() -> None:
             ids.append(answer.wave_id)
         if ids:
             sizes.append(len(ids))
-    assert sizes == [1, 2, 4]
+    assert sizes == [1, 4, 16]
 
 
 def test_the_next_wave_waits_for_the_whole_last_one() -> None:
     verdict, wave_id = half_open()
     verdict = succeed(verdict, 101, POLICY, wave_id=wave_id)
     ids = []
-    for _ in range(2):
+    for _ in range(4):
         verdict, answer = admit(verdict, 101, POLICY)
         ids.append(answer.wave_id)
-    verdict = succeed(verdict, 101, POLICY, wave_id=ids[0])
+    for wave_id in ids[:3]:
+        verdict = succeed(verdict, 101, POLICY, wave_id=wave_id)
     assert not admit(verdict, 101, POLICY)[1].is_admitted
-    verdict = succeed(verdict, 101, POLICY, wave_id=ids[1])
+    verdict = succeed(verdict, 101, POLICY, wave_id=ids[3])
     assert admit(verdict, 101, POLICY)[1].is_admitted
 
 
@@ -220,3 +222,30 @@ class Calls(RuleBasedStateMachine):
 
 TestCalls = Calls.TestCase
 TestCalls.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_was_under_way_before_does_not_end_a_row_of_failures() -> None:
+    tally, is_open = Tally(), False
+    for now in (10.0, 10.1, 10.2):
+        assert not is_open
+        tally, is_open = count(tally, now, is_failure=True, policy=POLICY)
+        if not is_open:  # a long answer that began before the first failure ends well
+            tally, _ = count(tally, now, is_failure=False, policy=POLICY, began=3.0)
+    assert is_open
+
+
+def test_a_call_that_began_after_the_first_failure_ends_the_row() -> None:
+    tally = Tally()
+    for now in (10.0, 11.0, 12.0, 13.0):
+        tally, is_open = count(tally, now, is_failure=True, policy=POLICY)
+        assert not is_open
+        tally, _ = count(tally, now + 0.5, is_failure=False, policy=POLICY, began=now + 0.1)
+
+
+def test_fast_failures_among_many_slow_calls_do_not_open_it() -> None:
+    tally, is_open = count(Tally(), 10.0, is_failure=True, policy=POLICY)
+    for _ in range(40):
+        tally = begun(tally)
+    for now in (10.1, 10.2, 10.3, 10.4):
+        tally, is_open = count(tally, now, is_failure=True, policy=POLICY)
+        assert not is_open

@@ -48,6 +48,7 @@ class Model:
         self.error: BaseException | None = None
         self.calls = 0
         self.gate: asyncio.Event | None = None
+        self.first = ""
         self.began = asyncio.Event()
 
     async def complete(
@@ -58,6 +59,8 @@ class Model:
     ) -> LLMResponse:
         self.calls += 1
         self.began.set()
+        if self.first:
+            await on_chunk(self.first)
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:
@@ -96,7 +99,7 @@ class Bench:
         self.clock: StillClock = more.get("clock") or StillClock()
         self.shared: CountingState = more.get("shared") or CountingState()
         self.model = Model()
-        policy = BreakerPolicy(failures_max=3, open_s=2, wave_max=4)
+        policy = BreakerPolicy(failures_max=3, open_s=2, open_s_max=60, wave_max=16)
         guards = Guards(
             clock=self.clock, shared=self.shared, limits=more.get("limits", {}), policy=policy
         )
@@ -110,9 +113,17 @@ class Bench:
 
     async def fail(self, error: BaseException | None = None) -> None:
         self.model.error = error or errors.ProviderTransient("down")
-        with pytest.raises(type(self.model.error)):
+        with pytest.raises((type(self.model.error), errors.ProviderOutage)):
             await self.ask()
         self.model.error = None
+
+    async def failure(self, error: BaseException) -> BaseException:
+        """What a caller is told when the provider does this."""
+        self.model.error = error
+        with pytest.raises(errors.ProviderError) as caught:
+            await self.ask()
+        self.model.error = None
+        return caught.value
 
 
 async def test_after_failures_in_a_row_nothing_is_sent_and_the_wait_is_told() -> None:
@@ -188,13 +199,13 @@ async def test_it_comes_back_in_waves_and_closes() -> None:
     for _ in range(3):
         bench.model.gate = asyncio.Event()
         before = bench.model.calls
-        tasks = [asyncio.create_task(bench.ask()) for _ in range(20)]
+        tasks = [asyncio.create_task(bench.ask()) for _ in range(30)]
         for _ in range(200):
             await asyncio.sleep(0)
         passed.append(bench.model.calls - before)
         bench.model.gate.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-    assert passed == [1, 2, 4]
+    assert passed == [1, 4, 16]
     bench.model.gate = None
     before = bench.model.calls
     await asyncio.gather(*(bench.ask() for _ in range(20)))
@@ -283,3 +294,96 @@ async def test_many_at_once_on_one_node_never_exceed_the_limit() -> None:
     answers = await asyncio.gather(*(bench.ask() for _ in range(200)), return_exceptions=True)
     assert sum(isinstance(answer, LLMResponse) for answer in answers) == 50
     assert bench.model.calls == 50
+
+
+# --- whose failure it is ---
+
+
+async def test_failures_before_the_breaker_opens_are_the_runs_own_and_later_ones_are_not() -> None:
+    bench = Bench()
+    told = [await bench.failure(errors.ProviderTransient("down")) for _ in range(3)]
+    kinds = [isinstance(each, errors.ProviderOutage) for each in told]
+    assert kinds == [False, False, True]
+    assert isinstance(told[-1], errors.ProviderOutage)
+    assert told[-1].breaker == "p/m"
+    assert told[-1].retry_after_s == pytest.approx(2, abs=0.1)
+
+
+async def test_who_asks_whether_it_is_back_pays_no_attempt_for_it() -> None:
+    bench = Bench()
+    for _ in range(3):
+        await bench.fail()
+    for pause_s in (2.5, 4.5, 8.5):
+        bench.clock.now += pause_s
+        told = await bench.failure(errors.ProviderTransient("down"))
+        assert isinstance(told, errors.ProviderOutage)
+    bench.clock.now += 20
+    assert (await bench.ask()).text == "ok"
+
+
+async def test_a_key_that_was_good_and_is_refused_is_an_outage() -> None:
+    bench = Bench()
+    await bench.ask()
+    told = await bench.failure(errors.ProviderAuthentication("refused", status=401))
+    assert isinstance(told, errors.ProviderOutage)
+    other = Bench(shared=bench.shared, clock=bench.clock)
+    with pytest.raises(errors.ProviderUnavailable):
+        await other.ask()
+    bench.clock.now += 2.5
+    told = await other.failure(errors.ProviderAuthentication("refused", status=401))
+    assert isinstance(told, errors.ProviderOutage)  # it was good for somebody
+    bench.clock.now += 20
+    assert (await other.ask()).text == "ok"
+
+
+async def test_a_key_that_was_never_good_is_said_at_once() -> None:
+    bench = Bench()
+    for _ in range(5):
+        told = await bench.failure(errors.ProviderAuthentication("refused", status=401))
+        assert type(told) is errors.ProviderAuthentication
+    assert (await bench.ask()).text == "ok"
+
+
+async def test_what_may_have_been_done_is_never_called_an_outage() -> None:
+    bench = Bench()
+    told = [await bench.failure(errors.ProviderUnknownOutcome("cut")) for _ in range(3)]
+    assert {type(each) for each in told} == {errors.ProviderUnknownOutcome}
+
+
+async def test_a_wave_need_not_wait_for_the_ends_of_long_answers() -> None:
+    bench = Bench()
+    for _ in range(3):
+        await bench.fail()
+    bench.clock.now += 10
+    bench.model.first = "the first word"
+    bench.model.gate = asyncio.Event()
+    answers, before = [], bench.model.calls
+    for crowd, begun in ((1, 1), (4, 5), (16, 21)):  # nobody of an earlier wave has ended
+        answers += [asyncio.create_task(bench.ask()) for _ in range(crowd)]
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert bench.model.calls - before == begun
+    bench.model.gate.set()
+    assert {each.text for each in await asyncio.gather(*answers)} == {"ok"}
+
+
+async def test_a_provider_that_breaks_off_every_answer_is_not_back() -> None:
+    bench = Bench()
+    for _ in range(3):
+        await bench.fail()
+    bench.model.first = "the first word"
+    for pause_s in (2.5, 4.5, 8.5, 16.5):
+        bench.clock.now += pause_s
+        bench.model.gate = asyncio.Event()
+        bench.model.error = errors.ProviderTransient("cut")
+        calls = []
+        for crowd in (1, 4, 16, 16, 16):
+            calls += [asyncio.create_task(bench.ask()) for _ in range(crowd)]
+            for _ in range(200):
+                await asyncio.sleep(0)
+        bench.model.gate.set()
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(each, errors.ProviderUnavailable) for each in told)
+    bench.clock.now += 40
+    bench.model.error, bench.model.gate = None, None
+    assert (await bench.ask()).text == "ok"

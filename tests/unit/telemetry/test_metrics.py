@@ -35,6 +35,7 @@ llm_cost_usd_total{provider,model} respent_usd_total{provider,model}
 respent_tokens_total{provider,model} queue_depth{queue} queue_oldest_age_seconds{queue}
 runs_accepted_minus_advanced claim_latency_seconds commit_batch_entries commit_duration_seconds
 commits_total{outcome} nodes{state} node_lease_age_seconds{node} node_info{node,version,region}
+region_active{region}
 takeovers_total fenced_writes_total epoch recovery_time_seconds breaker_state{provider}
 breaker_openings_total{provider} pool_connections{state} pool_size pool_wait_seconds
 pool_timeouts_total store_reachable store_writable store_latency_seconds

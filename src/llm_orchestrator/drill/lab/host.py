@@ -165,6 +165,10 @@ class Host:
         """Lose so much of what it says and hears."""
         await asyncio.to_thread(self.network.lose, self.name, percent)
 
+    async def refuse(self, port: int) -> None:
+        """Answer whoever wants this TCP port with a reset, also who is connected."""
+        await asyncio.to_thread(self.network.refuse, self.name, port)
+
     async def heal(self) -> None:
         """Everything gets through again. What was killed stays dead until `start`."""
         await asyncio.to_thread(self.network.heal_host, self.name)

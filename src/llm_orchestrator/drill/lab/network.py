@@ -157,6 +157,26 @@ class Network:
                 lines.append(f'add rule bridge part loss_{_word(name)} {side} "{port}" {rule}')
         self._nft(_text(lines))
 
+    def refuse(self, name: str, port: int) -> None:
+        """The host answers its TCP port with a reset, whether somebody is connected or wants to."""
+        place = self._places[self._known(name)]
+        self._accept(name)
+        rules = f"""\
+table inet refuse {{
+  chain in {{
+    type filter hook input priority 0; policy accept;
+    tcp dport {port} iifname != "lo" reject with tcp reset
+  }}
+}}
+"""
+        call(*prefix(place), find("nft"), "-f", "-", given=rules)
+
+    def _accept(self, name: str) -> None:
+        """The end of `refuse`."""
+        table = "table inet refuse\n"
+        place = self._places[name]
+        call(*prefix(place), find("nft"), "-f", "-", given=f"add {table}delete {table}")
+
     def _has_chain(self, name: str) -> bool:
         return f"chain loss_{_word(name)} " in self.rules()
 
@@ -168,6 +188,8 @@ class Network:
     def heal(self) -> None:
         """Everything gets through again."""
         self._nft("flush table bridge part\ndelete table bridge part\n" + _RULES)
+        for name in self._places:
+            self._accept(name)
 
     def heal_host(self, name: str) -> None:
         """What was done to this host alone is over; cuts between it and others, too."""
@@ -181,6 +203,7 @@ class Network:
                 self._nft(f'delete element bridge part pair {{ "{pair[0]}" . "{pair[1]}" }}\n')
         if self._has_chain(name):
             self.lose(name, 0)
+        self._accept(name)
 
     def _known(self, name: str) -> str:
         if name not in self._places:

@@ -23,6 +23,8 @@ from llm_orchestrator.drill.lab.spec import Place, Plan, settings
 from llm_orchestrator.drill.lab_process import account, own
 
 SCOPE = "lab"
+ARCHIVE_BROKEN = "archive_broken"
+"""As long as a file of this name is on a database's host, its archive command fails."""
 S3_KEY, S3_BUCKET = "LABKEYID", "backups"
 _ETCD_NICE = -10
 
@@ -141,7 +143,11 @@ def patroni_settings(plan: Plan, place: Place, home: Path, *, binaries: Path) ->
                 f"host all all {plan.subnet} {proof}",
                 f"host replication all {plan.subnet} {proof}",
             ],
-            "parameters": {"unix_socket_directories": str(home)},
+            "parameters": {
+                "unix_socket_directories": str(home),
+                "archive_mode": "on",
+                "archive_command": f"test ! -e {home / ARCHIVE_BROKEN}",
+            },
         },
         "watchdog": {"mode": "off"},
         "tags": dict.fromkeys(place.tags, True),

@@ -34,6 +34,15 @@ def find(name: str, *, hint: str = "make setup") -> str:
     raise LabError(f"{name} is not here", hint=hint)
 
 
+def library(name: str) -> Path:
+    """A shared library that a program can be started with. Raises LabError."""
+    places = [home() / "lib", Path("/usr/lib"), Path("/lib")]
+    for place in places:
+        for path in sorted(place.glob(name)) or sorted(place.glob(f"*/*/{name}")):
+            return path.resolve()
+    raise LabError(f"{name} is not here", hint="make setup")
+
+
 def environment() -> dict[str, str]:
     """What a program of the lab is told: nothing of ours but where `.tools` has libraries."""
     told = {"PATH": _SYSTEM, "LC_ALL": "C.UTF-8"}

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 _COLUMNS = "run_id, seq, epoch, kind, step"
 _PSQL_S = 10.0
-_OVERLAP_US = 5_000_000
+_NEWS_S = 1.0
+_CONNECT_S = 3.0
+_OVERLAP_US = 3_000_000
+_END = "--end--"
+_PIECE = 1 << 16
 
 
 class Seen(NamedTuple):
@@ -94,16 +101,24 @@ class SqliteEyes:
 
 
 class PostgresEyes:
-    """A PostgreSQL database, by psql."""
+    """A PostgreSQL database, by a psql that stays connected as long as it answers.
+
+    Where the URL names several hosts, each is tried in its turn: one that is a black hole costs
+    the time of its own turn only.
+    """
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        user, at, rest = url.rpartition("@")
+        hosts, slash, path = rest.partition("/")
+        self._urls = [f"{user}{at}{host}{slash}{path}" for host in hosts.split(",")]
         self._known: dict[tuple[str, int], str] = {}
         self._last_us = 0
+        self._psql: subprocess.Popen[bytes] | None = None
+        self._turn = threading.Lock()  # a look that was given up goes on in its thread
 
     def news(self) -> list[Seen]:
         try:
-            found = self._ask(f"WHERE recorded_at > {self._last_us - _OVERLAP_US}")
+            found = self._ask(f"WHERE recorded_at > {self._last_us - _OVERLAP_US}", _NEWS_S)
         except OSError:
             return []
         fresh = []
@@ -115,22 +130,53 @@ class PostgresEyes:
         return fresh
 
     def all(self) -> list[Seen]:
-        return [seen for _, seen in self._ask("")]
+        return [seen for _, seen in self._ask("", _PSQL_S)]
 
-    def _ask(self, where: str) -> list[tuple[int, Seen]]:
+    def _ask(self, where: str, limit_s: float) -> list[tuple[int, Seen]]:
         row = f"json_build_array(recorded_at, {_COLUMNS}, encode(digest, 'hex'))"
         statement = f"SELECT {row} FROM journal {where}"  # noqa: S608 - constants, and a number
-        command = ["psql", self._url, "-AtXq", "-c", statement]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=_PSQL_S
-            )
-        except subprocess.TimeoutExpired as error:
-            raise OSError("psql does not end") from error
-        if done.returncode != 0:
-            raise OSError(done.stderr.strip())
-        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        with self._turn:
+            try:
+                lines = self._answer(f"{statement};\n\\echo {_END}\n".encode(), limit_s)
+            except OSError:
+                self._leave()
+                raise
+        rows = [json.loads(line) for line in lines]
         return [(row[0], Seen(str(row[1]), *row[2:])) for row in rows]
+
+    def _answer(self, order: bytes, limit_s: float) -> list[str]:
+        """Its lines before the end's mark. Raises OSError when it ends, or takes too long."""
+        psql = self._psql
+        if psql is None:
+            psql, limit_s = self._connect(), max(limit_s, _CONNECT_S)
+        assert psql.stdin is not None
+        assert psql.stdout is not None
+        psql.stdin.write(order)
+        psql.stdin.flush()
+        data, end = b"", f"{_END}\n".encode()
+        while not data.endswith(end):
+            ready, _, _ = select.select([psql.stdout], [], [], limit_s)
+            part = os.read(psql.stdout.fileno(), _PIECE) if ready else b""
+            if not part:
+                raise OSError("psql does not answer" if not ready else "psql has ended")
+            data += part
+        return data[: -len(end)].decode().splitlines()
+
+    def _connect(self) -> subprocess.Popen[bytes]:
+        self._psql = subprocess.Popen(
+            ["psql", self._urls[0], "-AtXq", "--set=ON_ERROR_STOP=1"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        return self._psql
+
+    def _leave(self) -> None:
+        if self._psql is not None:
+            self._psql.kill()
+            self._psql.communicate()
+            self._psql = None
+        self._urls.append(self._urls.pop(0))
 
 
 def make_eyes(url: str) -> Eyes:

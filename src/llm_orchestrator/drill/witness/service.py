@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
 import dataclasses
 import json
 import signal
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ class Witness:
         self._load: Load | None = None
         self._watching: asyncio.Task[None] | None = None
         self._more: set[asyncio.Task[None]] = set()
-        self.lines: list[dict[str, Json]] = []
+        self._lines: dict[str, list[dict[str, Json]]] = defaultdict(list)
 
     # -- writing down ---------------------------------------------------------------------------
 
@@ -54,13 +56,13 @@ class Witness:
         """Put a line down with both clocks; it is on the disk when this returns."""
         line |= {"at": self._clock.now_us(), "s": self._clock.monotonic()}
         await self._ledger.append(line)
-        self.lines.append(line)
+        self._lines[line["event"]].append(line)
 
     def _trouble(self, text: str) -> None:
         line: dict[str, Json] = {"event": "trouble", "text": text[:200]}
         line |= {"at": self._clock.now_us(), "s": self._clock.monotonic()}
         self._ledger.put(line)
-        self.lines.append(line)
+        self._lines[line["event"]].append(line)
 
     async def _watch(self) -> None:
         while True:
@@ -72,7 +74,7 @@ class Witness:
         line: dict[str, Json] = {"event": event, **seen._asdict()}
         line |= {"at": self._clock.now_us(), "s": self._clock.monotonic()}
         self._ledger.put(line)
-        self.lines.append(line)
+        self._lines[line["event"]].append(line)
 
     # -- orders ---------------------------------------------------------------------------------
 
@@ -119,9 +121,8 @@ class Witness:
     def _look(self, since_s: float) -> Json:
         """Times are on the steady clock; null is not seen yet."""
         assert self._load is not None
-        accepted = {line["run"]: line for line in self.lines if line["event"] == "accepted"}
-        ended = {line["run"]: line for line in self.lines if line["event"] == "ended"}
-        gone = {line["run"] for line in self.lines if line["event"] == "gone"}
+        accepted, ended = self._by_run("accepted"), self._by_run("ended")
+        gone = self._by_run("gone")
         affected = {
             run
             for run, line in accepted.items()
@@ -130,43 +131,47 @@ class Witness:
             and line["s"] < since_s
             and (run not in ended or ended[run]["s"] >= since_s)
         }
-        later = [line for line in self.lines if line["s"] >= since_s]
         ends = [ended[run]["s"] for run in affected if run in ended]
+        right = [
+            line
+            for line in self._since("ended", since_s)
+            if line["kind"] == "probe" and line["is_right"]
+        ]
+        troubles = self._since("trouble", since_s)
         return {
             "now_s": self._clock.monotonic(),
             "under_way": sum(o.kind == "load" for o in self._load.under_way.values()),
             "accepted_s": _first(
-                line["s"]
-                for line in later
-                if line["event"] == "accepted" and line["began_s"] >= since_s
+                line["s"] for line in self._since("accepted", since_s) if line["began_s"] >= since_s
             ),
             "verified_s": _first(
-                line["s"]
-                for line in later
-                if line["event"] == "ended"
-                and line["kind"] == "probe"
-                and line["is_right"]
-                and accepted[line["run"]]["began_s"] >= since_s
+                line["s"] for line in right if accepted[line["run"]]["began_s"] >= since_s
             ),
-            "advanced_s": _first(
-                line["s"]
-                for line in later
-                if line["event"] == "entry"
-                and line["run"] in affected
-                and line["kind"] not in ("claimed", "state")
+            "advanced_s": next(
+                (
+                    line["s"]
+                    for line in self._since("entry", since_s)
+                    if line["run"] in affected and line["kind"] not in ("claimed", "state")
+                ),
+                None,
             ),
-            "troubles": sum(line["event"] == "trouble" for line in later),
-            "refused": sum(line["event"] == "refused" for line in later),
-            "trouble_s": _first(line["s"] for line in later if line["event"] == "trouble"),
-            "wrong": sum(not line["is_right"] for line in ended.values() if line["s"] >= since_s),
-            "probes": sum(
-                line["event"] == "ended" and line["kind"] == "probe" and line["is_right"]
-                for line in later
-            ),
+            "troubles": len(troubles),
+            "refused": len(self._since("refused", since_s)),
+            "trouble_s": _first(line["s"] for line in troubles),
+            "wrong": sum(not line["is_right"] for line in self._since("ended", since_s)),
+            "probes": len(right),
             "affected": len(affected),
             "affected_left": len(affected) - len(ends),
             "drained_s": max(ends, default=since_s) if len(ends) == len(affected) else None,
         }
+
+    def _by_run(self, event: str) -> dict[str, dict[str, Json]]:
+        return {line["run"]: line for line in self._lines[event]}
+
+    def _since(self, event: str, since_s: float) -> list[dict[str, Json]]:
+        """Lines of an event are in the order of their times."""
+        lines = self._lines[event]
+        return lines[bisect.bisect_left(lines, since_s, key=_second) :]
 
     async def _stop(self, limit_s: float) -> Json:
         assert self._load is not None
@@ -209,6 +214,10 @@ class Witness:
         await self._receiver.stop()
         await self._asker.close()
         await self._ledger.close()
+
+
+def _second(line: dict[str, Json]) -> float:
+    return float(line["s"])
 
 
 def _first(times: Any) -> float | None:
