@@ -1,0 +1,30 @@
+# The orchestrator. Build: docker build -t llm-orchestrator .
+# Two stages: what builds it stays behind. Exact versions with hashes: requirements/base.txt.
+FROM python:3.13-slim-trixie AS build
+ENV UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy
+RUN pip install --no-cache-dir uv
+WORKDIR /build
+COPY requirements/base.txt requirements/base.txt
+RUN uv venv /opt/orchestrator && \
+    uv pip install --python /opt/orchestrator/bin/python --require-hashes -r requirements/base.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY src src
+RUN uv pip install --python /opt/orchestrator/bin/python --no-deps .
+
+FROM python:3.13-slim-trixie
+# pg_dump and pg_restore, for backups of a PostgreSQL store: 17, as new as the server of docker-compose.yml.
+RUN apt-get update && apt-get install -y --no-install-recommends postgresql-client && \
+    rm -rf /var/lib/apt/lists/* && \
+    useradd --uid 10001 --create-home --home-dir /data orchestrator
+COPY --from=build /opt/orchestrator /opt/orchestrator
+ENV PATH=/opt/orchestrator/bin:$PATH PYTHONUNBUFFERED=1 LLM_ORCHESTRATOR_DATA=/data \
+    LLM_ORCHESTRATOR_LOG_FORMAT=json
+USER 10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 8080
+# The live endpoint, by what is there: the image has no curl.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 CMD ["python", "-c", \
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health/live', timeout=2)"]
+# Another address than this machine's needs LLM_ORCHESTRATOR_TOKEN.
+CMD ["llmo", "serve", "--host", "0.0.0.0", "--port", "8080"]
