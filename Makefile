@@ -34,6 +34,7 @@ bench: ## measure, in one session, and print the numbers of docs/explanation/per
 docs: ## write the generated pages of docs/ again
 	@scripts/setup
 	@.venv/bin/python scripts/docs.py
+	@.venv/bin/python scripts/recovery_docs.py
 	@.venv/bin/python scripts/unasync.py
 
 sim: ## seeded simulation in virtual time (SEEDS=2000, FROM=0)
@@ -44,10 +45,11 @@ soak: ## two nodes under mixed load (MINUTES=10): memory, descriptors, p99, noth
 	@scripts/setup
 	@.venv/bin/python -m bench.soak --minutes $(or $(MINUTES),10)
 
-drill: ## inject disasters for real, measure the recovery, write the report (REPEAT=1, KILLS=20)
+drill: ## inject disasters for real, measure the recovery, write the report (REPEAT=N, KILLS=20)
 	@scripts/setup
 	@KILLS=$(or $(KILLS),20) .venv/bin/pytest -q -n 2 tests/recovery -k "killed or one_dies"
-	@code=0; .venv/bin/llmo drill run --all --against single --repeat $(or $(REPEAT),1) \
+	@.venv/bin/pytest -q tests/drill/sabotage.py
+	@code=0; .venv/bin/llmo drill run --all --repeat $(or $(REPEAT),0) \
 		--results docs/disaster_recovery/results || code=$$?; \
 	.venv/bin/llmo drill report --results docs/disaster_recovery/results \
 		--markdown docs/disaster_recovery/RECOVERY_METRICS.md; exit $$code
