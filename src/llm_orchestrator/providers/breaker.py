@@ -57,11 +57,15 @@ class Tally:
 
     A row of failures lasts until a call succeeds that began after its first one: what was under way
     before (long streams) says nothing of now. `row_begun`: calls that have begun since.
+    `doubt` is failures less successes since it was 0 last, of calls begun since: a provider that
+    breaks off long answers may still give short ones, and those end every row.
     """
 
     in_a_row: int = 0
     row_since: float = 0.0
     row_begun: int = 0
+    doubt: int = 0
+    doubt_since: float = 0.0
     calls: int = 0
     failures: int = 0
     since: float = 0.0
@@ -129,6 +133,7 @@ def count(
         tally = replace(tally, in_a_row=tally.in_a_row + 1)
     elif began is None or began >= tally.row_since:
         tally = replace(tally, in_a_row=0)
+    tally = _doubt(tally, now, is_failure=is_failure, policy=policy, began=began)
     if not policy.failures_max or not is_failure:
         return tally, False
     is_share = (
@@ -136,6 +141,28 @@ def count(
     )
     is_row = tally.in_a_row >= policy.failures_max and 2 * tally.in_a_row >= tally.row_begun
     return tally, is_share or is_row
+
+
+def _doubt(
+    tally: Tally, now: float, *, is_failure: bool, policy: BreakerPolicy, began: float | None
+) -> Tally:
+    if is_failure:
+        since = tally.doubt_since if tally.doubt else now
+        doubt = min(tally.doubt + 1, policy.window_calls_min)
+        return replace(tally, doubt=doubt, doubt_since=since)
+    if tally.doubt and (began is None or began >= tally.doubt_since):
+        return replace(tally, doubt=tally.doubt - 1)
+    return tally
+
+
+def is_doubted(tally: Tally, policy: BreakerPolicy) -> bool:
+    """Whether so much fails now that a failure is the provider's, though the breaker is closed."""
+    return 0 < policy.failures_max <= tally.doubt
+
+
+def opened(now: float, policy: BreakerPolicy) -> Tally:
+    """What is known once it has opened: closed again, it is doubted until calls succeed."""
+    return Tally(doubt=policy.failures_max, doubt_since=now, since=now)
 
 
 def admit(verdict: Verdict, now: float, policy: BreakerPolicy) -> tuple[Verdict, Admission]:

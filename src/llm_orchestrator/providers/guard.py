@@ -3,7 +3,8 @@
 A call that may not pass raises ProviderUnavailable before anything is sent, with the seconds after
 which it is worth coming back; the engine parks the run and burns no attempt. Runs that are refused
 together are told different times, so that they return in a row and not as a crowd. A call that was
-sent and broke is none of its run's failures either once the breaker is open (ProviderOutage). A key
+sent and broke is none of its run's failures either once the breaker is open, or while most of what
+has begun lately breaks (ProviderOutage): an outage may cut long answers and give short ones. A key
 that is refused opens the breaker when it was good before: it was revoked, and will be replaced.
 
 The hot path does not touch the store: the verdict is looked up once a second, a limit is spent from
@@ -138,7 +139,7 @@ class SharedBreaker:
     async def fail(self, wave_id: int, error: ProviderError) -> None:
         """The call broke, and another one might break as well.
 
-        Raises ProviderOutage when that is certain.
+        Raises ProviderOutage when that is certain, or when most of what has begun lately broke.
         """
         retry_after_s = error.retry_after_s
         is_open = self._verdict.state is State.CLOSED and (
@@ -157,10 +158,14 @@ class SharedBreaker:
 
         await self._change(step)
         if is_open:
-            self._tally = Tally()
+            self._tally = breaker.opened(self._clock.monotonic(), self._policy)
         verdict = self._verdict
-        if verdict.state is not State.CLOSED and not isinstance(error, ProviderUnknownOutcome):
+        if isinstance(error, ProviderUnknownOutcome):
+            return
+        if verdict.state is not State.CLOSED:
             raise self._outage(error, max(0.0, verdict.until - self._now())) from error
+        if breaker.is_doubted(self._tally, self._policy):
+            raise self._outage(error, self._policy.open_s_max) from error
 
     def means_outage(self, error: ProviderError) -> bool:
         """Whether an error says something of the provider, not of the request."""

@@ -309,6 +309,38 @@ async def test_failures_before_the_breaker_opens_are_the_runs_own_and_later_ones
     assert told[-1].retry_after_s == pytest.approx(2, abs=0.1)
 
 
+async def test_while_most_calls_break_a_failure_is_the_providers_though_some_succeed() -> None:
+    bench = Bench()
+    for _ in range(30):  # what went well before keeps the share of failures small
+        await bench.ask()
+    told = []
+    for _ in range(6):  # long answers break, short ones do not
+        told += [await bench.failure(errors.ProviderTransient("cut")) for _ in range(2)]
+        await bench.ask()
+    kinds = [isinstance(each, errors.ProviderOutage) for each in told]
+    assert bench.shared.puts == 0  # the breaker is closed all the time
+    assert kinds == [False] * 3 + [True] * 9
+    for _ in range(20):
+        await bench.ask()
+    told = [await bench.failure(errors.ProviderTransient("cut"))]
+    assert type(told[0]) is errors.ProviderTransient  # it is trusted again
+
+
+async def test_closed_again_it_is_doubted_until_calls_succeed() -> None:
+    bench = Bench()
+    for _ in range(3):
+        await bench.fail()
+    bench.clock.now += 20
+    for _ in range(1 + 4 + 16):  # the waves: then it is closed
+        await bench.ask()
+    told = await bench.failure(errors.ProviderTransient("cut"))
+    assert isinstance(told, errors.ProviderOutage)
+    for _ in range(5):
+        await bench.ask()
+    told = await bench.failure(errors.ProviderTransient("cut"))
+    assert type(told) is errors.ProviderTransient
+
+
 async def test_who_asks_whether_it_is_back_pays_no_attempt_for_it() -> None:
     bench = Bench()
     for _ in range(3):
