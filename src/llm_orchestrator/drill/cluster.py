@@ -97,6 +97,7 @@ class ClusterTarget:
             has_network=True,
             disk_mb=self._system.disk_mb,
             imports=(str(FLOWS),),
+            sabotage=self._system.sabotage,
         )
         self._lab = await asyncio.to_thread(up, spec, self._place, tell=lambda text: None)
         timeout = aiohttp.ClientTimeout(total=_REQUEST_S)

@@ -160,7 +160,9 @@ def patroni_settings(plan: Plan, place: Place, home: Path, *, binaries: Path) ->
 def _node(plan: Plan, place: Place, home: Path) -> Command:
     llm = plan.url(plan.running("llm")[0], "llm")
     store = f"sqlite:///{home / 'runs.db'}" if plan.spec.is_single else plan.database_url
+    paths = os.pathsep.join(filter(None, [plan.spec.sabotage, _OURS["PYTHONPATH"]]))
     environment = _OURS | {
+        "PYTHONPATH": paths,
         "LLM_ORCHESTRATOR_URL": store,
         "LLM_ORCHESTRATOR_NODE_NAME": place.name,
         "LLM_ORCHESTRATOR_REGION": place.region,

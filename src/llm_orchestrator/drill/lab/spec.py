@@ -28,7 +28,7 @@ class LabSpec:
     `is_single`: one node on SQLite, no database servers. `has_network`: each host is a network
     namespace (root only); without it, a loopback address. `disk_mb`: each database has a disk of
     so many MiB, in memory, that can be filled (root only); 0: the machine's own. `imports`: files
-    of Python workflows that every node executes.
+    of Python workflows that every node executes. `sabotage`: see scenario.System.
     """
 
     regions: int = 1
@@ -37,6 +37,7 @@ class LabSpec:
     has_network: bool = False
     disk_mb: int = 0
     imports: tuple[str, ...] = ()
+    sabotage: str = ""
 
     @property
     def shown(self) -> str:
