@@ -238,7 +238,7 @@ class _Builder:
         for key in data:
             if key in fields or key in _FREE_NAMES:
                 continue
-            close = nearest(key, fields, cutoff=0.8)
+            close = nearest(_SLIPS.get((str(data.get("type")), key), key), fields, cutoff=0.8)
             if close:
                 free = " (a parameter of that name goes under `parameters`)"
                 self._issues.append(
@@ -248,6 +248,8 @@ class _Builder:
 
 _FREE_NAMES = frozenset({"input", "outputs", "top_p", "top_k", "field", "values", "keys", "time"})
 """Parameters that look like a key of ours and are none."""
+_SLIPS = {("llm", "timeout"): "timeout_seconds"}
+"""It would be sent to the provider, and bound nothing. (An action has a `timeout` of its own.)"""
 
 
 def _local_names(data: Mapping[str, Any]) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ def ask(step_id: str, prompt: str, **more: str) -> str:
         ("{id: a, type: wait, secconds: 1}", "unknown key `secconds`; did you mean `seconds`?"),
         ("{id: a, type: wait, seconds: 1, depend_on: [x]}", "did you mean `depends_on`?"),
         (f"{{id: a, type: llm, {LLM}, temprature: 1}}", "did you mean `temperature`?"),
+        (f"{{id: a, type: llm, {LLM}, timeout: 30}}", "did you mean `timeout_seconds`?"),
         ("{id: a, type: llm, provider: echo, prompt: x}", "missing key `model`"),
         ("{id: a, type: llm, provider: echo, modle: m, prompt: x}", "did you mean it by `modle`?"),
         ("{id: a, type: llm, provider: echo, model: m}", "needs either `prompt` or `messages`"),
