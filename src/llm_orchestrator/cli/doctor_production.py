@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from llm_orchestrator.cli.session import Session
+    from llm_orchestrator.recovery.patroni import Cluster
     from llm_orchestrator.store.base import Database
     from llm_orchestrator.wire.backups import Backups
 
@@ -59,6 +60,7 @@ async def look(
     integrity: Integrity,
 ) -> Facts:
     """Everything that is judged. Raises ConfigError."""
+    from llm_orchestrator.drill.report import read
     from llm_orchestrator.engine.memory import Memory
     from llm_orchestrator.recovery.readiness import read_objectives
     from llm_orchestrator.store.sqlite_file import library_version
@@ -89,7 +91,18 @@ async def look(
         alerts_flaw=alerts_flaw,
         stored=stored,
         store_flaw=store_flaw,
+        cluster=await _cluster(session),
+        drills=read(config.data_dir / "drills" / "results", "").results,
     )
+
+
+async def _cluster(session: Session) -> Cluster | None:
+    from llm_orchestrator.recovery.patroni import Patroni
+
+    if not session.config.patroni_urls:
+        return None
+    async with Patroni(session.config.patroni_urls, session.clock) as patroni:
+        return await patroni.look()
 
 
 def _keys(backups: Backups) -> tuple[int, str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from llm_orchestrator.store.base import Member, lives
 
 if TYPE_CHECKING:
     from llm_orchestrator.config import Config
+    from llm_orchestrator.recovery.patroni import Cluster
     from llm_orchestrator.recovery.readiness import Backups, Exposure, Objective
     from llm_orchestrator.security.audit_check import Checked
     from llm_orchestrator.store.postgres_report import Report, Way
@@ -40,6 +42,8 @@ FLEETING = frozenset({"tmpfs", "ramfs", "overlay"})
 """File systems that go with the machine's memory or with the container."""
 DURABLE = frozenset({"on", "remote_apply"})
 PAID = frozenset({"llm", "embed"})
+DRILL_AGE = timedelta(days=92)
+"""A quarter: the documents ask for a drill in each."""
 ALERTS = frozenset(
     {
         "OrchestratorDown",
@@ -109,6 +113,11 @@ class Facts:
     alerts_flaw: str
     stored: Stored | None
     store_flaw: str = ""
+    cluster: Cluster | None = None
+    """What Patroni tells; None: it was not asked (`patroni_urls`), or does not answer."""
+    drills: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Results of the drills that were carried out from here, by scenario."""
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
     python: tuple[int, int] = sys.version_info[:2]
 
 
@@ -428,6 +437,38 @@ def _journals(facts: Facts, stored: Stored) -> Answer:
     return _is(found.state == "ok", found.finding, found.hint or "llmo journal verify --all")
 
 
+def _manager(facts: Facts) -> Answer:
+    """What becomes of commits when the last standby is gone is a choice; it must be a known one."""
+    if not facts.is_server:
+        return OK, "SQLite: there is no cluster", ""
+    if not facts.config.patroni_urls:
+        return NOT_CHECKED, "patroni_urls is not set: nobody was asked", "llmo region status"
+    found = facts.cluster
+    if found is None:
+        return NOT_OK, "no address in patroni_urls answers", "llmo region status"
+    means = {
+        "strict": "without a standby commits stall, and nothing is lost",
+        "degrade": "without a standby it goes on alone: what only it has may be lost",
+        "off": "commits wait for nobody",
+    }
+    text = f"{found.sync}: {means[found.sync]}; {found.leader or 'nobody'} leads"
+    is_good = found.sync != "off" and bool(found.leader)
+    return _is(is_good, text, "llmo region policy --sync strict")
+
+
+def _drills(facts: Facts) -> Answer:
+    hint = "llmo drill run --all --against STAGING.toml"
+    good = {name: each for name, each in facts.drills.items() if not each["overrides"]}
+    if not good:
+        return NOT_CHECKED, "no drill was carried out from this machine", hint
+    lost = sorted(name for name, each in good.items() if each["summary"]["status"] == "lost")
+    newest = max(datetime.fromisoformat(str(each["finished_at"])) for each in good.values())
+    text = f"{count(len(good), 'scenario')}, the last one on {newest:%Y-%m-%d}"
+    if lost:
+        return NOT_OK, f"{text}; work was lost or doubled in {', '.join(lost)}", hint
+    return _is(facts.now - newest <= DRILL_AGE, text, hint)
+
+
 OF_MACHINE: Mapping[str, Callable[[Facts], Answer]] = {
     "python": _version,
     "token": _token,
@@ -439,6 +480,8 @@ OF_MACHINE: Mapping[str, Callable[[Facts], Answer]] = {
     "backup place": _place,
     "sealing keys": _sealing,
     "alert rules": _alerts,
+    "cluster manager": _manager,
+    "drills": _drills,
     "store": _store,
 }
 OF_STORE: Mapping[str, Callable[[Facts, Stored], Answer]] = {

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -29,6 +30,7 @@ from llm_orchestrator.cli.production_items import (
 )
 from llm_orchestrator.config import Config
 from llm_orchestrator.drill.postgres_lab import PostgresServer
+from llm_orchestrator.recovery.patroni import Cluster, Server
 from llm_orchestrator.recovery.readiness import Backups, Exposure, Objective
 from llm_orchestrator.security.audit_check import Checked
 from llm_orchestrator.security.audit_check import Flaw as AuditFlaw
@@ -66,7 +68,17 @@ CONFIG = Config(
     backup_place="s3://b/p",
     backup_recipients=("age1a", "age1b"),
     archive_place="s3://b/a",
+    patroni_urls=("http://a:8008",),
 )
+LEADER = Server("a-db1", "a", "leader", "running", 0)
+TODAY = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+def drill(status: str, *overrides: str) -> dict[str, Any]:
+    finished = (TODAY - timedelta(days=30)).isoformat()
+    return {"overrides": overrides, "finished_at": finished, "summary": {"status": status}}
+
+
 GOOD = Facts(
     config=CONFIG,
     is_server=True,
@@ -83,6 +95,9 @@ GOOD = Facts(
     alerts=ALERTS | {"Another"},
     alerts_flaw="",
     stored=STORED,
+    cluster=Cluster([LEADER], "a-db1", "strict"),
+    drills={"region_failback": drill("missed")},
+    now=TODAY,
 )
 
 
@@ -188,6 +203,11 @@ FAILING: list[tuple[str, Facts, str]] = [
     ("budgets", stored(definitions={"pays": PAYING}), "without one: pays"),
     ("audit chain", stored(audit=Checked(1, 5, [], [AuditFlaw("a", 2, "is gone")])), "is gone"),
     ("journals", stored(integrity=Finding("integrity", "error", "run r is damaged")), "run r"),
+    ("cluster manager", replace(GOOD, cluster=None), "no address"),
+    ("cluster manager", replace(GOOD, cluster=Cluster([LEADER], "a-db1", "off")), "for nobody"),
+    ("cluster manager", replace(GOOD, cluster=Cluster([LEADER], "", "strict")), "nobody leads"),
+    ("drills", replace(GOOD, drills={"one": drill("lost"), "two": drill("passed")}), "in one"),
+    ("drills", replace(GOOD, now=TODAY + timedelta(days=63)), "2026-10-02"),
 ]
 
 
@@ -214,6 +234,9 @@ UNSEEN: list[tuple[str, Facts]] = [
     ("budgets", stored(definitions={})),
     ("audit chain", stored(audit=Checked())),
     ("failure domain", file()),
+    ("cluster manager", config(patroni_urls=())),
+    ("drills", replace(GOOD, drills={})),
+    ("drills", replace(GOOD, drills={"one": drill("passed", "load.in_flight=2")})),
 ]
 
 
