@@ -45,7 +45,7 @@ ALL_CASES = list(cases())
 BASE = "{{ $externalLabels.runbook_base }}"
 SEVERITIES = {"P0": "pager", "P1": "pager-quiet", "P2": "chat", "P3": "tickets"}
 PARTS = ("Means", "See", "By itself", "You", "Validate", "Worse")
-CLASSES = ("database", "application", "network", "data", "backup", "failover", "provider")
+CLASSES = ("database", "application", "network", "data", "backup", "region", "provider")
 EARLIER = [
     *("ServiceDown", "HighErrorRate", "DatabaseDown", "DiskSpaceCritical", "HighLatency"),
     *("LowSuccessRate", "HighMemoryUsage", "DatabaseConnectionPoolExhausted", "ModerateErrorRate"),

@@ -48,6 +48,7 @@ ALERTS = frozenset(
     {
         "OrchestratorDown",
         "NoNodeAlive",
+        "NoRegionActive",
         "StoreUnreachable",
         "StoreReadOnly",
         "GenerationsDiffer",
