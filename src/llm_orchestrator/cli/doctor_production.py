@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from llm_orchestrator.cli.backup_given import backups_of
 from llm_orchestrator.cli.doctor_postgres import Finding
 from llm_orchestrator.cli.production_items import Facts, Folder, Stored, judge
 from llm_orchestrator.errors import OrchestratorError, StoreError
+from llm_orchestrator.model import MICROSECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -93,6 +95,7 @@ async def look(
         store_flaw=store_flaw,
         cluster=await _cluster(session),
         drills=read(config.data_dir / "drills" / "results", "").results,
+        now=datetime.fromtimestamp(session.clock.now_us() / MICROSECONDS, UTC),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -113,12 +113,12 @@ class Facts:
     """Names of the rules that Prometheus has loaded; None: it was not asked."""
     alerts_flaw: str
     stored: Stored | None
+    now: datetime
     store_flaw: str = ""
     cluster: Cluster | None = None
     """What Patroni tells; None: it was not asked (`patroni_urls`), or does not answer."""
     drills: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Results of the drills that were carried out from here, by scenario."""
-    now: datetime = field(default_factory=lambda: datetime.now(UTC))
     python: tuple[int, int] = sys.version_info[:2]
 
 
