@@ -97,9 +97,7 @@ SWITCHES = {
 }
 
 
-def drill(
-    scenario: str, data: Path, *more: str, against: str = "single"
-) -> tuple[int, list[str]]:
+def drill(scenario: str, data: Path, *more: str, against: str = "single") -> tuple[int, list[str]]:
     """Exit code, and the kinds of what the witness found."""
     code, result = carry_out(scenario, data, *SOON, *more, against=against)
     (run,) = result["runs"]

@@ -139,6 +139,7 @@ def test_what_is_asked_for_is_what_is_made(folder: Path) -> None:
 
     is_root = os.getuid() == 0
     assert asked() == LabSpec(regions=2, postgres=18, has_network=is_root)
+    assert asked(has_barman=True).has_barman
     assert asked(is_loopback=True) == LabSpec(regions=2, postgres=18)
     assert _spec(1, None, is_single=True, is_loopback=False) == SINGLE
     refused = llmo("up", "--single", "--regions", "2", folder=folder)

@@ -8,9 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.lab import Lab, LabSpec, down, reach, up
 from llm_orchestrator.drill.lab_process import LabError, state, wait
 from tests.drill.lab_support import HELLO, llmo, network_of, segments, traces
+from tests.recovery.barman_lab import tools_on_path
 
 HANG_S = 100.0
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
@@ -36,7 +41,7 @@ def lab() -> Iterator[Lab]:
         Path(base).chmod(0o711)
         folder = Path(base).resolve() / "lab"
         told: list[str] = []
-        made = up(LabSpec(has_network=True, disk_mb=400), folder, tell=told.append)
+        made = up(LabSpec(has_network=True, disk_mb=400, has_barman=True), folder, tell=told.append)
         print(f"\n{told[-1]}")
         with_client(made, Client.register)
         yield made
@@ -155,7 +160,7 @@ def test_everything_is_there(lab: Lab) -> None:
         for what in host.place.runs
     }
     assert here not in spaces
-    assert len(spaces) == 8  # one a host that runs something
+    assert len(spaces) == 9  # one a host that runs something
     etcd = lab.process("a-db1/etcd").pid
     assert os.getpriority(os.PRIO_PROCESS, etcd) == -10
     assert Path(f"/proc/{lab.process('a-db1/patroni').pid}").stat().st_uid != 0
@@ -176,6 +181,7 @@ def test_writes_go_on_when_the_primarys_host_is_lost(lab: Lab) -> None:
         assert await client.primary() != lost.name
         assert await client.run(1, node=1) == first  # the same run, not another one
         assert not any(process.pid for process in lost.processes.values())
+        await client.until(partial(barman_is_well, lab), "Barman at the new primary")
         await lost.heal()
         await lost.start()
         await client.until(client.is_whole, "a member that comes back")
@@ -184,6 +190,39 @@ def test_writes_go_on_when_the_primarys_host_is_lost(lab: Lab) -> None:
     said = lab.llm_ledger.read_text().splitlines()
     keys = [line["idempotency_key"] for line in map(json.loads, said) if line["event"] == "arrived"]
     assert len(keys) == len(set(keys)) == 2
+
+
+async def barman_is_well(lab: Lab) -> bool:
+    """It has a base of this cluster, and streams the log of whoever leads."""
+    words = ("barman", "-c", str(lab.barman_config), "check", "--nagios", "orchestrator")
+    done = await asyncio.to_thread(
+        subprocess.run, lab.command(*words), capture_output=True, check=False, cwd="/"
+    )
+    return done.returncode == 0
+
+
+@needs_root
+def test_barman_has_a_base_and_the_log(lab: Lab) -> None:
+    settings = lab.folder / "a-node1" / "llm-orchestrator.toml"
+    words = (sys.executable, "-m", "llm_orchestrator", "--store", lab.store_url)
+    with lab.inside(), tools_on_path():
+        environment = {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "LLM_ORCHESTRATOR_CONFIG": str(settings),
+        }
+        for more in (("backup", "create", "--type", "full"), ("backup", "check")):
+            done = subprocess.run(
+                [*words, *more],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=os.environ | environment,
+                cwd=lab.folder,
+                timeout=HANG_S,
+            )
+            print(done.stdout, done.stderr)
+    assert re.search(r"barman base +ok", done.stdout)
+    assert re.search(r"barman log +ok", done.stdout)
 
 
 @needs_root

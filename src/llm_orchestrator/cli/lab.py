@@ -50,6 +50,9 @@ def up(
             help="Hosts are loopback addresses, as without root; then no network can be cut.",
         ),
     ] = False,
+    has_barman: Annotated[
+        bool, typer.Option("--barman/--no-barman", help="Barman keeps the cluster's log.")
+    ] = True,
     folder: Folder = None,
 ) -> None:
     """Make a lab and wait until it is ready; prints where its nodes answer."""
@@ -57,7 +60,13 @@ def up(
 
     session = session_of(context)
     lab = make(
-        _spec(regions, postgres, is_single=is_single, is_loopback=is_loopback),
+        _spec(
+            regions,
+            postgres,
+            is_single=is_single,
+            is_loopback=is_loopback,
+            has_barman=has_barman and not is_single,
+        ),
         folder,
         tell=session.note,
     )
@@ -67,7 +76,14 @@ def up(
         emit(url)
 
 
-def _spec(regions: int, postgres: Version | None, *, is_single: bool, is_loopback: bool) -> LabSpec:
+def _spec(
+    regions: int,
+    postgres: Version | None,
+    *,
+    is_single: bool,
+    is_loopback: bool,
+    has_barman: bool = False,
+) -> LabSpec:
     import os
 
     from llm_orchestrator.drill.lab import LabSpec
@@ -76,7 +92,9 @@ def _spec(regions: int, postgres: Version | None, *, is_single: bool, is_loopbac
         raise typer.BadParameter("--single is one node on SQLite: no --regions, no --postgres")
     has_network = not (is_single or is_loopback) and os.getuid() == 0
     version = int(postgres.value) if postgres else 0
-    return LabSpec(regions, version, is_single=is_single, has_network=has_network)
+    return LabSpec(
+        regions, version, is_single=is_single, has_network=has_network, has_barman=has_barman
+    )
 
 
 @app.command()

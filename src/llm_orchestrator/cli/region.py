@@ -352,6 +352,7 @@ def _servers(scene: Scene) -> list[dict[str, Json]]:
             for each in lags.values()
         ]
     home = scene.cluster.region
+    has_others = any(each.region != home for each in scene.cluster.servers)
     return [
         {
             "server": each.name,
@@ -362,9 +363,9 @@ def _servers(scene: Scene) -> list[dict[str, Json]]:
             "lag_s": round(lags[each.name].lag_s, 3) if each.name in lags else None,
             "note": (
                 "commits wait for it, and it dies with the primary's region"
-                if each.is_sync and each.region == home
+                if has_others and each.is_sync and each.region == home
                 else "outside the primary's region"
-                if each.is_sync
+                if each.is_sync and each.region != home
                 else None
             ),
         }

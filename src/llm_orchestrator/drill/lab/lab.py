@@ -31,7 +31,7 @@ from llm_orchestrator.drill.lab.clear import (
     remove,
 )
 from llm_orchestrator.drill.lab.host import MARK, Host, Process
-from llm_orchestrator.drill.lab.servers import LEDGER, S3_BUCKET, S3_KEY
+from llm_orchestrator.drill.lab.servers import BARMAN_CONFIG, LEDGER, S3_BUCKET, S3_KEY
 from llm_orchestrator.drill.lab.spec import LabSpec, Plan, make_plan, settings
 from llm_orchestrator.drill.lab_process import LabError, state, wait
 
@@ -109,6 +109,12 @@ class Lab:
             "secret_key": secret,
             "bucket": S3_BUCKET,
         }
+
+    @property
+    def barman_config(self) -> Path | None:
+        """For `barman -c`, and the setting `barman_config`; None in a lab without Barman."""
+        places = self.plan.running("barman")
+        return self.folder / places[0].name / BARMAN_CONFIG if places else None
 
     def _url(self, what: str) -> str:
         return next((self.plan.url(place, what) for place in self.plan.running(what)), "")
@@ -323,11 +329,12 @@ async def status(folder: Path | None = None) -> dict[str, Any]:
         "llm": lab.llm_url,
         "prometheus": lab.prometheus_url,
         "s3": dict(lab.s3),
+        "barman": str(lab.barman_config or ""),
         "client": " ".join(lab.command()),
         "processes": [
             {
                 "name": process.name,
-                "address": lab.plan.url(host.place, what),
+                "address": lab.plan.url(host.place, what) if what in lab.plan.ports else "",
                 "region": host.region,
                 "pid": process.pid,
                 "restarts": process.restarts,

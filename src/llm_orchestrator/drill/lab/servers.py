@@ -7,6 +7,7 @@ everything else as ourselves.
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import sys
@@ -68,8 +69,9 @@ Maker = Callable[[Plan, Place, Path], Command]
 def make_command(plan: Plan, place: Place, what: str, *, folder: Path, binaries: Path) -> Command:
     """Write the files of `what` on `place` and say how it is started. Raises LabError."""
     home = folder / place.name
-    if what == "patroni":
-        return _patroni(plan, place, home, binaries=binaries)
+    if what in ("patroni", "barman"):
+        make = _patroni if what == "patroni" else _barman
+        return make(plan, place, home, binaries=binaries)
     return _MAKERS[what](plan, place, home)
 
 
@@ -113,6 +115,8 @@ def _patroni(plan: Plan, place: Place, home: Path, *, binaries: Path) -> Command
 def patroni_settings(plan: Plan, place: Place, home: Path, *, binaries: Path) -> dict[str, Any]:
     """Patroni's configuration of one member."""
     ports, dynamic = plan.ports, settings()["patroni"]
+    if plan.spec.has_barman:  # on every primary, or the log that it has not seen yet is thrown away
+        dynamic = dynamic | {"slots": {"barman": {"type": "physical"}}}
     patroni, postgres = (f"{place.address}:{ports[port]}" for port in ("patroni", "postgres"))
     users = {"superuser": "postgres", "replication": "replicator", "rewind": "rewinder"}
     proof = "scram-sha-256"
@@ -154,6 +158,61 @@ def patroni_settings(plan: Plan, place: Place, home: Path, *, binaries: Path) ->
     }
 
 
+def _barman(plan: Plan, place: Place, home: Path, *, binaries: Path) -> Command:
+    """It streams the primary's log, whoever that is; `barman cron` starts again what has ended."""
+    who, port = account(), plan.ports["postgres"]
+    servers = plan.running("patroni")
+    hosts = ",".join(each.address for each in servers)
+    ports = ",".join([str(port)] * len(servers))
+    way = f"host={hosts} port={ports} dbname=postgres target_session_attrs=read-write"
+    secret, config = home / ".pgpass", home / BARMAN_CONFIG
+    secret.write_text(f"*:*:*:*:{plan.password}\n")
+    config.write_text(
+        _BARMAN.format(
+            user=who.pw_name if who else getpass.getuser(),
+            home=home,
+            way=f"{way} passfile={secret} {_SOON_DEAD}",
+            server=BARMAN_SERVER,
+            programs=binaries,
+        )
+    )
+    more = home / "conf.d"  # it looks there, and says so each time when there is none
+    more.mkdir()
+    for path, mode in ((secret, 0o600), (config, 0o600), (more, 0o700)):
+        path.chmod(mode)
+        own(path)
+    program = tools.find("barman", hint="make setup, or llmo lab up --no-barman")
+    loop = f"while :; do '{program}' -c '{config}' -q cron; sleep {_CRON_S}; done"
+    return Command(place, "barman", ("sh", "-c", loop), health="")
+
+
+BARMAN_CONFIG, BARMAN_SERVER = "barman.conf", "orchestrator"
+_CRON_S = 5
+_SOON_DEAD = "connect_timeout=3 tcp_user_timeout=3000 " + " ".join(
+    f"keepalives{word}={value}"
+    for word, value in (("", 1), ("_idle", 1), ("_interval", 1), ("_count", 3))
+)
+"""A primary that was lost with its host says no goodbye."""
+_BARMAN = """\
+[barman]
+barman_user = {user}
+barman_home = {home}/barman
+barman_lock_directory = {home}
+configuration_files_directory = {home}/conf.d
+log_file = {home}/barman-self.log
+
+[{server}]
+description = the lab's cluster
+conninfo = {way} user=postgres
+streaming_conninfo = {way} user=replicator
+backup_method = postgres
+streaming_archiver = on
+slot_name = barman
+path_prefix = {programs}
+immediate_checkpoint = true
+"""
+
+
 # --- what is ours ---
 
 
@@ -171,9 +230,13 @@ def _node(plan: Plan, place: Place, home: Path) -> Command:
         "ANTHROPIC_API_KEY": "lab",
         "ANTHROPIC_BASE_URL": llm,
     }
-    (home / "llm-orchestrator.toml").write_text(
-        f'outgoing_allow = ["{plan.subnet}"]\n', encoding="utf-8"
-    )
+    lines = [f'outgoing_allow = ["{plan.subnet}"]']
+    if servers := plan.running("patroni"):
+        lines.append(f"patroni_urls = {json.dumps([plan.url(s, 'patroni') for s in servers])}")
+    for each in plan.running("barman"):
+        lines.append(f'barman_server = "{BARMAN_SERVER}"')
+        lines.append(f'barman_config = "{home.parent / each.name / BARMAN_CONFIG}"')
+    (home / "llm-orchestrator.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     port = plan.ports["node"]
     words = ("serve", "--host", place.address, "--port", str(port), "--insecure")
     more = ["--serve", "api,worker", "--data", str(home / "data")]

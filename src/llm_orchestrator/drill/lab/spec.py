@@ -28,7 +28,8 @@ class LabSpec:
     `is_single`: one node on SQLite, no database servers. `has_network`: each host is a network
     namespace (root only); without it, a loopback address. `disk_mb`: each database has a disk of
     so many MiB, in memory, that can be filled (root only); 0: the machine's own. `imports`: files
-    of Python workflows that every node executes. `sabotage`: see scenario.System.
+    of Python workflows that every node executes. `sabotage`: see scenario.System. `has_barman`:
+    Barman keeps base backups and the log of the cluster.
     """
 
     regions: int = 1
@@ -38,6 +39,7 @@ class LabSpec:
     disk_mb: int = 0
     imports: tuple[str, ...] = ()
     sabotage: str = ""
+    has_barman: bool = False
 
     @property
     def shown(self) -> str:
@@ -46,7 +48,8 @@ class LabSpec:
         if self.is_single:
             return f"one node on SQLite, {where}"
         regions = f"{self.regions} region{'s' if self.regions > 1 else ''}"
-        return f"{regions}, PostgreSQL {self.postgres or 'as found'}, {where}"
+        barman = " with Barman" if self.has_barman else ""
+        return f"{regions}, PostgreSQL {self.postgres or 'as found'}{barman}, {where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +135,5 @@ def _layout(spec: LabSpec) -> Sequence[Mapping[str, Any]]:
     layouts = settings()["layouts"]
     if spec.is_single:
         return list(layouts["single"])
-    return [*layouts["services"], *layouts[str(spec.regions)]]
+    more = layouts["barman"] if spec.has_barman else []
+    return [*layouts["services"], *more, *layouts[str(spec.regions)]]

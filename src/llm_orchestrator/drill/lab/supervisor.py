@@ -25,7 +25,7 @@ from llm_orchestrator.drill.lab import tools
 from llm_orchestrator.drill.lab.host import DISK
 from llm_orchestrator.drill.lab.network import Network
 from llm_orchestrator.drill.lab.reach import client_of, get
-from llm_orchestrator.drill.lab.servers import Command, make_command
+from llm_orchestrator.drill.lab.servers import BARMAN_SERVER, Command, make_command
 from llm_orchestrator.drill.lab.spec import DATABASE, Place
 from llm_orchestrator.drill.lab_process import LabError, as_account, may, own
 
@@ -132,8 +132,9 @@ class Supervisor:
         for place in plan.places:
             home = self._folder / place.name
             home.mkdir(mode=0o700)
-            if "patroni" in place.runs:
+            if {"patroni", "barman"} & set(place.runs):
                 own(home)
+            if "patroni" in place.runs:
                 self._make_disk(home / DISK)
         for what in _FIRST:
             self._start(*self._plan.running(what), what=what)
@@ -156,10 +157,12 @@ class Supervisor:
             self._start(*others, what="patroni")
             await asyncio.to_thread(self._make_database, first)
             self._done("primary database")
+        self._start(*self._plan.running("barman"), what="barman")
         self._start(*self._plan.running("node"), what="node")
         await asyncio.gather(
             self._database_ready(client),
             *(self._ready(client, what) for what in ("llm", "s3", "prometheus", "node")),
+            self._log_kept(),
         )
 
     def _start(self, *places: Place, what: str) -> None:
@@ -179,7 +182,7 @@ class Supervisor:
         where = ("-h", str(self._folder / primary.name), "-p", str(self._plan.ports["postgres"]))
         tools.call(
             *as_account(psql, "-XAtq", "--set=ON_ERROR_STOP=1", "-U", "postgres", *where),
-            given=f"CREATE ROLE {DATABASE} LOGIN PASSWORD '{self._plan.password}';\n"
+            given=f"CREATE ROLE {DATABASE} LOGIN CREATEDB PASSWORD '{self._plan.password}';\n"
             f"CREATE DATABASE {DATABASE} OWNER {DATABASE};\n",
         )
 
@@ -220,6 +223,18 @@ class Supervisor:
 
         await self._until(is_whole, "standbys that stream", ("patroni",))
         self._done("standbys")
+
+    async def _log_kept(self) -> None:
+        places = self._plan.running("barman")
+        if not places:
+            return
+        streaming = self._folder / places[0].name / "barman" / BARMAN_SERVER / "streaming"
+
+        async def is_streamed() -> bool:
+            return any(streaming.glob("*.partial"))
+
+        await self._until(is_streamed, "log that Barman keeps", ("barman",))
+        self._done("Barman")
 
     async def _until(
         self, look: Callable[[], Awaitable[bool]], what: str, kinds: Iterable[str]
