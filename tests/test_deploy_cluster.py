@@ -144,6 +144,7 @@ def test_a_node_opens_its_store_with_what_it_is_told(
     bad = run(*LLMO, "runs", "list", **(told | {"PGPASSWORD": "another"}))
     assert bad.returncode != 0
     assert "another" not in bad.stderr
+    assert "orchestrator" in bad.stderr, "a secret of that name would be taken out of every line"
 
 
 def test_barman_finds_the_password(database: PostgresServer, tmp_path: Path) -> None:
@@ -249,6 +250,8 @@ def test_a_backup_of_a_node_arrives_in_the_object_store(
     with objects(folder, port):
         made = run(*LLMO, "backup", "create", **told)
         assert made.returncode == 0, made.stderr
+        proved = run(*LLMO, "backup", "prove", **told)
+        assert proved.returncode == 0, proved.stderr
         bad = run(*LLMO, "backup", "create", **(told | {"OBJECTS_SECRET": "another"}))
         assert bad.returncode != 0
     assert len(list((folder / "backups" / "orchestrator").rglob("*.tar.gz"))) == 1
