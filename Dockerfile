@@ -1,7 +1,7 @@
 # The orchestrator. Build: docker build -t llm-orchestrator .
 # Two stages: what builds it stays behind. Exact versions with hashes: requirements/build.txt (what
 # builds) and image.txt (what runs). The tags of images: deploy/images.toml.
-FROM python:3.13.7-slim-trixie AS build
+FROM python:3.13.7-slim-bookworm AS build
 ENV UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy
 WORKDIR /build
 COPY requirements/build.txt requirements/image.txt requirements/
@@ -13,8 +13,8 @@ COPY src src
 RUN hatchling build -t wheel -d dist && \
     uv pip install --python /opt/orchestrator/bin/python --no-deps dist/*.whl
 
-FROM python:3.13.7-slim-trixie
-# pg_dump and pg_restore, for backups of a PostgreSQL store: 17, as new as the server of docker-compose.yml.
+FROM python:3.13.7-slim-bookworm
+# pg_dump and pg_restore, for backups of a PostgreSQL store: 15, as the server of docker-compose.yml.
 RUN apt-get update && apt-get install -y --no-install-recommends postgresql-client && \
     rm -rf /var/lib/apt/lists/* && \
     useradd --uid 10001 --create-home --home-dir /data orchestrator

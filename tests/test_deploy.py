@@ -136,6 +136,15 @@ def test_every_image_that_is_not_ours_is_pinned() -> None:
     assert [deploy.IMAGES["rclone/rclone"]] == wanted
 
 
+def test_pg_dump_is_of_the_same_major_version_as_the_servers() -> None:
+    """pg_dump refuses a newer server; an older one refuses what a newer pg_restore sends."""
+    images, client = script("deploy").IMAGES, {"bookworm": 15, "trixie": 17}
+    ours = client[images["python"].rpartition("-")[2]]
+    cluster = (CLUSTER.parent / "cluster.Dockerfile").read_text()
+    assert int(images["postgres"].partition(".")[0]) == ours
+    assert set(map(int, re.findall(r"postgresql[-/](\d+)", cluster))) == {ours}
+
+
 def test_every_file_that_a_service_is_given_is_there() -> None:
     sources = [
         Path(volume["source"])
