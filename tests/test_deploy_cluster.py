@@ -29,7 +29,11 @@ from tests.deploying import AWKWARD, CLUSTER, DEPLOY, ROOT, SMALL, services
 
 PLACE = CLUSTER.parent
 LLMO = (sys.executable, "-m", "llm_orchestrator")
-WORKFLOW = "name: small\nsteps:\n  - id: one\n    type: llm\n    provider: echo\n    model: echo\n    prompt: hello\n"
+WORKFLOW = """\
+name: small
+steps:
+  - {id: one, type: llm, provider: echo, model: echo, prompt: hello}
+"""
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -153,9 +157,8 @@ def test_barman_finds_the_password(database: PostgresServer, tmp_path: Path) -> 
     programs.mkdir()
     home.mkdir()
     where = f"host=127.0.0.1 port={database.port} user=orchestrator dbname=orchestrator"
-    (programs / "barman").write_text(
-        f"#!/bin/sh\npsql -wXAtc 'SELECT current_user' '{where}' > \"$HOME/said\" 2>&1\nkill $PPID\n"
-    )
+    ask = f"psql -wXAtc 'SELECT current_user' '{where}'"
+    (programs / "barman").write_text(f'#!/bin/sh\n{ask} > "$HOME/said" 2>&1\nkill $PPID\n')
     (programs / "barman").chmod(0o755)
     told = services(CLUSTER, AWKWARD)["barman"]["environment"]
     path = f"{programs}:{find_binaries()}:{os.environ['PATH']}"
@@ -303,15 +306,17 @@ def test_grafana_is_given_its_source_and_every_dashboard() -> None:
     shown = sorted(there[provider["options"]["path"]].glob("*.json"))
     assert shown == sorted((ROOT / "deploy" / "grafana").glob("*.json"))
     for path in shown:
-        chosen = [each for each in json.loads(path.read_text())["templating"]["list"]]
+        chosen = json.loads(path.read_text())["templating"]["list"]
         assert {"prometheus"} == {e["query"] for e in chosen if e["type"] == "datasource"}
 
 
 def test_barman_itself_takes_its_file(tmp_path: Path) -> None:
     text = (PLACE / "barman.conf").read_text().replace("/var/lib/barman", str(tmp_path))
     me = pwd.getpwuid(os.getuid()).pw_name
-    (tmp_path / "barman.conf").write_text(re.sub("^barman_user.*", f"barman_user = {me}", text, flags=re.M))
+    (tmp_path / "barman.conf").write_text(
+        re.sub("^barman_user.*", f"barman_user = {me}", text, flags=re.MULTILINE)
+    )
     words = (tool("barman"), "-c", str(tmp_path / "barman.conf"))
     done = run(*words, "show-servers", "orchestrator", HOME=str(tmp_path))
-    assert re.search(r"slot_name: barman$", done.stdout, re.M), done.stdout + done.stderr
+    assert re.search(r"slot_name: barman$", done.stdout, re.MULTILINE), done.stdout + done.stderr
     assert "RECOVERY WINDOW OF 14 DAYS" in done.stdout
