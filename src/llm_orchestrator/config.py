@@ -192,6 +192,7 @@ _ENVIRONMENT = {
     "otel_genai": "OTEL_GENAI",
 }
 _POOL_SIZE = "DB_POOL_SIZE"
+_PASSWORD = "PGPASSWORD"  # noqa: S105 - its name; the store's driver reads it by itself
 _OTLP, _OTLP_TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 _TRACES_PATH = "/v1/traces"
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -266,6 +267,7 @@ def load_config(
     except TypeError as error:
         raise ConfigError(f"configuration: {error}", hint="llmo config show --origin") from error
     _remember(config)
+    remember(environment.get(_PASSWORD, ""))
     return config
 
 
