@@ -87,6 +87,10 @@ class ClusterTarget:
     def llm_ledger(self) -> Path:
         return self.folder / "llm.jsonl" if self._lab is None else self._lab.llm_ledger
 
+    @property
+    def llm_ledgers(self) -> Sequence[Path]:
+        return [self.llm_ledger]
+
     # -- its life -------------------------------------------------------------------------------
 
     async def start(self) -> None:

@@ -42,7 +42,8 @@ _VOCABULARY = [
     "ledge",
 ]
 _GONE = 404
-WORKFLOWS = (
+_MODEL = "    model: fake\n"
+_WORKFLOWS = (
     """\
 name: drill_load
 inputs:
@@ -109,11 +110,21 @@ class Shape:
     word_ms: int
     probe_ms: int
     receiver: str
+    model: str = "fake"
+    fallback: str = ""
 
     @property
     def gap_s(self) -> float:
         """Seconds between two starts, so that `in_flight` of them are under way."""
         return (self.ask_ms + self.words * self.word_ms) / 1000 / self.in_flight
+
+
+def workflows(shape: Shape) -> list[str]:
+    """The load's workflows as YAML, with its model, and the fallback if it has one."""
+    lines = f"    model: {shape.model}\n"
+    if shape.fallback:
+        lines += f"    fallback: [{shape.fallback}]\n"
+    return [text.replace(_MODEL, lines) for text in _WORKFLOWS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +238,7 @@ class Load:
 
     async def register(self) -> None:
         """Make the workflows known."""
-        for text in WORKFLOWS:
+        for text in workflows(self.shape):
             await self._asker.ask(
                 "POST",
                 "/api/v1/workflows",

@@ -37,12 +37,14 @@ _LINE_BYTES_MAX = 1 << 24
 class Witness:
     """Everything that was seen, on disk; and the questions about it."""
 
-    def __init__(self, ledger: Path, eyes: Eyes, *, llm_ledger: Path, endpoints: list[str]) -> None:
+    def __init__(
+        self, ledger: Path, eyes: Eyes, *, llm_ledgers: list[Path], endpoints: list[str]
+    ) -> None:
         self._clock = RealClock()
         self._path = ledger
         self._ledger = Ledger(ledger)
         self._eyes = eyes
-        self._llm_ledger = llm_ledger
+        self._llm_ledgers = llm_ledgers
         self._asker = Asker(endpoints, self._clock, self._trouble)
         self._receiver = Receiver(self.write)
         self._load: Load | None = None
@@ -189,7 +191,7 @@ class Witness:
             self._note_entry("final", seen)
         await self._ledger.lines()
         await self.write({"event": "terms", **given})
-        books = await asyncio.to_thread(read, self._path, self._llm_ledger)
+        books = await asyncio.to_thread(read, self._path, self._llm_ledgers)
         verdict = await asyncio.to_thread(judge, books)
         found = dataclasses.asdict(verdict)
         await self.write({"event": "verdict", **found})
@@ -240,7 +242,7 @@ async def serve(witness: Witness) -> None:
 
 async def _main(chosen: argparse.Namespace) -> None:
     eyes = make_eyes(chosen.store)
-    witness = Witness(chosen.ledger, eyes, llm_ledger=chosen.llm_ledger, endpoints=chosen.endpoint)
+    witness = Witness(chosen.ledger, eyes, llm_ledgers=chosen.llm_ledger, endpoints=chosen.endpoint)
     try:
         await serve(witness)
     finally:
@@ -251,7 +253,7 @@ def main() -> None:
     """Entry point of `python -m llm_orchestrator.drill.witness`."""
     parser = argparse.ArgumentParser(prog="witness")
     parser.add_argument("--ledger", type=Path, required=True)
-    parser.add_argument("--llm-ledger", type=Path, required=True)
+    parser.add_argument("--llm-ledger", type=Path, action="append", required=True)
     parser.add_argument("--store", required=True)
     parser.add_argument("--endpoint", action="append", required=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the drill, which closes our stdin
