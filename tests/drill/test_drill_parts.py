@@ -26,6 +26,7 @@ from llm_orchestrator.drill.objectives import standings
 from llm_orchestrator.drill.scenario import load_all, load_one, parse
 from llm_orchestrator.errors import ConfigError, NotFound
 from llm_orchestrator.language.load import load_text
+from llm_orchestrator.language.steps import LLMStep
 
 SOUND = """\
 id: sound
@@ -121,7 +122,7 @@ def test_a_fallback_is_in_every_step_that_asks_a_model_and_needs_a_provider_to_a
     assert not any("fallback" in text for text in workflows(shape))
     texts = workflows(dataclasses.replace(shape, fallback="anthropic/claude-haiku-4-5"))
     for text in texts:
-        asked = [step for step in load_text(text).steps if step.type == "llm"]
+        asked = [step for step in load_text(text).steps if isinstance(step, LLMStep)]
         assert asked
         assert all(step.model == "gpt-4o" for step in asked)
         assert all(step.fallback[0].provider == "anthropic" for step in asked)

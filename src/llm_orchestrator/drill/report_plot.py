@@ -86,7 +86,9 @@ def spread(runs: Runs, goal_s: float) -> str:
     parts = [
         "<text x='0' y='24'>times</text>",
         *(
-            _dot(_PAGE_LEFT + t * scale, 20, (_PAGE_GOOD, _PAGE_LATE)[t > goal_s], f"{t:.3f} s")
+            _dot(
+                _PAGE_LEFT + t * scale, 20, (_PAGE_GOOD, _PAGE_LATE)[t > goal_s], said=f"{t:.3f} s"
+            )
             for t in times
         ),
         _bar(goal, 20, _PAGE_GOAL),
@@ -110,7 +112,7 @@ def _fit(name: str) -> str:
     return f' textLength="{room}"' if len(name) * _CHAR > room else ""
 
 
-def _dot(x: float, y: float, colour: str, said: str = "") -> str:
+def _dot(x: float, y: float, colour: str, *, said: str = "") -> str:
     title = f"<title>{said}</title>" if said else ""
     if colour in (_LATE, _PAGE_LATE):
         points = f"{x:.1f},{y - 6} {x + 6:.1f},{y} {x:.1f},{y + 6} {x - 6:.1f},{y}"

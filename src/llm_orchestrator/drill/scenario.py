@@ -45,6 +45,10 @@ class Load(_Part):
     model: str = Field("fake", description="The model that is asked; one with a price costs.")
     fallback: str = Field("", description="PROVIDER/MODEL that every step falls back on.")
 
+    client: Literal["plain", "library"] = Field(
+        "plain", description="Who asks: the witness's own client, or our client library."
+    )
+
     @property
     def run_s(self) -> float:
         """How long a run takes, seconds, when nothing is in its way."""
@@ -55,6 +59,12 @@ class System(_Part):
     """What the target makes for it. Numbers of regions and disks are the lab's matter."""
 
     regions: int = Field(1, ge=1, le=3)
+    policy: Literal["active-active", "active-passive"] = Field(
+        "active-active", description="Which regions work; active-passive: a, the others stand by."
+    )
+    names: int = Field(
+        0, ge=0, le=2, description="Clients know regions by so many names; 0: nodes by address."
+    )
     disk_mb: int = Field(0, ge=0, description="Each database on a disk of so many MiB; 0: no.")
     providers: int = Field(1, ge=1, le=2, description="2: Anthropic's has a server of its own.")
     archive: Literal["", "sync", "async"] = Field("", description="The stream archive's mode.")

@@ -24,7 +24,8 @@ from typing import Any
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.fake_ledger import Ledger
 from llm_orchestrator.drill.judge import judge, read
-from llm_orchestrator.drill.load import Asker, Load, Order, Shape
+from llm_orchestrator.drill.load import Asker, Asks, Load, Order, Shape
+from llm_orchestrator.drill.load_library import LibraryAsker
 from llm_orchestrator.drill.witness.eyes import Eyes, Seen, make_eyes
 from llm_orchestrator.drill.witness.receiver import Receiver
 
@@ -45,7 +46,8 @@ class Witness:
         self._ledger = Ledger(ledger)
         self._eyes = eyes
         self._llm_ledgers = llm_ledgers
-        self._asker = Asker(endpoints, self._clock, self._trouble)
+        self._endpoints = endpoints
+        self._asker: Asks | None = None
         self._receiver = Receiver(self.write)
         self._load: Load | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -102,6 +104,8 @@ class Witness:
 
     async def _begin(self, given: dict[str, Json]) -> Json:
         host = str(given.pop("host"))
+        client = LibraryAsker if given.pop("client", "plain") == "library" else Asker
+        self._asker = client(self._endpoints, self._clock, self._trouble)
         await self._receiver.start(host)
         receiver = f"http://{host}:{self._receiver.port}/effect"
         self._load = Load(
@@ -214,7 +218,8 @@ class Witness:
         if self._load is not None:
             await self._load.stop(0.1)
         await self._receiver.stop()
-        await self._asker.close()
+        if self._asker is not None:
+            await self._asker.close()
         await self._ledger.close()
 
 
