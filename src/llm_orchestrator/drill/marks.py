@@ -1,9 +1,9 @@
 """The moments of a drill, on one steady clock, and the lengths between them.
 
 t0 fault confirmed effective, t1 detected, t2 decided, t3 failover started, t4 store writable (the
-first request taken after the fault), t5 first verified end-to-end run and the first entry of a run
-that the fault had stopped (the later of the two), t6 backlog drained, t7 redundancy restored, t8
-failed back. `heal` is when the fault was taken away.
+first request taken after the fault), t5 first verified end-to-end run and the first entry, or end,
+of a run that the fault had stopped (the later of the two), t6 backlog drained, t7 redundancy
+restored, t8 failed back. `heal` is when the fault was taken away.
 
     recovery time = t5 - t0, or t5 - heal where the scenario measures from there
 

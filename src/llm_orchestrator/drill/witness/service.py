@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import bisect
 import dataclasses
+import itertools
 import json
 import signal
 import sys
@@ -153,14 +154,7 @@ class Witness:
             "verified_s": _first(
                 line["s"] for line in right if accepted[line["run"]]["began_s"] >= since_s
             ),
-            "advanced_s": next(
-                (
-                    line["s"]
-                    for line in self._since("entry", since_s)
-                    if line["run"] in affected and line["kind"] not in ("claimed", "state")
-                ),
-                None,
-            ),
+            "advanced_s": self._advanced_s(affected, since_s, ends),
             "troubles": len(troubles),
             "refused": len(self._since("refused", since_s)),
             "trouble_s": _first(line["s"] for line in troubles),
@@ -170,6 +164,15 @@ class Witness:
             "affected_left": len(affected) - len(ends),
             "drained_s": max(ends, default=since_s) if len(ends) == len(affected) else None,
         }
+
+    def _advanced_s(self, affected: set[str], since_s: float, ends: list[float]) -> float | None:
+        """When one of them moved on, or its client heard that it had ended meanwhile."""
+        steps = (
+            line["s"]
+            for line in self._since("entry", since_s)
+            if line["run"] in affected and line["kind"] not in ("claimed", "state")
+        )
+        return _first([*itertools.islice(steps, 1), *ends])
 
     def _by_run(self, event: str) -> dict[str, dict[str, Json]]:
         return {line["run"]: line for line in self._lines[event]}
