@@ -14,6 +14,7 @@ WORDS = (
     (r"\basync (def|with|for)\b", r"\1"),
     (r"\bawait ", ""),
     (r"\bAsyncClient\b", "Client"),
+    (r"\bAsyncHTTPTransport\b", "HTTPTransport"),
     (r"\bAsyncTransport\b", "Transport"),
     (r"\bAsyncIterator\b", "Iterator"),
     (r"__aenter__", "__enter__"),

@@ -11,3 +11,16 @@ def test_the_other_region_goes_on_by_itself(tmp_path: Path) -> None:
     run = drill("region_active_active_primary_lost", tmp_path, against="lab")
     assert run["affected_runs"] > 0
     assert run["recovery_point_entries"] == 0
+
+
+def test_a_region_that_stood_by_takes_the_work(tmp_path: Path) -> None:
+    run = drill("region_active_passive", tmp_path, against="lab")
+    assert run["affected_runs"] > 0
+    assert run["recovery_point_entries"] == 0
+    assert run["facts"]["regions"] == {"a": "standby", "b": "active"}
+
+
+def test_a_client_leaves_a_name_that_leads_nowhere(tmp_path: Path) -> None:
+    run = drill("region_client_stale_name", tmp_path, against="lab")
+    assert run["affected_runs"] > 0
+    assert run["refused_requests"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,14 +16,17 @@ import pytest
 
 from llm_orchestrator.drill import report as reports
 from llm_orchestrator.drill import report_detail as detail
+from llm_orchestrator.drill import report_plot as plots
 from llm_orchestrator.drill.campaign import SCHEMA, summary, write_json
 from llm_orchestrator.drill.deadman import DeadMan
 from llm_orchestrator.drill.lab_process import wait
-from llm_orchestrator.drill.load import Shape, order, probe
-from llm_orchestrator.drill.marks import Marks
+from llm_orchestrator.drill.load import Shape, order, probe, workflows
+from llm_orchestrator.drill.marks import Marks, disorder_of
 from llm_orchestrator.drill.objectives import standings
 from llm_orchestrator.drill.scenario import load_all, load_one, parse
 from llm_orchestrator.errors import ConfigError, NotFound
+from llm_orchestrator.language.load import load_text
+from llm_orchestrator.language.steps import LLMStep
 
 SOUND = """\
 id: sound
@@ -83,6 +87,47 @@ def test_recovery_runs_from_the_fault_or_from_its_end() -> None:
     assert marks.recovery_time_s == 1.5
     with pytest.raises(ValueError, match="t9"):
         marks.put("t9", 1.0)
+
+
+def test_marks_that_contradict_each_other_are_a_fault_of_the_drill(tmp_path: Path) -> None:
+    order = {"t0": 0.0, "t1": 1.0, "t2": 1.0, "t3": 20.0, "t4": 20.5, "t5": 21.0, "t6": 30.0}
+    assert disorder_of(order) == []
+    assert disorder_of({**order, "t4": 0.1}) == [], "another node went on"
+    (found,) = disorder_of({**order, "t5": 12.0, "t4": 11.0})
+    assert found == "t5 (first verified run, 12.00 s) lies before t3 (failover started, 20.00 s)"
+    assert len(disorder_of({**order, "t6": 3.0})) == 1
+    assert len(disorder_of({"t0": 0.0, "t1": -9.0})) == 1
+    assert disorder_of({**order, "t5": 19.5, "t4": 19.0}) == [], "a watcher looks now and then"
+    wrong = outcome("passed", 12.0) | {"marks": {**order, "t5": 12.0, "t4": 11.0}}
+    write_json(tmp_path / "x.json", result(wrong))
+    report = reports.read(tmp_path, "d")
+    (run,) = report.results["application_single_node_restart"]["runs"]
+    assert run["status"] == "inconclusive"
+    why = report.not_tested["application_single_node_restart"]
+    assert why.startswith("inconclusive: a fault of the drill: t5 (first verified run, 12.00 s)")
+
+
+def test_whoever_notices_first_has_detected_it() -> None:
+    marks = Marks()
+    marks.put("t0", 10.0)
+    marks.detected([10.5, None, 9.0, 10.1])
+    assert marks.relative()["t1"] == 0.1
+    unseen = Marks(at_s={"t0": 10.0})
+    unseen.detected([None, 9.0])
+    assert "t1" not in unseen.at_s
+
+
+def test_a_fallback_is_in_every_step_that_asks_a_model_and_needs_a_provider_to_ask() -> None:
+    shape = Shape("a", 1, ask_ms=0, words=1, word_ms=1, probe_ms=100, receiver="", model="gpt-4o")
+    assert not any("fallback" in text for text in workflows(shape))
+    texts = workflows(dataclasses.replace(shape, fallback="anthropic/claude-haiku-4-5"))
+    for text in texts:
+        asked = [step for step in load_text(text).steps if isinstance(step, LLMStep)]
+        assert asked
+        assert all(step.model == "gpt-4o" for step in asked)
+        assert all(step.fallback[0].provider == "anthropic" for step in asked)
+    with pytest.raises(ConfigError, match="providers: 2"):
+        parse(SOUND + "load: {fallback: anthropic/x}\n", "sound")
 
 
 def test_no_two_runs_of_a_load_have_the_same_answer() -> None:
@@ -155,6 +200,11 @@ def test_the_report_says_what_is_stale_what_is_a_trial_and_what_was_not_tested(
     )
     page = reports.as_markdown(fresh)
     assert "1.25 / 1.25 s" in page
+    missing = page.partition("## Not tested")[2]
+    assert "- `application_graceful_stop_single`: only a trial (load.in_flight=2)\n" in missing
+    assert "- `application_frozen_single`: never carried out\n" in missing
+    assert "- `application_zombie`: never carried out; needs root\n" in missing
+    assert old.not_tested["application_single_node_restart"].startswith("stale: ")
     assert "trial: load.in_flight=2" in page
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"x\.json"):
@@ -168,6 +218,9 @@ def test_programs_can_read_the_report_and_nothing_inconclusive_counts(tmp_path: 
     report = reports.read(tmp_path, "d")
     files = reports.write(report, tmp_path / "out", tmp_path / "out" / "page.md")
     assert all(path.stat().st_size for path in files)
+    assert report.not_tested["application_graceful_stop_single"] == (
+        "inconclusive: because <of> it"
+    )
     cases = {case.get("name"): case for case in ET.fromstring(reports.as_junit(report))}
     assert cases["application_single_node_restart[1]"].find("failure") is not None
     assert cases["application_graceful_stop_single[1]"].find("skipped") is not None
@@ -249,6 +302,21 @@ def test_the_verdict_puts_lost_work_before_lateness() -> None:
     assert detail.verdict(good).startswith("**Fit**")
     assert detail.verdict(late).startswith("**Safe, not always in time**")
     assert detail.verdict({**late, "b": lost["a"]}).startswith("**Not fit**")
+
+
+def test_labels_of_one_timeline_never_lie_on_each_other() -> None:
+    marks = {"t0": 0.0, "t1": 0.0, "t2": 0.01, "t3": 0.1, "t4": 3.1, "t5": 3.3, "t6": 60.0}
+    svg = ET.fromstring(plots.timeline([{"marks": marks}]))
+    labels = [each for each in svg.iter("text") if (each.text or "").startswith("t")]
+    assert len(labels) == len(marks)
+    boxes = [
+        (float(each.get("x", "")), float(each.get("y", "")), 7 * len(each.text or ""))
+        for each in labels
+    ]
+    for place, (x, y, width) in enumerate(boxes):
+        assert 0 <= x <= x + width <= 720
+        for other_x, other_y, other_width in boxes[place + 1 :]:
+            assert y != other_y or x + width <= other_x or other_x + other_width <= x
 
 
 def test_what_was_late_is_explained_by_its_largest_part() -> None:

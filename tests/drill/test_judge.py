@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_orchestrator.drill.judge import Books, judge
+from llm_orchestrator.drill.judge import Books, judge, read
+from llm_orchestrator.drill.money import dollars
 
 RUN, KEY = "run-1", "drill-0"
 Lines = list[dict[str, Any]]
@@ -77,3 +80,28 @@ def test_one_intent_excuses_one_call() -> None:
     books = zombie()
     more = {"event": "arrived", "at": 91, "id": "c", "prompt": f"drill {KEY} ask"}
     assert kinds(Books(books.lines, [*books.calls, more])) == ["twice"]
+
+
+def test_calls_of_two_providers_are_one_account_with_its_price(tmp_path: Path) -> None:
+    at = {"openai.chat": 10, "anthropic.messages": 20}
+    for api, when in at.items():
+        model = "gpt-4o" if when == 10 else "claude-haiku-4-5"
+        call = {"event": "arrived", "at": when, "id": api, "prompt": f"drill {KEY} ask"}
+        call |= {"api": api, "model": model, "input_tokens": 1000}
+        tokens, outcome = (40, "aborted") if when == 10 else (50, "complete")
+        end = {"event": "ended", "at": when + 5, "id": api, "tokens": tokens, "outcome": outcome}
+        path = tmp_path / f"llm_{api}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in (call, end)))
+    accepted = {"event": "accepted", "at": 1, "run": RUN, "key": KEY, "kind": "load"}
+    accepted |= {"tokens": {"ask": 50}, "expects": {"said": "x"}}
+    claims = [{**entry(n, n, "claimed", epoch=n), "event": "final"} for n in (1, 2)]
+    ledger = tmp_path / "witness.jsonl"
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in (accepted, *claims)))
+    verdict = judge(read(ledger, sorted(tmp_path.glob("llm*.jsonl"))))
+    assert verdict.counts["llm_calls"] == 2
+    assert verdict.counts["claimed_again"] == 1
+    assert verdict.respent == {"calls": 1, "tokens": 40, "refused_calls": 0}
+    assert verdict.respent_by == {"openai/gpt-4o": {"input": 1000, "output": 40}}
+    assert dollars(verdict.respent_by) == pytest.approx(0.0029)
+    assert dollars({"openai/fake": {"input": 1, "output": 1}}) is None
+    assert dollars({}) == 0

@@ -165,8 +165,8 @@ def report(
     found = read(results or folder / "results", source_digest())
     for path in write(found, place, markdown or place / "RECOVERY_METRICS.md"):
         emit(str(path))
-    for name in found.not_tested:
-        session.note(f"not tested: {name}")
+    for name, why in found.not_tested.items():
+        session.note(f"not tested: {name}, {why}")
 
 
 @app.command()
@@ -182,10 +182,10 @@ def judge(
     from llm_orchestrator.drill.run import EXIT_CODES, LOST, PASSED
     from llm_orchestrator.errors import NotFound
 
-    ledgers = folder / "witness.jsonl", folder / "llm.jsonl"
-    if not all(path.exists() for path in ledgers):
+    ledger, llm_ledgers = folder / "witness.jsonl", sorted(folder.glob("llm*.jsonl"))
+    if not ledger.exists() or not llm_ledgers:
         raise NotFound(f"{folder} holds no evidence of a drill", hint="llmo drill history")
-    verdict = compare(read(*ledgers))
+    verdict = compare(read(ledger, llm_ledgers))
     print_object(asdict(verdict), "json")
     return EXIT_CODES[PASSED if verdict.is_whole else LOST]
 

@@ -19,11 +19,12 @@ from llm_orchestrator.client.endpoints import (
     retry_after_s,
 )
 from llm_orchestrator.client.events import Event, Held, Parser
+from llm_orchestrator.client.sockets import LIMITS, socket_options
 from llm_orchestrator.clock import BlockingClock, new_run_id
 from llm_orchestrator.model import Json
 
 CONNECT_S = 1.0
-"""A black-holed endpoint costs this much, once."""
+"""A black-holed endpoint costs this much, once; `sockets.LOST_S` where it was connected before."""
 ANSWER_S = 10.0
 _ENDED = frozenset({"completed", "failed", "cancelled", "paused"})
 
@@ -47,6 +48,7 @@ class Transport:
             headers=headers,
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             trust_env=False,
+            transport=httpx.HTTPTransport(limits=LIMITS, socket_options=socket_options()),
         )
 
     def __enter__(self) -> Self:

@@ -194,7 +194,7 @@ class Campaign:
         self, scenario: Scenario, target: Target, folder: Path, *, outcome: dict[str, Json]
     ) -> None:
         """The evidence of one run: ledgers, logs, what was asked, versions, host, checksums."""
-        for path in (*target.logs(), target.llm_ledger):
+        for path in (*target.logs(), *target.llm_ledgers):
             if path.exists():
                 shutil.copy(path, folder / path.name)
         shutil.rmtree(folder / "target", ignore_errors=True)

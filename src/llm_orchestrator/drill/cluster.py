@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import platform
 import shutil
@@ -23,15 +24,17 @@ import aiohttp
 from llm_orchestrator import __version__
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.cluster_faults import FAULTS, Undone
+from llm_orchestrator.drill.cluster_names import Names
 from llm_orchestrator.drill.lab import Lab, LabSpec, down, reach, up
 from llm_orchestrator.drill.scenario import Fault, System
-from llm_orchestrator.drill.target import Injected, NotPossible, Sight
+from llm_orchestrator.drill.target import Injected, NotConfirmed, NotPossible, Sight
 
 Json = Any
 FLOWS = Path(__file__).with_name("fault_flows.py")
 _LOOK_S = 0.2
 _REQUEST_S = 1.0
 _CALM_S = 90.0
+_OPERATOR_S = 60.0
 
 
 class ClusterTarget:
@@ -49,9 +52,11 @@ class ClusterTarget:
         self._http: aiohttp.ClientSession | None = None
         self._watching: asyncio.Task[None] | None = None
         self._sights: list[Sight] = []
+        self.names = Names(folder / "hosts")
         self._primary: str | None = None
         self._is_whole: bool | None = None
         self._deaths = 0
+        self._roles: dict[str, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -70,14 +75,15 @@ class ClusterTarget:
 
     @property
     def endpoints(self) -> Sequence[str]:
-        return self.lab.endpoints
+        port = self.lab.plan.ports["node"]
+        return [f"http://{name}:{port}" for name in self.names.known] or self.lab.endpoints
 
     @property
     def client_host(self) -> str:
         return self.lab.hosts["client"].address
 
     def command(self, *words: str) -> Sequence[str]:
-        return self.lab.command(*words)
+        return self.lab.command(*(self.names.before() if self.names.known else ()), *words)
 
     @property
     def store_url(self) -> str:
@@ -86,6 +92,10 @@ class ClusterTarget:
     @property
     def llm_ledger(self) -> Path:
         return self.folder / "llm.jsonl" if self._lab is None else self._lab.llm_ledger
+
+    @property
+    def llm_ledgers(self) -> Sequence[Path]:
+        return [self.llm_ledger]
 
     # -- its life -------------------------------------------------------------------------------
 
@@ -102,8 +112,45 @@ class ClusterTarget:
         self._lab = await asyncio.to_thread(up, spec, self._place, tell=lambda text: None)
         timeout = aiohttp.ClientTimeout(total=_REQUEST_S)
         self._http = aiohttp.ClientSession(connector=self.lab.connector(), timeout=timeout)
+        for region in "ab"[: self._system.names]:
+            nodes = [p for p in self.lab.plan.running("node") if p.region == region]
+            self.names.put(f"{region}.drill.test", nodes[0].address)
+        if self._system.policy == "active-passive":
+            await self._stand_by()
         self._primary = await self.lab.primary()
         self._watching = asyncio.create_task(self._watch())
+
+    async def _stand_by(self) -> None:
+        """Region a works and the others do not, as an operator says it; confirmed by asking."""
+        await self._operator("region", "policy", self._system.policy, "--home", "a")
+        roles = await self._read_roles()
+        working = [region for region, role in roles.items() if role == "active"]
+        if working != ["a"]:
+            raise NotConfirmed(f"{working} work, and only a is to")
+
+    async def _read_roles(self) -> dict[str, str]:
+        """What each region's nodes do, as `llmo region status` says."""
+        told = json.loads(await self._operator("region", "status", "-o", "json"))
+        self._roles = {str(each["region"]): str(each["role"]) for each in told["regions"]}
+        return self._roles
+
+    async def _operator(self, *words: str) -> str:
+        """What `llmo` says on the clients' host. Raises NotConfirmed."""
+        process = await asyncio.create_subprocess_exec(
+            *self.lab.command(sys.executable, "-m", "llm_orchestrator", *words),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={
+                "PATH": os.defpath,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "LLM_ORCHESTRATOR_URL": self.lab.store_url,
+                "LLM_ORCHESTRATOR_DATA": str(self.folder / "operator"),
+            },
+        )
+        said, wrong = await asyncio.wait_for(process.communicate(), _OPERATOR_S)
+        if process.returncode != 0:
+            raise NotConfirmed(f"llmo {' '.join(words)}: {wrong.decode(errors='replace').strip()}")
+        return said.decode()
 
     async def stop(self) -> None:
         if self._watching is not None:
@@ -137,6 +184,8 @@ class ClusterTarget:
         await self.lab.calm()
 
     async def is_redundant(self) -> bool | None:
+        if self._is_whole and self._system.policy == "active-passive":
+            await self._read_roles()
         return self._is_whole
 
     def undo_commands(self) -> Sequence[Sequence[str]]:
@@ -206,6 +255,7 @@ class ClusterTarget:
         return {
             "target": self.name,
             "what": spec.shown,
+            "regions": self._roles,
             "llm_orchestrator": __version__,
             "python": platform.python_version(),
             "node_deaths": self._deaths if self._lab is None else self._count_deaths(),

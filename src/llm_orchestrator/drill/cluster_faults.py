@@ -35,6 +35,7 @@ _POLL_S = 0.02
 _HTTP_S = 30.0
 _DATABASE = "postgres"
 _DATE_S = 5.0
+_HIDDEN_S = 1.0
 
 
 class Undone:
@@ -428,6 +429,54 @@ async def client_cut(target: ClusterTarget, fault: Fault) -> Injected:
     return Injected(at_s, f"clients from {_names(hosts)}")
 
 
+async def name_stale(target: ClusterTarget, fault: Fault) -> Injected:
+    """To clients a node's address is a black hole, and `name` names it on for `stale_s`, then `to`.
+
+    `from_change`: t0 is the moment at which the name changes, else that of the black hole.
+    Confirmed: nobody answers there, and a client that looks is told so, before and after.
+    """
+    host, options = await _one(target, fault.on), fault.options
+    name, to = str(options["name"]), target.lab.hosts[str(options["to"])]
+    client, port = target.lab.hosts["client"], target.lab.plan.ports["node"]
+    await asyncio.to_thread(client.network.hide, client.name, host.name, port)
+    at_s = target.clock.monotonic()
+    if await asyncio.to_thread(_answers, client.place.namespace, (host.address, port)):
+        raise NotConfirmed(f"{host.name} still answers")
+    await _confirm_name(target, name, host.address)
+    await target.clock.sleep(float(options["stale_s"]))
+    await _confirm_name(target, name, host.address)
+    target.names.put(name, to.address)
+    changed_s = target.clock.monotonic()
+    await _confirm_name(target, name, to.address)
+    said = f"{name} named {host.name}, a black hole to clients, for {changed_s - at_s:.1f} s"
+    at_s = changed_s if options.get("from_change") else at_s
+    return Injected(at_s, f"{said}, then {to.name}")
+
+
+def _answers(namespace: str, address: tuple[str, int]) -> bool:
+    """Whether anything comes back, be it a refusal."""
+    with network.inside(namespace):
+        each = socket.socket()
+    with each:
+        each.settimeout(_HIDDEN_S)
+        try:
+            each.connect(address)
+        except TimeoutError:
+            return False
+        except ConnectionRefusedError:
+            return True
+    return True
+
+
+async def _confirm_name(target: ClusterTarget, name: str, address: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *target.command("getent", "hosts", name), stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), _HTTP_S)
+    if said.split()[:1] != [address.encode()]:
+        raise NotConfirmed(f"{name} is {said.decode().strip() or 'unknown'}, not {address}")
+
+
 # --- the clock ---
 
 
@@ -496,5 +545,6 @@ FAULTS: Mapping[str, Does] = {
     "ports_refused": ports_refused,
     "split": split,
     "client_cut": client_cut,
+    "name_stale": name_stale,
     "clock_wrong": clock_wrong,
 }

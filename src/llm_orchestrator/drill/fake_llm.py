@@ -178,6 +178,7 @@ class FakeLLM:
             "arrival": self._seen[ask.sha],
             "stream": ask.is_stream,
             "prefix_chars": len(ask.prefix),
+            "input_tokens": ask.input_tokens,
             "metadata": dict(ask.metadata),
         }
         await self._ledger.append(line)

@@ -36,6 +36,11 @@ class Ask:
         return "\n".join(text for _, text in self.turns)
 
     @property
+    def input_tokens(self) -> int:
+        """What the question costs: its turns and the prefix."""
+        return count(self.prompt) + (count(self.prefix) if self.prefix else 0)
+
+    @property
     def sha(self) -> str:
         """The question's name: the same for a first attempt and a resumed one."""
         return digest([self.model, list(self.turns)])
@@ -57,7 +62,7 @@ class Call:
 
     @property
     def input_tokens(self) -> int:
-        return count(self.ask.prompt) + (count(self.ask.prefix) if self.ask.prefix else 0)
+        return self.ask.input_tokens
 
     @property
     def tool(self) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,8 @@ class Verdict:
     lost_entries: int = 0
     lost_s: float = 0.0
     respent: Mapping[str, int] = field(default_factory=dict)
+    respent_by: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Tokens that were paid for again, by PROVIDER/MODEL: input, output."""
 
     @property
     def is_whole(self) -> bool:
@@ -79,12 +81,13 @@ class Books:
         return self.kept_until_us is None or at_us <= self.kept_until_us
 
 
-def read(ledger: Path, llm_ledger: Path) -> Books:
-    """The books of a drill that was carried out, with what its fault excused."""
-    lines, calls = (
-        [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-        for path in (ledger, llm_ledger)
-    )
+def read(ledger: Path, llm_ledgers: Iterable[Path]) -> Books:
+    """The books of a drill that was carried out, with what its fault excused.
+
+    Several LLM servers' books become one, in the order of the requests.
+    """
+    lines = _lines(ledger)
+    calls = sorted((line for path in llm_ledgers for line in _lines(path)), key=_at)
     terms: Line = next((line for line in lines if line["event"] == "terms"), {})
     return Books(
         lines,
@@ -93,6 +96,14 @@ def read(ledger: Path, llm_ledger: Path) -> Books:
         kept_until_us=terms.get("kept_until_us"),
         may_pause=terms.get("may_pause", False),
     )
+
+
+def _lines(path: Path) -> list[Line]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def _at(line: Line) -> int:
+    return int(line["at"])
 
 
 def judge(books: Books) -> Verdict:
@@ -117,6 +128,7 @@ def judge(books: Books) -> Verdict:
         lost_entries=len(lost),
         lost_s=_age_s(books, lost),
         respent=spent.totals,
+        respent_by=spent.by_model,
     )
 
 
@@ -129,7 +141,14 @@ def _counts(books: Books, accepted: Mapping[str, Line]) -> dict[str, int]:
         "effects": len({line["key"] for line in books.of("effect")}),
         "effect_deliveries": len(books.of("effect")),
         "llm_calls": sum(line["event"] == "arrived" for line in books.calls),
+        "claimed_again": _claimed_again(books, accepted),
     }
+
+
+def _claimed_again(books: Books, accepted: Mapping[str, Line]) -> int:
+    """Runs that did not stay where they were claimed first: let go, parked, or taken over."""
+    claims = Counter(line["run"] for line in books.of("final") if line["kind"] == "claimed")
+    return sum(claims[run] > 1 for run in accepted)
 
 
 def _age_s(books: Books, lost: Sequence[Line]) -> float:
@@ -262,6 +281,7 @@ class _Spending:
         self._ends = {line["id"]: line for line in books.calls if line["event"] == "ended"}
         self.findings: list[Finding] = []
         self.totals = {"calls": 0, "tokens": 0, "refused_calls": 0}
+        self.by_model: dict[str, dict[str, int]] = {}
         runs = {line["key"]: line for line in accepted.values()}
         for (key, step), calls in self._by_step().items():
             if key in runs:
@@ -282,6 +302,7 @@ class _Spending:
         self.totals["tokens"] += max(0, served - needed)
         self.totals["calls"] += max(0, len(paid) - 1)
         self.totals["refused_calls"] += len(calls) - len(paid)
+        self._price([call for call, end in zip(calls, outcomes, strict=True) if end.get("tokens")])
         if run["run"] in self._books.touched:
             return
         where = (run["run"], step)
@@ -296,6 +317,14 @@ class _Spending:
             if end.get("outcome") == "complete" and not self._was_in_flight(before, call, done):
                 text = f"step {step} was paid again, and nothing had interrupted it"
                 self.findings.append(Finding("paid_twice", run["run"], text))
+
+    def _price(self, paid: Sequence[Line]) -> None:
+        """All that was paid for but the last answer: what went before it was given twice."""
+        for call in paid[:-1]:
+            name = f"{str(call.get('api', '')).partition('.')[0]}/{call.get('model', '')}"
+            sums = self.by_model.setdefault(name, {"input": 0, "output": 0})
+            sums["input"] += int(call.get("input_tokens", 0))
+            sums["output"] += int(self._ends[call["id"]]["tokens"])
 
     def _was_in_flight(self, before: Line, call: Line, done: int | None) -> bool:
         return any(

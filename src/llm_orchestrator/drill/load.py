@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
@@ -20,7 +20,7 @@ from llm_orchestrator.clock import RealClock
 Json = Any
 Write = Callable[[dict[str, Json]], Awaitable[None]]
 LOAD, PROBE = "drill_load", "drill_probe"
-_RETRY_S_FIRST, _RETRY_S_MAX = 0.1, 1.0
+_RETRY_S_FIRST, RETRY_S_MAX = 0.1, 1.0
 _WAIT_S = {"load": 8, "probe": 1}
 """How long one question for the end of a run stays open."""
 _ANSWER_S = 2
@@ -42,7 +42,8 @@ _VOCABULARY = [
     "ledge",
 ]
 _GONE = 404
-WORKFLOWS = (
+_MODEL = "    model: fake\n"
+_WORKFLOWS = (
     """\
 name: drill_load
 inputs:
@@ -109,11 +110,21 @@ class Shape:
     word_ms: int
     probe_ms: int
     receiver: str
+    model: str = "fake"
+    fallback: str = ""
 
     @property
     def gap_s(self) -> float:
         """Seconds between two starts, so that `in_flight` of them are under way."""
         return (self.ask_ms + self.words * self.word_ms) / 1000 / self.in_flight
+
+
+def workflows(shape: Shape) -> list[str]:
+    """The load's workflows as YAML, with its model, and the fallback if it has one."""
+    lines = f"    model: {shape.model}\n"
+    if shape.fallback:
+        lines += f"    fallback: [{shape.fallback}]\n"
+    return [text.replace(_MODEL, lines) for text in _WORKFLOWS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +194,7 @@ class Asker:
         await self._http.close()
 
     async def ask(
-        self, method: str, path: str, *, pause_s_max: float = _RETRY_S_MAX, **more: Json
+        self, method: str, path: str, *, pause_s_max: float = RETRY_S_MAX, **more: Json
     ) -> Json:
         """The answer, however long it takes. Raises Refused where asking again is of no use."""
         pause_s = _RETRY_S_FIRST
@@ -211,10 +222,24 @@ class Asker:
             return await response.json()
 
 
+class Asks(Protocol):
+    """A client of the API: `Asker`, or our library (load_library.py)."""
+
+    async def ask(
+        self, method: str, path: str, *, pause_s_max: float = RETRY_S_MAX, **more: Json
+    ) -> Json:
+        """The answer, however long it takes. Raises Refused where asking again is of no use."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
 class Load:
     """Keeps runs under way until `stop`. What it writes down is judge.py's books."""
 
-    def __init__(self, shape: Shape, asker: Asker, write: Write, *, clock: RealClock) -> None:
+    def __init__(self, shape: Shape, asker: Asks, write: Write, *, clock: RealClock) -> None:
         self.shape = shape
         self._asker = asker
         self._write = write
@@ -227,7 +252,7 @@ class Load:
 
     async def register(self) -> None:
         """Make the workflows known."""
-        for text in WORKFLOWS:
+        for text in workflows(self.shape):
             await self._asker.ask(
                 "POST",
                 "/api/v1/workflows",
@@ -263,7 +288,7 @@ class Load:
             f"/api/v1/workflows/{given.workflow}/execute",
             json={"inputs": dict(given.inputs)},
             headers={"idempotency-key": given.key},
-            pause_s_max=_RETRY_S_FIRST if given.kind == "probe" else _RETRY_S_MAX,
+            pause_s_max=_RETRY_S_FIRST if given.kind == "probe" else RETRY_S_MAX,
         )
         run = str(answer["run_id"])
         self.under_way[run] = given
@@ -301,7 +326,7 @@ class Load:
             if found["is_ended"] and not _is_held(found):
                 break
             if found["is_ended"]:
-                await self._clock.sleep(_RETRY_S_MAX)
+                await self._clock.sleep(RETRY_S_MAX)
         self.under_way.pop(run)
         await self._write(
             {

@@ -1,13 +1,14 @@
 """The moments of a drill, on one steady clock, and the lengths between them.
 
 t0 fault confirmed effective, t1 detected, t2 decided, t3 failover started, t4 store writable (the
-first request taken after the fault), t5 first verified end-to-end run and the first entry of a run
-that the fault had stopped (the later of the two), t6 backlog drained, t7 redundancy restored, t8
-failed back. `heal` is when the fault was taken away.
+first request taken after the fault), t5 first verified end-to-end run and the first entry, or end,
+of a run that the fault had stopped (the later of the two), t6 backlog drained, t7 redundancy
+restored, t8 failed back. `heal` is when the fault was taken away.
 
     recovery time = t5 - t0, or t5 - heal where the scenario measures from there
 
-A mark that was not seen is absent; it is never guessed.
+A mark that was not seen is absent; it is never guessed. Marks that contradict each other (ORDER)
+are a fault of the drill, and no measurement.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ PARTS = {
     "exposed": ("t0", "t7"),
 }
 
+ORDER = (("t1", "t2"), ("t2", "t3"), ("t3", "t5"), ("t4", "t5"), ("t5", "t6"))
+"""What cannot be the other way round. A run that was verified before the failover began proves
+nothing of it; writable and verified say nothing of who noticed what (others may have gone on)."""
+APART_S = 2.0
+"""Two observers, one of whom looks five times a second, see one moment at most so far apart."""
+
 
 @dataclass
 class Marks:
@@ -58,6 +65,13 @@ class Marks:
             if at_s >= start:
                 self.put(name, at_s)
 
+    def detected(self, at_s: Iterable[float | None]) -> None:
+        """Whoever noticed first has detected it: t1 is the earliest of all, from the fault on."""
+        start = self.at_s["t0"]
+        self.put(
+            "t1", min((each for each in at_s if each is not None and each >= start), default=None)
+        )
+
     @property
     def start_s(self) -> float:
         """Where the recovery time begins."""
@@ -78,6 +92,17 @@ class Marks:
     def parts(self) -> dict[str, float]:
         """How long each part took, seconds, where both of its ends were seen."""
         return parts_of(self.relative())
+
+
+def disorder_of(marks: Mapping[str, float]) -> list[str]:
+    """Which marks contradict each other; `marks` are seconds from t0."""
+    pairs = [*ORDER, *(("t0", name) for name in marks if name != "t0")]
+    return [
+        f"{later} ({NAMES[later]}, {marks[later]:.2f} s) lies before "
+        f"{earlier} ({NAMES[earlier]}, {marks[earlier]:.2f} s)"
+        for earlier, later in pairs
+        if earlier in marks and later in marks and marks[later] < marks[earlier] - APART_S
+    ]
 
 
 def parts_of(marks: Mapping[str, float]) -> dict[str, float]:

@@ -44,6 +44,7 @@ SCENARIOS: Mapping[str, Sequence[str]] = {
     "multi_region_failover": (
         "region_active_active_primary_lost",
         "region_active_active_primary_elsewhere",
+        "region_active_passive",
         "region_failback",
     ),
 }

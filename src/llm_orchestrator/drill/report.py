@@ -2,7 +2,7 @@
 
 Every number is read from a result file; nothing is typed in. A result older than the last change of
 the sources is stale, one that was made with overrides is a trial, and both say so in their row.
-What no result speaks of is listed as not tested.
+What no result of these sources speaks of is listed as not tested, with the reason.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_orchestrator.drill import report_detail as detail
-from llm_orchestrator.drill.campaign import SCHEMA
-from llm_orchestrator.drill.marks import NAMES
+from llm_orchestrator.drill import report_plot as plots
+from llm_orchestrator.drill.campaign import SCHEMA, summary
+from llm_orchestrator.drill.marks import disorder_of
 from llm_orchestrator.drill.scenario import load_all, load_one
 from llm_orchestrator.errors import ConfigError
 
@@ -31,7 +32,6 @@ _METRICS = (
     ("success_ratio", "Share of the repeats of the last drill that passed"),
     ("last_run_timestamp_seconds", "When the last drill ended"),
 )
-_WIDTH, _ROW, _LEFT = 720, 26, 90
 _INTRODUCTION = """\
 Each row is a drill: a real failure of real processes under load, judged by a witness that stands
 outside. The recovery time runs from the moment at which the fault is confirmed (or from its end,
@@ -48,13 +48,29 @@ class Report:
     digest: str
 
     @property
-    def not_tested(self) -> list[str]:
-        """Scenarios without a measurement."""
-        return [name for name in load_all() if name not in self.results or not self._is_good(name)]
+    def not_tested(self) -> dict[str, str]:
+        """Scenarios without a measurement of these sources, and why they have none."""
+        reasons = {name: self._why_not(name) for name in load_all()}
+        return {name: why for name, why in reasons.items() if why}
 
-    def _is_good(self, name: str) -> bool:
-        found = self.results[name]
-        return found["summary"]["status"] != "inconclusive" and not found["overrides"]
+    def _why_not(self, name: str) -> str:
+        found = self.results.get(name)
+        if found is None:
+            root = "; needs root" if "root" in load_one(name).needs else ""
+            return f"never carried out{root}"
+        if found["summary"]["status"] == "inconclusive":
+            reasons = [
+                reason
+                for run in found["runs"]
+                if run["status"] == "inconclusive"
+                for reason in run["reasons"]
+            ]
+            return "inconclusive: " + "; ".join(dict.fromkeys(reasons))
+        if found["overrides"]:
+            return f"only a trial ({' '.join(found['overrides'])})"
+        if found["digest"] != self.digest:
+            return f"stale: the sources have changed since {found['finished_at']}"
+        return ""
 
     def remark(self, result: Mapping[str, Json]) -> str:
         """`stale`, `trial` or nothing."""
@@ -73,8 +89,24 @@ def read(folder: Path, digest: str) -> Report:
         result = json.loads(path.read_text())
         if result.get("schema") != SCHEMA:
             raise ConfigError(f"{path.name} is no result of {SCHEMA}", hint="llmo drill run NAME")
-        found[result["scenario"]["id"]] = result
+        found[result["scenario"]["id"]] = _checked(result)
     return Report(found, digest)
+
+
+def _checked(result: dict[str, Json]) -> dict[str, Json]:
+    """The result; where a run's marks contradict each other, that run is none."""
+    runs = [_checked_run(run) for run in result["runs"]]
+    if runs == result["runs"]:
+        return result
+    return result | {"runs": runs, "summary": summary(runs)}
+
+
+def _checked_run(run: dict[str, Json]) -> dict[str, Json]:
+    disorder = disorder_of(run["marks"])
+    if not disorder or run["status"] in ("inconclusive", "lost"):
+        return run
+    reason = f"a fault of the drill: {'; '.join(disorder)}"
+    return run | {"status": "inconclusive", "reasons": [*run["reasons"], reason]}
 
 
 def write(report: Report, folder: Path, markdown: Path) -> list[Path]:
@@ -88,7 +120,7 @@ def write(report: Report, folder: Path, markdown: Path) -> list[Path]:
         folder / "drill.prom": as_metrics(report),
     }
     for category in _classes(report):
-        files[markdown.parent / f"recovery_{category}.svg"] = detail.plot(report.results, category)
+        files[markdown.parent / f"recovery_{category}.svg"] = plots.plot(report.results, category)
     for path, text in files.items():
         path.write_text(text)
     return list(files)
@@ -123,13 +155,9 @@ def as_markdown(report: Report) -> str:
         "## Each scenario",
         *detail.details(report.results),
         "## Not tested",
-        "\n".join(f"- `{name}`: {_title(name)}" for name in report.not_tested) or "Nothing.",
+        "\n".join(f"- `{name}`: {why}" for name, why in report.not_tested.items()) or "Nothing.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _title(name: str) -> str:
-    return load_one(name).title
 
 
 def _rows(report: Report) -> Iterable[Sequence[object]]:
@@ -182,17 +210,21 @@ def as_html(report: Report) -> str:
     for name, result in report.results.items():
         parts += [
             f"<h2 id='{name}'>{name}</h2><p>{html.escape(result['scenario']['title'])}</p>",
-            timeline(result["runs"]),
-            spread(result["runs"], float(result["scenario"]["objectives"]["recovery_time_s"])),
+            plots.timeline(result["runs"]),
+            plots.spread(
+                result["runs"], float(result["scenario"]["objectives"]["recovery_time_s"])
+            ),
             *(f"<p>{html.escape(r)}</p>" for run in result["runs"] for r in run["reasons"]),
         ]
-    missing = "".join(f"<li>{name}: {html.escape(_title(name))}</li>" for name in report.not_tested)
+    missing = "".join(
+        f"<li>{name}: {html.escape(why)}</li>" for name, why in report.not_tested.items()
+    )
     parts.append(f"<h2>Not tested</h2><ul>{missing or '<li>nothing</li>'}</ul>")
     style = (
         "body{font:15px system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
         "table{border-collapse:collapse}td,th{border:1px solid #8886;padding:.3rem .5rem;"
-        "text-align:left}svg{max-width:100%;height:auto;font:11px system-ui}"
-        "@media(prefers-color-scheme:dark){body{background:#111;color:#eee}svg{fill:#eee}}"
+        "text-align:left}svg{max-width:100%;height:auto;font:12px system-ui}"
+        "@media(prefers-color-scheme:dark){body{background:#111;color:#eee}}"
     )
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Recovery, as measured</title>"
@@ -208,44 +240,6 @@ def _html_table(rows: Iterable[Sequence[object]]) -> str:
         cells = "".join(f"<{tag}>{html.escape(str(cell).strip('`'))}</{tag}>" for cell in row)
         lines.append(f"<tr>{cells}</tr>")
     return f"<table>{''.join(lines)}</table>"
-
-
-def timeline(runs: Sequence[Mapping[str, Json]]) -> str:
-    """One line for each run, its marks on a common scale of seconds from the fault."""
-    most = max((at for run in runs for at in run["marks"].values()), default=0.0) or 1.0
-    parts = []
-    for place, run in enumerate(runs):
-        y = place * _ROW * 2 + _ROW
-        parts.append(f"<text x='0' y='{y + 4}'>run {place + 1}</text>")
-        parts.append(f"<line x1='{_LEFT}' y1='{y}' x2='{_WIDTH}' y2='{y}' stroke='#888'/>")
-        for name, at_s in run["marks"].items():
-            x = _LEFT + (_WIDTH - _LEFT - 40) * max(at_s, 0.0) / most
-            above = list(run["marks"]).index(name) % 2 == 0
-            parts.append(
-                f"<circle cx='{x:.1f}' cy='{y}' r='4' fill='#c33'><title>{name} {NAMES[name]}: "
-                f"{at_s:.3f} s</title></circle>"
-                f"<text x='{x:.1f}' y='{y - 8 if above else y + 16}'>{name} {at_s:.2f}</text>"
-            )
-    height = len(runs) * _ROW * 2 + _ROW
-    return f"<svg viewBox='0 0 {_WIDTH} {height}' role='img'>{''.join(parts)}</svg>"
-
-
-def spread(runs: Sequence[Mapping[str, Json]], goal_s: float) -> str:
-    """Every recovery time as a dot, the goal as a line."""
-    times = [run["recovery_time_s"] for run in runs if run["recovery_time_s"] is not None]
-    most = max([*times, goal_s]) * 1.1
-    scale = (_WIDTH - _LEFT - 40) / most
-    goal = _LEFT + goal_s * scale
-    dots = "".join(
-        f"<circle cx='{_LEFT + at_s * scale:.1f}' cy='20' r='5' fill='#36c' fill-opacity='.5'>"
-        f"<title>{at_s:.3f} s</title></circle>"
-        for at_s in times
-    )
-    return (
-        f"<svg viewBox='0 0 {_WIDTH} 48' role='img'><text x='0' y='24'>times</text>{dots}"
-        f"<line x1='{goal:.1f}' y1='4' x2='{goal:.1f}' y2='36' stroke='#3a3'/>"
-        f"<text x='{goal:.1f}' y='46'>goal {goal_s:g} s</text></svg>"
-    )
 
 
 # --- for programs ---
@@ -267,10 +261,10 @@ def as_junit(report: Report) -> str:
                 ET.SubElement(case, "skipped", message="; ".join(run["reasons"]))
             elif run["status"] != "passed":
                 ET.SubElement(case, "failure", type=run["status"]).text = "\n".join(run["reasons"])
-    for name in report.not_tested:
+    for name, why in report.not_tested.items():
         if name not in report.results:
             case = ET.SubElement(suite, "testcase", classname="not_tested", name=name)
-            ET.SubElement(case, "skipped", message="not tested")
+            ET.SubElement(case, "skipped", message=why)
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 

@@ -22,7 +22,6 @@ _NEXT = {
     "verify": "what begins again once the store can be written: claims, replay, breakers",
     "work off": "the backlog: it is worked off at the speed of the provider",
 }
-_WIDTH, _ROW, _LEFT = 760, 22, 320
 
 
 def verdict(results: Results) -> str:
@@ -119,7 +118,7 @@ def _detail(name: str, result: Mapping[str, Json]) -> Iterable[str]:
         f"{result['finished_at']}, {what}, n = {len(runs)}: {result['summary']['status']}.",
         f"Recovery time, median / p95 / worst: {shown}, from {since}; goal {goal_s:g} s.",
         f"Runs affected: {affected}; all of them ended: {ended}. Entries lost: {lost}.",
-        f"Made again: {calls} calls, {tokens} tokens, without a price; not whole: {refused} calls.",
+        f"Made again: {calls} calls, {tokens} tokens, {_price(runs)}; not whole: {refused} calls.",
         f"Again: `llmo drill run {name}`.",
     )
     yield "\n".join(f"- {line}" for line in lines)
@@ -127,6 +126,13 @@ def _detail(name: str, result: Mapping[str, Json]) -> Iterable[str]:
     late = [reason for run in runs for reason in run["reasons"]]
     if late:
         yield "\n".join(f"- {reason}" for reason in dict.fromkeys(late))
+
+
+def _price(runs: Sequence[Mapping[str, Json]]) -> str:
+    """What was paid again, in dollars; a result of before prices were asked has none."""
+    found = [run.get("respent_usd") for run in runs]
+    prices = [each for each in found if each is not None]
+    return f"{sum(prices):.4f} USD" if len(prices) == len(found) else "without a price"
 
 
 def _marks(runs: Sequence[Mapping[str, Json]]) -> Iterable[Row]:
@@ -153,47 +159,6 @@ def recommendations(results: Results) -> Iterable[str]:
             if worst == "promote" and result["target"] == "single":
                 advice = "the start of the process: imports, opening the store, the first claim"
             yield f"- `{name}`: {parts[worst]:.2f} s of it to {worst}: {advice}."
-
-
-def plot(results: Results, category: str) -> str:
-    """All runs of a class as one SVG: a dot for each run, a bar where the goal is."""
-    some = {n: r for n, r in results.items() if r["scenario"]["class"] == category}
-    goals = {n: float(r["scenario"]["objectives"]["recovery_time_s"]) for n, r in some.items()}
-    times = {
-        n: [t for run in r["runs"] if (t := run["recovery_time_s"]) is not None]
-        for n, r in some.items()
-    }
-    most = max([*goals.values(), *(t for found in times.values() for t in found)]) * 1.05
-    scale = (_WIDTH - _LEFT - 60) / most
-    height = len(some) * _ROW + 40
-    parts = [
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"'
-            ' font-family="sans-serif" font-size="12">'
-        ),
-        f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
-    ]
-    for place, name in enumerate(some):
-        y = place * _ROW + 20
-        goal = _LEFT + goals[name] * scale
-        parts.append(f'<text x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">{name}</text>')
-        parts.append(
-            f'<line x1="{_LEFT}" y1="{y}" x2="{_WIDTH - 60}" y2="{y}" stroke="#ddd"/>'
-            f'<line x1="{goal:.1f}" y1="{y - 8}" x2="{goal:.1f}" y2="{y + 8}" stroke="#2a2"'
-            ' stroke-width="2"/>'
-        )
-        for at_s in times[name]:
-            colour = "#36c" if at_s <= goals[name] else "#c33"
-            x = _LEFT + at_s * scale
-            parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="5" fill="{colour}"/>')
-        if times[name]:
-            parts.append(f'<text x="{_WIDTH - 52}" y="{y + 4}">{max(times[name]):.2f} s</text>')
-    bottom = height - 8
-    parts.append(
-        f'<text x="{_LEFT}" y="{bottom}" fill="#666">seconds from 0 to {most:.0f}; a dot is a run,'
-        " the green bar the goal</text></svg>"
-    )
-    return "".join(parts) + "\n"
 
 
 def table(rows: Iterable[Row]) -> str:

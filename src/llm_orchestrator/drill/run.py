@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_orchestrator.clock import RealClock
-from llm_orchestrator.drill.marks import Marks
+from llm_orchestrator.drill.marks import APART_S, Marks, disorder_of
+from llm_orchestrator.drill.money import dollars
 from llm_orchestrator.drill.scenario import Scenario
 from llm_orchestrator.drill.target import Broken, Injected, NotConfirmed, NotPossible, Target
 from llm_orchestrator.errors import OperatorError
@@ -71,6 +72,7 @@ class Outcome:
             "refused_requests": self.refused,
             "counts": self.verdict.get("counts", {}),
             "respent": self.verdict.get("respent", {}),
+            "respent_usd": dollars(self.verdict.get("respent_by", {})),
             "findings": list(self.verdict.get("findings", ()))[:50],
             "findings_total": len(self.verdict.get("findings", ())),
             "baseline": self.baseline,
@@ -96,7 +98,9 @@ class WitnessProcess:
         """Start it."""
         words = [sys.executable, "-m", "llm_orchestrator.drill.witness"]
         words += ["--ledger", str(self._folder / "witness.jsonl")]
-        words += ["--llm-ledger", str(self._target.llm_ledger), "--store", self._target.store_url]
+        words += ["--store", self._target.store_url]
+        for ledger in self._target.llm_ledgers:
+            words += ["--llm-ledger", str(ledger)]
         for endpoint in self._target.endpoints:
             words += ["--endpoint", endpoint]
         with (self._folder / "witness.log").open("ab") as log:
@@ -277,16 +281,36 @@ class Drill:
                 if "t5" not in marks.at_s:
                     marks.put("t5", max(base["verified_s"], advanced))
                     self._tell(f"recovered after {marks.recovery_time_s:.2f} s")
-                marks.put("t6", seen["drained_s"])
+                if seen["drained_s"] is not None:
+                    marks.put("t6", max(seen["drained_s"], marks.at_s["t5"]))
             if "t6" in marks.at_s:
                 break
             now_s = self._clock.monotonic()
             if now_s > drain_s or ("t5" not in marks.at_s and now_s > recover_s):
                 break
             await self._clock.sleep(_POLL_S)
-        marks.put("t1", seen["trouble_s"])
         await self._redundant()
-        marks.take([(seen.at_s, seen.mark) for seen in self._target.sights()])
+        sights = self._target.sights()
+        marks.detected([seen["trouble_s"], *(s.at_s for s in sights if s.mark == "t1")])
+        marks.take([(sight.at_s, sight.mark) for sight in sights])
+        await self._recover_later()
+
+    async def _recover_later(self) -> None:
+        """Where the failover began after a run was verified, recovery is what came behind it."""
+        marks = self.outcome.marks
+        t3_s = marks.at_s.get("t3")
+        if t3_s is None or marks.at_s.get("t5", t3_s) >= t3_s - APART_S:
+            return
+        for name in ("t4", "t5", "t6"):
+            marks.at_s.pop(name, None)
+        end_s = self._clock.monotonic() + self._scenario.limits.recover_s
+        while self._clock.monotonic() < end_s and "t6" not in marks.at_s:
+            seen = await self._witness.order("look", since_s=t3_s)
+            marks.put("t4", seen["accepted_s"])
+            marks.put("t5", seen["verified_s"])
+            if "t5" in marks.at_s and seen["drained_s"] is not None:
+                marks.put("t6", max(seen["drained_s"], marks.at_s["t5"]))
+            await self._clock.sleep(_POLL_S)
 
     async def _redundant(self) -> None:
         """Where nothing was healed, bring back what is dead; then wait until all of it works."""
@@ -330,6 +354,9 @@ class Drill:
             outcome.status = LOST
         else:
             outcome.status = MISSED if outcome.reasons else PASSED
+            if disorder := disorder_of(outcome.marks.relative()):
+                outcome.status = INCONCLUSIVE
+                outcome.reasons.append(f"a fault of the drill: {'; '.join(disorder)}")
 
     def _shortfalls(self) -> list[str]:
         """What was promised and not kept, in words."""
@@ -352,6 +379,9 @@ class Drill:
         deaths = self._target.facts()["node_deaths"]
         if expect.node_deaths is not None and deaths != expect.node_deaths:
             found.append(f"nodes died {deaths} times, not {expect.node_deaths}")
+        again = verdict["counts"]["claimed_again"]
+        if expect.claimed_again is not None and again > expect.claimed_again:
+            found.append(f"{again} runs were claimed again, at most {expect.claimed_again} may be")
         found += [
             f"{finding['kind']} {finding['run_id']}: {finding['text']}"
             for finding in verdict["findings"][:5]

@@ -42,6 +42,12 @@ class Load(_Part):
     words: int = Field(20, ge=1, description="Words of the streamed answer.")
     word_ms: int = Field(500, ge=0, description="Milliseconds between two of them.")
     probe_ms: int = Field(100, ge=20, description="A small run for checking begins so often.")
+    model: str = Field("fake", description="The model that is asked; one with a price costs.")
+    fallback: str = Field("", description="PROVIDER/MODEL that every step falls back on.")
+
+    client: Literal["plain", "library"] = Field(
+        "plain", description="Who asks: the witness's own client, or our client library."
+    )
 
     @property
     def run_s(self) -> float:
@@ -53,7 +59,14 @@ class System(_Part):
     """What the target makes for it. Numbers of regions and disks are the lab's matter."""
 
     regions: int = Field(1, ge=1, le=3)
+    policy: Literal["active-active", "active-passive"] = Field(
+        "active-active", description="Which regions work; active-passive: a, the others stand by."
+    )
+    names: int = Field(
+        0, ge=0, le=2, description="Clients know regions by so many names; 0: nodes by address."
+    )
     disk_mb: int = Field(0, ge=0, description="Each database on a disk of so many MiB; 0: no.")
+    providers: int = Field(1, ge=1, le=2, description="2: Anthropic's has a server of its own.")
     archive: Literal["", "sync", "async"] = Field("", description="The stream archive's mode.")
     sabotage: str = Field(
         "",
@@ -91,6 +104,9 @@ class Expect(_Part):
         None, description="false: no request may be refused. None: it is not looked at."
     )
     node_deaths: int | None = None
+    claimed_again: int | None = Field(
+        None, description="So many runs may be let go (parked) or lost, and claimed again."
+    )
     touched_may_pause: bool = Field(
         default=False,
         description="A run whose record was damaged may stop for a person's decision.",
@@ -138,6 +154,8 @@ class Scenario(_Part):
         """A time that is measured from the healing needs one."""
         if self.measure_from == "heal" and self.heal is None:
             raise ValueError("measure_from: heal needs `heal`")
+        if self.load.fallback and self.system.providers < 2:
+            raise ValueError("load.fallback needs `system: {providers: 2}`")
 
     def plain(self) -> dict[str, Json]:
         """The scenario as JSON, with the words of its file."""

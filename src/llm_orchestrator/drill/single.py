@@ -7,6 +7,7 @@ single_faults.py; here is how the system is made, reached and taken down.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -45,10 +46,11 @@ class SingleTarget:
         self.folder = folder
         self.clock = clock
         self.http: aiohttp.ClientSession | None = None
-        self._ports = (free_port(), free_port())
+        self._ports = free_ports(3)
         folder.mkdir(parents=True, exist_ok=True)
         self.archive = folder / "archive"
         self._sabotage = system.sabotage
+        self._llm_ports = (self._ports[0], self._ports[2])[: system.providers]
         self._settings = _SETTINGS
         if system.archive:
             self._settings += f'archive_place = "{self.archive}"\n'
@@ -56,14 +58,13 @@ class SingleTarget:
         (folder / "llm-orchestrator.toml").write_text(self._settings)
         environment = self.environment()
         python = (sys.executable, "-m")
-        llm = ("--port", str(self._ports[0]), "--ledger", str(self.llm_ledger))
         node = ("--port", str(self._ports[1]), "--import", str(FLOWS))
-        self.llm = Child(
-            (*python, "llm_orchestrator.drill.fake_llm", *llm),
-            folder / "llm.log",
-            environment=environment,
-            clock=clock,
-        )
+        self.llms = []
+        for port, ledger in zip(self._llm_ports, self.llm_ledgers, strict=True):
+            llm = ("--port", str(port), "--ledger", str(ledger))
+            words = (*python, "llm_orchestrator.drill.fake_llm", *llm)
+            log = ledger.with_suffix(".log")
+            self.llms.append(Child(words, log, environment=environment, clock=clock))
         self.node = Child(
             (*python, "llm_orchestrator", "serve", *node),
             folder / "node.log",
@@ -74,9 +75,19 @@ class SingleTarget:
     # -- where it is ----------------------------------------------------------------------------
 
     @property
+    def llm(self) -> Child:
+        """The fake LLM server that every step names first."""
+        return self.llms[0]
+
+    @property
+    def llm_urls(self) -> Sequence[str]:
+        """The fake LLM servers, without a path: OpenAI's, then Anthropic's if there are two."""
+        return [f"http://{_HOST}:{port}" for port in self._llm_ports]
+
+    @property
     def llm_url(self) -> str:
-        """The fake LLM server, without a path."""
-        return f"http://{_HOST}:{self._ports[0]}"
+        """The one that every step names first."""
+        return self.llm_urls[0]
 
     @property
     def endpoints(self) -> Sequence[str]:
@@ -102,6 +113,10 @@ class SingleTarget:
     def llm_ledger(self) -> Path:
         return self.folder / "llm.jsonl"
 
+    @property
+    def llm_ledgers(self) -> Sequence[Path]:
+        return [self.llm_ledger, self.folder / "llm_anthropic.jsonl"][: len(self._llm_ports)]
+
     def environment(self) -> dict[str, str]:
         """What our processes and commands find in their environment, and nothing else."""
         return {
@@ -114,20 +129,24 @@ class SingleTarget:
             "LLM_ORCHESTRATOR_CONFIG": str(self.folder / "llm-orchestrator.toml"),
             "OPENAI_API_KEY": "drill",
             "OPENAI_BASE_URL": f"{self.llm_url}/v1",
+            "ANTHROPIC_API_KEY": "drill",
+            "ANTHROPIC_BASE_URL": self.llm_urls[-1],
         }
 
     # -- its life -------------------------------------------------------------------------------
 
     async def start(self) -> None:
         self.http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10, connect=1))
-        await self.llm.start()
-        await self.until_answers(f"{self.llm_url}/health")
+        for llm, url in zip(self.llms, self.llm_urls, strict=True):
+            await llm.start()
+            await self.until_answers(f"{url}/health")
         await self.node.start()
         await self.until_answers(f"{self.endpoints[0]}/health/ready")
 
     async def stop(self) -> None:
         await self.node.stop()
-        await self.llm.stop()
+        for llm in self.llms:
+            await llm.stop()
         if self.http is not None:
             await self.http.close()
 
@@ -200,11 +219,13 @@ class SingleTarget:
         }
 
     def logs(self) -> Sequence[Path]:
-        return [self.folder / "node.log", self.folder / "llm.log"]
+        return [self.folder / "node.log", *(each.with_suffix(".log") for each in self.llm_ledgers)]
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as taken:
-        taken.bind((_HOST, 0))
-        return int(taken.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now, each another one."""
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in taken:
+            each.bind((_HOST, 0))
+        return [int(each.getsockname()[1]) for each in taken]

@@ -117,9 +117,14 @@ async def _first_line(
 
 
 async def llm_down(target: SingleTarget, fault: Fault) -> Injected:
-    """The whole provider is gone: nobody listens. Confirmed: it is dead and refuses."""
+    """The whole provider is gone: nobody listens. Confirmed: it is dead and refuses.
+
+    `closes_books`: it first writes down what it had sent of each answer, so that the price of
+    what is asked again is known; clients see their connections break either way.
+    """
     target.llm.hold()
-    code = await target.llm.end_with(signal.SIGKILL)
+    number = signal.SIGTERM if fault.options.get("closes_books") else signal.SIGKILL
+    code = await target.llm.end_with(number)
     if await target.answers(f"{target.llm_url}/health"):
         raise NotConfirmed("the provider still answers")
     return Injected(target.llm.ended_at_s, f"exit code {code}, connections refused")

@@ -82,8 +82,8 @@ class Target(Protocol):
         ...
 
     @property
-    def llm_ledger(self) -> Path:
-        """What the fake LLM server was asked."""
+    def llm_ledgers(self) -> Sequence[Path]:
+        """What each fake LLM server was asked."""
         ...
 
     async def start(self) -> None:

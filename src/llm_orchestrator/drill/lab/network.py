@@ -37,12 +37,15 @@ table bridge part {
   set pair { type ifname . ifname; }
   chain loss {
   }
+  chain hide {
+  }
   chain fw {
     type filter hook forward priority 0; policy accept;
     iifname @mute drop
     oifname @deaf drop
     iifname . oifname @pair drop
     jump loss
+    jump hide
   }
 }
 """
@@ -170,6 +173,15 @@ table inet refuse {{
 }}
 """
         call(*prefix(place), find("nft"), "-f", "-", given=rules)
+
+    def hide(self, name: str, other: str, port: int) -> None:
+        """To the host `name`, a TCP port of `other` is gone without a word; all else is there."""
+        side, address = _port(self._known(name)), self._places[self._known(other)].address
+        rules = (
+            f'iifname "{side}" ip daddr {address} tcp dport {port} drop',
+            f'oifname "{side}" ip saddr {address} tcp sport {port} drop',
+        )
+        self._nft(_text([f"add rule bridge part hide {rule}" for rule in rules]))
 
     def _accept(self, name: str) -> None:
         """The end of `refuse`."""

@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import bisect
 import dataclasses
+import itertools
 import json
 import signal
 import sys
@@ -24,7 +25,8 @@ from typing import Any
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.fake_ledger import Ledger
 from llm_orchestrator.drill.judge import judge, read
-from llm_orchestrator.drill.load import Asker, Load, Order, Shape
+from llm_orchestrator.drill.load import Asker, Asks, Load, Order, Shape
+from llm_orchestrator.drill.load_library import LibraryAsker
 from llm_orchestrator.drill.witness.eyes import Eyes, Seen, make_eyes
 from llm_orchestrator.drill.witness.receiver import Receiver
 
@@ -37,13 +39,16 @@ _LINE_BYTES_MAX = 1 << 24
 class Witness:
     """Everything that was seen, on disk; and the questions about it."""
 
-    def __init__(self, ledger: Path, eyes: Eyes, *, llm_ledger: Path, endpoints: list[str]) -> None:
+    def __init__(
+        self, ledger: Path, eyes: Eyes, *, llm_ledgers: list[Path], endpoints: list[str]
+    ) -> None:
         self._clock = RealClock()
         self._path = ledger
         self._ledger = Ledger(ledger)
         self._eyes = eyes
-        self._llm_ledger = llm_ledger
-        self._asker = Asker(endpoints, self._clock, self._trouble)
+        self._llm_ledgers = llm_ledgers
+        self._endpoints = endpoints
+        self._asker: Asks | None = None
         self._receiver = Receiver(self.write)
         self._load: Load | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -100,6 +105,8 @@ class Witness:
 
     async def _begin(self, given: dict[str, Json]) -> Json:
         host = str(given.pop("host"))
+        client = LibraryAsker if given.pop("client", "plain") == "library" else Asker
+        self._asker = client(self._endpoints, self._clock, self._trouble)
         await self._receiver.start(host)
         receiver = f"http://{host}:{self._receiver.port}/effect"
         self._load = Load(
@@ -147,14 +154,7 @@ class Witness:
             "verified_s": _first(
                 line["s"] for line in right if accepted[line["run"]]["began_s"] >= since_s
             ),
-            "advanced_s": next(
-                (
-                    line["s"]
-                    for line in self._since("entry", since_s)
-                    if line["run"] in affected and line["kind"] not in ("claimed", "state")
-                ),
-                None,
-            ),
+            "advanced_s": self._advanced_s(affected, since_s, ends),
             "troubles": len(troubles),
             "refused": len(self._since("refused", since_s)),
             "trouble_s": _first(line["s"] for line in troubles),
@@ -164,6 +164,15 @@ class Witness:
             "affected_left": len(affected) - len(ends),
             "drained_s": max(ends, default=since_s) if len(ends) == len(affected) else None,
         }
+
+    def _advanced_s(self, affected: set[str], since_s: float, ends: list[float]) -> float | None:
+        """When one of them moved on, or its client heard that it had ended meanwhile."""
+        steps = (
+            line["s"]
+            for line in self._since("entry", since_s)
+            if line["run"] in affected and line["kind"] not in ("claimed", "state")
+        )
+        return _first([*itertools.islice(steps, 1), *ends])
 
     def _by_run(self, event: str) -> dict[str, dict[str, Json]]:
         return {line["run"]: line for line in self._lines[event]}
@@ -189,7 +198,7 @@ class Witness:
             self._note_entry("final", seen)
         await self._ledger.lines()
         await self.write({"event": "terms", **given})
-        books = await asyncio.to_thread(read, self._path, self._llm_ledger)
+        books = await asyncio.to_thread(read, self._path, self._llm_ledgers)
         verdict = await asyncio.to_thread(judge, books)
         found = dataclasses.asdict(verdict)
         await self.write({"event": "verdict", **found})
@@ -212,7 +221,8 @@ class Witness:
         if self._load is not None:
             await self._load.stop(0.1)
         await self._receiver.stop()
-        await self._asker.close()
+        if self._asker is not None:
+            await self._asker.close()
         await self._ledger.close()
 
 
@@ -240,7 +250,7 @@ async def serve(witness: Witness) -> None:
 
 async def _main(chosen: argparse.Namespace) -> None:
     eyes = make_eyes(chosen.store)
-    witness = Witness(chosen.ledger, eyes, llm_ledger=chosen.llm_ledger, endpoints=chosen.endpoint)
+    witness = Witness(chosen.ledger, eyes, llm_ledgers=chosen.llm_ledger, endpoints=chosen.endpoint)
     try:
         await serve(witness)
     finally:
@@ -251,7 +261,7 @@ def main() -> None:
     """Entry point of `python -m llm_orchestrator.drill.witness`."""
     parser = argparse.ArgumentParser(prog="witness")
     parser.add_argument("--ledger", type=Path, required=True)
-    parser.add_argument("--llm-ledger", type=Path, required=True)
+    parser.add_argument("--llm-ledger", type=Path, action="append", required=True)
     parser.add_argument("--store", required=True)
     parser.add_argument("--endpoint", action="append", required=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the drill, which closes our stdin
