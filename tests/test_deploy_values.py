@@ -22,6 +22,7 @@ from llm_orchestrator.config import Config, load_config
 from llm_orchestrator.errors import ConfigError
 from llm_orchestrator.language.schedule import check_cron
 from llm_orchestrator.store.postgres_address import parse_address
+from llm_orchestrator.telemetry.redact import redact
 from tests.deploying import (
     CLUSTER,
     DEPLOY,
@@ -73,6 +74,11 @@ def test_our_configuration_takes_what_a_node_is_told(
     assert config.pool_size == 10
     with pytest.raises(ConfigError):
         configuration({**told, "DB_POOL_SIZE": "many"}, file)
+
+
+def test_the_password_beside_the_url_is_in_no_text() -> None:
+    configuration({"PGPASSWORD": "kept-beside-the-url-7"})
+    assert redact("FATAL: kept-beside-the-url-7") == "FATAL: ***"
 
 
 def test_the_cluster_s_nodes_back_up_into_its_object_store() -> None:
