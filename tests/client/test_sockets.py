@@ -1,10 +1,12 @@
-"""A host that vanishes behind a kept connection: real network namespaces, a real black hole."""
+"""A host that vanishes behind a kept connection or a name: namespaces, a real black hole."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from llm_orchestrator.client.asynchronous import ANSWER_S, AsyncTransport
 from llm_orchestrator.client.sockets import LOST_S
 from llm_orchestrator.clock import RealClock
+from llm_orchestrator.drill.cluster_names import Names
 from llm_orchestrator.drill.lab import network
 from llm_orchestrator.drill.lab.spec import Place
 from llm_orchestrator.drill.lab.state import lab_id
@@ -97,3 +100,39 @@ def test_a_kept_connection_to_a_host_that_is_gone_is_left_soon(
     with network.inside(places[0].namespace):
         took_s = asyncio.run(work())
     assert LOST_S * 0.5 < took_s < ANSWER_S * 0.7, "the kernel gives it up, no time limit of ours"
+
+
+ASKS = """\
+import sys
+from llm_orchestrator.client import Client
+with Client([sys.argv[1]], patience_s=20) as client:
+    for _ in sys.stdin:
+        print(client.request("GET", "/"), flush=True)
+"""
+
+
+def test_a_name_that_is_changed_counts_at_once(
+    hosts: tuple[network.Network, list[Place]], tmp_path: Path
+) -> None:
+    made, (here, one, two) = hosts
+    names = Names(tmp_path / "hosts")
+    names.put("service.test", one.address)
+    words = [*network.prefix(here), *names.before(), sys.executable, "-c", ASKS]
+    with subprocess.Popen(
+        [*words, f"http://service.test:{PORT}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write("\n")
+        client.stdin.flush()
+        assert client.stdout.readline().strip() == one.address
+        made.cut("one")
+        names.put("service.test", two.address)
+        client.stdin.write("\n")
+        client.stdin.close()
+        assert client.stdout.readline().strip() == two.address
+    assert "service.test" not in Path("/etc/hosts").read_text()

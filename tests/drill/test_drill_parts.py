@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill import report as reports
 from llm_orchestrator.drill import report_detail as detail
 from llm_orchestrator.drill import report_plot as plots
@@ -23,7 +25,9 @@ from llm_orchestrator.drill.lab_process import wait
 from llm_orchestrator.drill.load import Shape, order, probe, workflows
 from llm_orchestrator.drill.marks import Marks, disorder_of
 from llm_orchestrator.drill.objectives import standings
+from llm_orchestrator.drill.run import Drill
 from llm_orchestrator.drill.scenario import load_all, load_one, parse
+from llm_orchestrator.drill.single import SingleTarget
 from llm_orchestrator.errors import ConfigError, NotFound
 from llm_orchestrator.language.load import load_text
 from llm_orchestrator.language.steps import LLMStep
@@ -105,6 +109,33 @@ def test_marks_that_contradict_each_other_are_a_fault_of_the_drill(tmp_path: Pat
     assert run["status"] == "inconclusive"
     why = report.not_tested["application_single_node_restart"]
     assert why.startswith("inconclusive: a fault of the drill: t5 (first verified run, 12.00 s)")
+
+
+class Books:
+    """A witness that has seen runs verified at some moments, and no run stopped since."""
+
+    def __init__(self, *verified_s: float) -> None:
+        self._verified_s = verified_s
+
+    async def order(self, do: str, since_s: float) -> dict[str, Any]:
+        """What `look` says."""
+        first = min((at_s for at_s in self._verified_s if at_s >= since_s), default=None)
+        return {"accepted_s": first, "verified_s": first, "drained_s": since_s}
+
+
+@pytest.mark.parametrize(("t3_s", "t5_s"), [(20.0, 21.0), (1.5, 0.5)])
+def test_a_failover_that_begins_late_is_measured_to_its_end(
+    tmp_path: Path, t3_s: float, t5_s: float
+) -> None:
+    scenario = parse(SOUND, "sound")
+    target = SingleTarget(tmp_path, RealClock(), scenario.system)
+    drill = Drill(scenario, target, tmp_path, name="x", tell=lambda text: None)
+    drill._witness = Books(0.5, 21.0)  # type: ignore[assignment]
+    marks = drill.outcome.marks
+    marks.at_s = {"t0": 0.0, "t3": t3_s, "t4": 0.5, "t5": 0.5, "t6": 0.5}
+    asyncio.run(drill._recover_later())
+    assert marks.recovery_time_s == t5_s
+    assert disorder_of(marks.relative()) == []
 
 
 def test_whoever_notices_first_has_detected_it() -> None:
