@@ -54,23 +54,35 @@ def reached(dsn: str, database: str = "") -> Iterator[Target]:
         os.close(memory)
 
 
+NEW_RESTORE = 17
+"""From this version on pg_restore sends a setting that older servers refuse."""
+
+
 async def find(name: str, major: int) -> str:
     """The path of a program that is at least of the server's major version.
 
-    Raises ConfigError: there is none, or only older ones, which refuse newer servers.
+    Raises ConfigError: there is none, or only older ones, which refuse newer servers; or pg_restore
+    is so new that the server refuses it.
     """
+    is_bounded = name == "pg_restore" and 0 < major < NEW_RESTORE
     found: dict[int, str] = {}
     for path in await asyncio.to_thread(_candidates, name):
         with contextlib.suppress(StoreError, OSError):
             said = await run([path, "--version"])
             if (version := _VERSION.search(said)) is not None:
                 found.setdefault(int(version[1]), path)
-    fitting = [version for version in found if version >= major]
+    fitting = [
+        version
+        for version in found
+        if version >= major and not (is_bounded and version >= NEW_RESTORE)
+    ]
     if fitting:
         return found[min(fitting)]
     there = f"only {', '.join(map(str, sorted(found)))}" if found else "none"
     raise ConfigError(
-        f"{name} of PostgreSQL {major} or later is needed, there is {there}",
+        f"{name} of PostgreSQL {major} or later"
+        + (f", before {NEW_RESTORE}," if is_bounded else "")
+        + f" is needed, there is {there}",
         hint=f"apt-get install postgresql-client-{major}, or put it on the PATH",
     )
 
