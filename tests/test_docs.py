@@ -49,11 +49,11 @@ class Block(NamedTuple):
     language: str
     text: str
     mark: str = ""
-    """What stands behind the language: `run`, `run on one node`, or `not run: REASON`."""
+    """What stands behind the language: `run`, or `not run: REASON`."""
 
     @property
     def is_run(self) -> bool:
-        return self.mark.startswith("run")
+        return self.mark == "run"
 
     @property
     def label(self) -> str:
@@ -68,7 +68,7 @@ def blocks(language: str = "") -> list[Block]:
 
 def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text()
-    mark = r"(?: (run|run on one node|not run: [^\n]+))?"
+    mark = r"(?: (run|not run: [^\n]+))?"
     fence = rf"^```(\w*){mark}\n(.*?)^```$"
     for match in re.finditer(fence, text, re.MULTILINE | re.DOTALL):
         line = text[: match.start()].count("\n") + 2
@@ -217,10 +217,14 @@ def test_a_command_that_there_is_not_is_noticed() -> None:
 
 # -- what is marked `run` is run ------------------------------------------------------------------
 
-IN_THE_LAB = "docs/disaster_recovery/DR_RUNBOOK.md", "docs/disaster_recovery/README.md", "README.md"
+WITH_A_NODE = (
+    "docs/disaster_recovery/DR_RUNBOOK.md",
+    "docs/disaster_recovery/README.md",
+    "README.md",
+)
 """Pages whose `run` blocks need more than an empty folder: tests/test_docs_run.py."""
 RUNNABLE = sorted(
-    {block.page for block in blocks("bash") if block.is_run and block.page not in IN_THE_LAB}
+    {block.page for block in blocks("bash") if block.is_run and block.page not in WITH_A_NODE}
 )
 RUN_S = 60
 _TIDY = "trap 'kill -9 $(jobs -p) 2> /dev/null || true' EXIT\n"
