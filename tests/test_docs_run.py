@@ -151,6 +151,7 @@ _AFTER = {
 ENDS_WITH: dict[str, int] = {}
 """Commands that end with another code than 0 here, as they should."""
 _FILLED = {
+    r"--state failed --workflow NAME": "--state failed --workflow failing",
     r"^(llmo workflows diff) NAME@1 NAME@2": r"\1 parked@1 parked@2",
     r"^(llmo breakers reset) NAME": r"\1 echo",
     r"^(llmo backup prove) FILE": r"\1 $ARCHIVE",
@@ -191,7 +192,7 @@ def endings(commands: list[str], folder: Path) -> tuple[dict[str, int], str]:
     """With which code each command ends, and all that was printed."""
     lines = [
         "llmo workflows register parked1.yaml parked2.yaml failing.yaml hello.yaml\n" + _SERVE,
-        "llmo run failing.yaml || test $? = 5\n" + _PARK + "set +ex\n",
+        "llmo run failing.yaml || test $? = 9\n" + _PARK + "set +ex\n",
     ]
     for number, each in enumerate(commands):
         asked = f'echo "@ {number}" >&2\n( {filled(each)} )\necho "@ {number} $?"\n'
