@@ -142,13 +142,20 @@ _BEFORE = {
     "llmo runs cancel": _FRESH,
     "llmo runs fork": _FRESH,
     "llmo runs resume": _FRESH + "llmo runs pause $RUN\n",
+    "llmo nodes drain NODE --undo": "llmo nodes drain $NODE\n",
     "llmo backup prove FILE": "FILE=$(llmo backup latest)\n",
 }
 _AFTER = {
     "llmo maintenance enable": "llmo maintenance disable\n",
     "llmo nodes drain": "llmo nodes drain $NODE --undo\n",
 }
-ENDS_WITH: dict[str, int] = {}
+ENDS_WITH = {
+    "llmo backup schedule": 4,  # none is installed
+    "llmo backup check": 1,  # the newest backup is not proved yet
+    "llmo dr status": 6,  # no objective was measured here
+    "llmo archive status": 2,  # there is no archive here
+    "llmo breakers reset NAME": 4,  # it was never open
+}
 """Commands that end with another code than 0 here, as they should."""
 _FILLED = {
     r"--state failed --workflow NAME": "--state failed --workflow failing",
