@@ -7,6 +7,7 @@ shows as a workflow must validate; what it shows as a program, and the README's 
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import importlib.util
 import json
@@ -25,6 +26,7 @@ import pytest
 from llm_orchestrator.cli.dr import OBJECTIVE_MISSED
 from llm_orchestrator.cli.main import VERBS, command_of
 from llm_orchestrator.config import Config, load_config
+from llm_orchestrator.drill.scenario import load_all
 from llm_orchestrator.language.load import load_text
 from llm_orchestrator.wire import Orchestrator
 
@@ -36,6 +38,12 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+NOT_OURS = {
+    *("max_connections", "synchronous_commit"),  # PostgreSQL's
+    *("invalid_request", "rate_limit", "unknown_outcome"),  # kinds of errors, reasons of pauses
+    *("requests_per_minute", "tokens_per_minute"),  # keys of a provider
+}
+"""What the pages for the night name that is neither a setting nor a scenario."""
 GENERATED = "<!-- Written by scripts/docs.py."
 GLOBAL_OPTIONS = {"--store", "--data", "--debug", "--quiet", "--help", "-h"}
 STEP = "steps: [{id: only, type: transform, expression: '1'}]\n"
@@ -48,8 +56,12 @@ class Block(NamedTuple):
     line: int
     language: str
     text: str
-    is_run: bool = False
-    """Marked `run`: a test executes it."""
+    mark: str = ""
+    """What stands behind the language: `run`, or `not run: REASON`."""
+
+    @property
+    def is_run(self) -> bool:
+        return self.mark == "run"
 
     @property
     def label(self) -> str:
@@ -64,9 +76,11 @@ def blocks(language: str = "") -> list[Block]:
 
 def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text()
-    for match in re.finditer(r"^```(\w*)( run)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    mark = r"(?: (run|not run: [^\n]+))?"
+    fence = rf"^```(\w*){mark}\n(.*?)^```$"
+    for match in re.finditer(fence, text, re.MULTILINE | re.DOTALL):
         line = text[: match.start()].count("\n") + 2
-        yield Block(str(page.relative_to(ROOT)), line, match[1], match[3], bool(match[2]))
+        yield Block(str(page.relative_to(ROOT)), line, match[1], match[3], match[2] or "")
 
 
 def docs_script() -> Any:
@@ -211,7 +225,15 @@ def test_a_command_that_there_is_not_is_noticed() -> None:
 
 # -- what is marked `run` is run ------------------------------------------------------------------
 
-RUNNABLE = sorted({block.page for block in blocks("bash") if block.is_run})
+WITH_A_NODE = (
+    "docs/disaster_recovery/DR_RUNBOOK.md",
+    "docs/disaster_recovery/README.md",
+    "README.md",
+)
+"""Pages whose `run` blocks need more than an empty folder: tests/test_docs_run.py."""
+RUNNABLE = sorted(
+    {block.page for block in blocks("bash") if block.is_run and block.page not in WITH_A_NODE}
+)
 RUN_S = 60
 _TIDY = "trap 'kill -9 $(jobs -p) 2> /dev/null || true' EXIT\n"
 
@@ -255,6 +277,26 @@ def test_the_tutorial_is_run() -> None:
     assert "docs/tutorial.md" in RUNNABLE
 
 
+def undecided(found: list[Block]) -> list[str]:
+    """Shell blocks that are neither run nor say why not."""
+    return [b.label for b in found if b.language in ("sh", "bash") and not b.mark]
+
+
+def test_every_block_for_a_shell_is_run_or_says_why_not() -> None:
+    assert undecided(blocks()) == [], "mark it `run`, or `not run: REASON`"
+    fences = sum(
+        len(re.findall(r"^```(?:sh|bash|console)", page.read_text(), re.MULTILINE))
+        for page in PAGES
+    )
+    assert fences == len(blocks("sh")) + len(blocks("bash")), "a mark is misspelt"
+    assert not [b.label for b in blocks("sh") if b.is_run], "what is run is `bash`"
+
+
+def test_a_block_that_is_undecided_is_noticed() -> None:
+    assert undecided([Block("a.md", 3, "sh", "llmo status\n")]) == ["a.md:3"]
+    assert undecided([Block("a.md", 3, "sh", "make test\n", "not run: itself")]) == []
+
+
 # -- names ----------------------------------------------------------------------------------------
 
 
@@ -287,7 +329,7 @@ def test_a_variable_in_a_document_is_read() -> None:
 def test_an_exit_code_in_a_document_is_one_that_there_is() -> None:
     rows = re.findall(r"^\| `\w+` \| `\w+` \| (\d+) \|", DOCS.error_page(), re.MULTILINE)
     known = {*rows, "0", str(OBJECTIVE_MISSED)}
-    found = named(r"exit code `?(\d+)")
+    found = named(r"(?:\bexit|exit code|`llmo [^`]+`\)? ends with) `?(\d+)\b")
     assert found
     assert {pair for pair in found if pair[1] not in known and int(pair[1]) <= 128} == set()
 
@@ -315,6 +357,33 @@ def test_an_alert_in_a_document_is_a_rule() -> None:
     place = "docs/how-to/monitor.md", "docs/observability.md", "docs/production_readiness.md"
     found = {pair for pair in named(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)+)`") if pair[0] in place}
     assert found
+    assert {pair for pair in found if pair[1] not in known} == set()
+
+
+def test_an_alert_in_the_pages_for_the_night_is_a_rule() -> None:
+    rules = re.findall(r"- alert: (\w+)", (ROOT / "deploy/prometheus/alerts.yml").read_text())
+    errors = re.findall(r"^\| `(\w+)` \|", DOCS.error_page(), re.MULTILINE)
+    known = {*rules, *errors, *vars(builtins)}
+    found = {
+        pair
+        for pair in named(r"\b([A-Z][a-z]+(?:[A-Z][a-z]+)+)\b")
+        if pair[0].startswith("docs/disaster_recovery/")
+    }
+    assert {name for _, name in found} >= set(rules), "no procedure names it"
+    assert {pair for pair in found if pair[1] not in known} == set()
+
+
+def test_a_setting_in_the_pages_for_the_night_is_one() -> None:
+    pages = [(DOCS.PLACE / name).read_text() for name in ("settings.md", "workflow-files.md")]
+    known = {*re.findall(r"`(\w+)`", "".join(pages)), *load_all(), *NOT_OURS}
+    page = (ROOT / "docs/disaster_recovery/DR_PROCEDURES.md").read_text()
+    known |= set(re.findall(r"^- `(\w+)`$", page.partition("## Not drilled yet")[2], re.MULTILINE))
+    found = {
+        pair
+        for pair in named(r"`([a-z]+(?:_[a-z]+)+)(?:`| =)")
+        if pair[0].startswith("docs/disaster_recovery/")
+    }
+    assert len(found) > 40
     assert {pair for pair in found if pair[1] not in known} == set()
 
 

@@ -161,7 +161,7 @@ def unfence(context: typer.Context, region: Name, *, reason: Why = "", by: By = 
 def policy(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="POLICY", help="active-active or active-passive.")
+        str | None, typer.Argument(metavar="[POLICY]", help="active-active or active-passive.")
     ] = None,
     *,
     home: Annotated[str, typer.Option("--home", help="Where the work belongs.")] = "",
