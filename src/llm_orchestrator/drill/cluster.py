@@ -23,9 +23,11 @@ import aiohttp
 
 from llm_orchestrator import __version__
 from llm_orchestrator.clock import RealClock
+from llm_orchestrator.drill.cluster_disk_faults import DISK_FAULTS
 from llm_orchestrator.drill.cluster_faults import FAULTS, Undone
 from llm_orchestrator.drill.cluster_names import Names
-from llm_orchestrator.drill.lab import Lab, LabSpec, down, reach, up
+from llm_orchestrator.drill.lab import Lab, LabSpec, down, io_shim, reach, up
+from llm_orchestrator.drill.lab_process import LabError
 from llm_orchestrator.drill.scenario import Fault, System
 from llm_orchestrator.drill.target import Injected, NotConfirmed, NotPossible, Sight
 
@@ -35,6 +37,13 @@ _LOOK_S = 0.2
 _REQUEST_S = 1.0
 _CALM_S = 90.0
 _OPERATOR_S = 60.0
+
+
+def _check_compiler() -> None:
+    try:
+        io_shim.find_compiler()
+    except LabError as error:
+        raise NotPossible(f"not run: {error}", hint=error.hint) from error
 
 
 class ClusterTarget:
@@ -102,10 +111,13 @@ class ClusterTarget:
     async def start(self) -> None:
         if os.getuid() != 0:
             raise NotPossible("not run: needs root (network namespaces)")
+        if self._system.shim:
+            _check_compiler()
         spec = LabSpec(
             self._system.regions,
             has_network=True,
             disk_mb=self._system.disk_mb,
+            has_shim=self._system.shim,
             imports=(str(FLOWS),),
             sabotage=self._system.sabotage,
         )
@@ -173,7 +185,7 @@ class ClusterTarget:
     # -- faults ---------------------------------------------------------------------------------
 
     async def inject(self, fault: Fault) -> Injected:
-        found = FAULTS.get(fault.kind)
+        found = {**FAULTS, **DISK_FAULTS}.get(fault.kind)
         if found is None:
             raise NotPossible(f"{self.name} has no fault {fault.kind}", hint="llmo drill list")
         self._is_whole = False  # until it was looked at again

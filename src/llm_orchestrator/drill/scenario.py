@@ -67,6 +67,9 @@ class System(_Part):
     )
     disk_mb: int = Field(0, ge=0, description="Each database on a disk of so many MiB; 0: no.")
     providers: int = Field(1, ge=1, le=2, description="2: Anthropic's has a server of its own.")
+    shim: bool = Field(
+        default=False, description="Databases whose disks can be made to fail and to be slow."
+    )
     archive: Literal["", "sync", "async"] = Field("", description="The stream archive's mode.")
     sabotage: str = Field(
         "",

@@ -20,7 +20,7 @@ from typing import IO, Any, Self
 import aiohttp
 
 from llm_orchestrator.clock import RealClock
-from llm_orchestrator.drill.lab import network, reach
+from llm_orchestrator.drill.lab import io_shim, network, reach
 from llm_orchestrator.drill.lab import state as states
 from llm_orchestrator.drill.lab.clear import (
     SUPERVISOR,
@@ -149,12 +149,13 @@ class Lab:
         return found
 
     async def calm(self) -> None:
-        """Undo every fault: nothing is cut, frozen, held dead, or full any more."""
+        """Undo every fault: nothing is cut, frozen, held dead, full, or slow."""
         if self.network is not None:
             await asyncio.to_thread(self.network.heal)
         for host in self.hosts.values():
             await host.thaw()
             await host.free_disk()
+            io_shim.clear(host.folder)
             await host.start()
 
     async def primary(self) -> str | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import llm_orchestrator
-from llm_orchestrator.drill.lab import tools
+from llm_orchestrator.drill.lab import io_shim, tools
 from llm_orchestrator.drill.lab.host import DATA, MARK
 from llm_orchestrator.drill.lab.network import prefix
 from llm_orchestrator.drill.lab.spec import Place, Plan, settings
@@ -109,7 +109,14 @@ def _patroni(plan: Plan, place: Place, home: Path, *, binaries: Path) -> Command
     path.chmod(0o600)
     own(path)
     program = tools.find_patroni(home.parent)
-    return Command(place, "patroni", (program, str(path)), is_account=True, health="/readiness")
+    return Command(
+        place,
+        "patroni",
+        (program, str(path)),
+        environment=io_shim.environment(home) if plan.spec.has_shim else {},
+        is_account=True,
+        health="/readiness",
+    )
 
 
 def patroni_settings(plan: Plan, place: Place, home: Path, *, binaries: Path) -> dict[str, Any]:

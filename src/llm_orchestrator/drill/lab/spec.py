@@ -27,9 +27,10 @@ class LabSpec:
 
     `is_single`: one node on SQLite, no database servers. `has_network`: each host is a network
     namespace (root only); without it, a loopback address. `disk_mb`: each database has a disk of
-    so many MiB, in memory, that can be filled (root only); 0: the machine's own. `imports`: files
-    of Python workflows that every node executes. `sabotage`: see scenario.System. `has_barman`:
-    Barman keeps base backups and the log of the cluster.
+    so many MiB, in memory, that can be filled (root only); 0: the machine's own. `has_shim`: the
+    databases' disks can be made to fail and to be slow (io_shim.py). `imports`: files of Python
+    workflows that every node executes. `sabotage`: see scenario.System. `has_barman`: Barman keeps
+    base backups and the log of the cluster.
     """
 
     regions: int = 1
@@ -37,6 +38,7 @@ class LabSpec:
     is_single: bool = False
     has_network: bool = False
     disk_mb: int = 0
+    has_shim: bool = False
     imports: tuple[str, ...] = ()
     sabotage: str = ""
     has_barman: bool = False

@@ -20,8 +20,8 @@ from pathlib import Path
 import aiohttp
 
 from llm_orchestrator.clock import Clock, RealClock
+from llm_orchestrator.drill.lab import io_shim, tools
 from llm_orchestrator.drill.lab import state as states
-from llm_orchestrator.drill.lab import tools
 from llm_orchestrator.drill.lab.host import DISK
 from llm_orchestrator.drill.lab.network import Network
 from llm_orchestrator.drill.lab.reach import client_of, get
@@ -129,6 +129,8 @@ class Supervisor:
             self._state.binaries = str(self._binaries)
             if not may("-x", self._folder):
                 raise LabError(f"{self._folder}: PostgreSQL's user cannot reach this folder")
+            if plan.spec.has_shim:
+                await asyncio.to_thread(io_shim.build, self._folder)
         for place in plan.places:
             home = self._folder / place.name
             home.mkdir(mode=0o700)
