@@ -45,6 +45,8 @@ class Plan:
     against: str = ""
     """"": each scenario against the first target that it names."""
     overrides: Sequence[str] = ()
+    staging: str = ""
+    """The digest of the file of a staging system."""
 
     def key(self, digest: str) -> dict[str, Json]:
         """What tells one campaign from another."""
@@ -60,6 +62,11 @@ def source_digest() -> str:
             digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
             digest.update(hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
     return digest.hexdigest()
+
+
+def digest_of(text: str) -> str:
+    """blake2b of a text: what tells one file's content from another."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def source_commit() -> str:
@@ -177,7 +184,7 @@ class Campaign:
         write_json(live, {"pid": os.getpid(), "commands": target.undo_commands()})
         timer.arm()
         try:
-            name = digest.hex()
+            name = f"{digest.hex()}{self._clock.now_us():x}"  # a shared store knows earlier ones
             drill = Drill(scenario, target, folder, name=name, tell=self._say, phase_s=phase_s)
             outcome = (await drill.run()).plain()
         finally:

@@ -25,7 +25,7 @@ from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.cluster_faults import FAULTS, Undone
 from llm_orchestrator.drill.lab import Lab, LabSpec, down, reach, up
 from llm_orchestrator.drill.scenario import Fault, System
-from llm_orchestrator.drill.target import Injected, NotPossible, Sight
+from llm_orchestrator.drill.target import Injected, Looks, NotPossible, Sight
 
 Json = Any
 FLOWS = Path(__file__).with_name("fault_flows.py")
@@ -80,8 +80,9 @@ class ClusterTarget:
         return self.lab.command(*words)
 
     @property
-    def store_url(self) -> str:
-        return f"{self.lab.store_url}?target_session_attrs=read-write&connect_timeout=2"
+    def looks(self) -> Looks:
+        url = f"{self.lab.store_url}?target_session_attrs=read-write&connect_timeout=2"
+        return Looks(url, str(self.llm_ledger))
 
     @property
     def llm_ledger(self) -> Path:

@@ -178,6 +178,10 @@ class Asker:
             timeout=_TIMEOUT, connector=aiohttp.TCPConnector(limit=0)
         )
 
+    def sign(self, token: str) -> None:
+        """Carry a token from now on."""
+        self._http.headers["authorization"] = f"Bearer {token}"
+
     async def close(self) -> None:
         """Close the connections."""
         await self._http.close()

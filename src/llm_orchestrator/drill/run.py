@@ -18,9 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from llm_orchestrator.clock import RealClock
+from llm_orchestrator.drill.judge import LLM, STORE
 from llm_orchestrator.drill.marks import Marks
 from llm_orchestrator.drill.scenario import Scenario
-from llm_orchestrator.drill.target import Broken, Injected, NotConfirmed, NotPossible, Target
+from llm_orchestrator.drill.target import (
+    Broken,
+    Injected,
+    NotConfirmed,
+    NotPossible,
+    Target,
+    UndoFailed,
+)
 from llm_orchestrator.errors import OperatorError
 
 Json = Any
@@ -30,6 +38,7 @@ _ORDER_S = 600.0
 _WAKE_S = 1.0
 """So long after its healing a fault may still show: what was frozen goes on where it stood."""
 _LINE_BYTES_MAX = 1 << 24
+_SOURCES = {STORE: "the store", LLM: "the LLM server's ledger"}
 PASSED, MISSED, INCONCLUSIVE, LOST = "passed", "missed", "inconclusive", "lost"
 EXIT_CODES = {PASSED: 0, MISSED: 6, INCONCLUSIVE: 7, LOST: 8}
 
@@ -56,6 +65,8 @@ class Outcome:
     facts: dict[str, Json] = field(default_factory=dict)
     affected: int = 0
     refused: int = 0
+    not_judged: list[str] = field(default_factory=list)
+    """What nobody could see: about that the status says nothing."""
 
     def plain(self) -> dict[str, Json]:
         """As JSON: times in seconds from t0."""
@@ -71,6 +82,7 @@ class Outcome:
             "refused_requests": self.refused,
             "counts": self.verdict.get("counts", {}),
             "respent": self.verdict.get("respent", {}),
+            "not_judged": self.not_judged,
             "findings": list(self.verdict.get("findings", ()))[:50],
             "findings_total": len(self.verdict.get("findings", ())),
             "baseline": self.baseline,
@@ -94,9 +106,11 @@ class WitnessProcess:
 
     async def start(self) -> None:
         """Start it."""
+        looks = self._target.looks
         words = [sys.executable, "-m", "llm_orchestrator.drill.witness"]
         words += ["--ledger", str(self._folder / "witness.jsonl")]
-        words += ["--llm-ledger", str(self._target.llm_ledger), "--store", self._target.store_url]
+        words += ["--llm-ledger", str(self._target.llm_ledger), "--llm-source", looks.llm]
+        words += ["--store", looks.store_url, "--first-run", looks.first_run]
         for endpoint in self._target.endpoints:
             words += ["--endpoint", endpoint]
         with (self._folder / "witness.log").open("ab") as log:
@@ -109,6 +123,7 @@ class WitnessProcess:
                 env={
                     "PATH": os.defpath,
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    **looks.environment,
                 },
                 start_new_session=True,
             )
@@ -203,15 +218,19 @@ class Drill:
         ]
         self.outcome.facts = self._target.facts()
         await self._witness.stop()
-        await self._target.stop()
+        try:
+            await self._target.stop()
+        except UndoFailed as error:
+            self.outcome.reasons.append(f"IT IS STILL BROKEN: {error.message}")
+            self._tell(self.outcome.reasons[-1])
 
     # -- before -----------------------------------------------------------------------------------
 
     async def _baseline(self) -> None:
         scenario, load = self._scenario, self._scenario.load
         shape = load.model_dump()
-        host = self._target.client_host
-        await self._witness.order("load", host=host, name=self._name, **shape)
+        shape |= {"host": self._target.client_host, "token": self._target.looks.token}
+        await self._witness.order("load", name=self._name, **shape)
         began_s = self._clock.monotonic()
         self._tell(f"load: {load.in_flight} runs of {load.run_s:g} s")
         limit_s = load.run_s * 1.5 + 30
@@ -241,6 +260,14 @@ class Drill:
             )
         if seen["troubles"] or seen["refused"] or seen["wrong"] or not seen["probes"]:
             raise Unhealthy(f"it is not well before the fault: {json.dumps(seen)}")
+        await self._check_sight()
+
+    async def _check_sight(self) -> None:
+        """A source that shows nothing of the load is not this system's: nothing can be judged."""
+        seen = await self._witness.order("sight")
+        for source, what in _SOURCES.items():
+            if seen[source] == 0:
+                raise Unhealthy(f"{what} shows nothing of this drill's runs: is it this system's?")
 
     # -- the fault --------------------------------------------------------------------------------
 
@@ -325,7 +352,11 @@ class Drill:
             kept_until_us=min(kept, default=None),
             may_pause=scenario.expect.touched_may_pause,
         )
+        outcome.not_judged += outcome.verdict["not_judged"]
+        outcome.not_judged += self._target.facts().get("not_judged", ())
         outcome.reasons += self._shortfalls()
+        for text in outcome.not_judged:
+            self._tell(f"not judged: {text}")
         if outcome.verdict["findings"]:
             outcome.status = LOST
         else:
@@ -350,7 +381,9 @@ class Drill:
         if expect.has_outage is False and outcome.refused:
             found.append(f"{outcome.refused} requests were refused, and none was to be")
         deaths = self._target.facts()["node_deaths"]
-        if expect.node_deaths is not None and deaths != expect.node_deaths:
+        if expect.node_deaths is not None and deaths is None:
+            outcome.not_judged.append(f"whether nodes died {expect.node_deaths} times")
+        elif expect.node_deaths is not None and deaths != expect.node_deaths:
             found.append(f"nodes died {deaths} times, not {expect.node_deaths}")
         found += [
             f"{finding['kind']} {finding['run_id']}: {finding['text']}"

@@ -6,6 +6,7 @@ when it cannot be done.
     load   begin with a load (load.Shape)            look   what has been seen since a moment
     note   write a line into the ledger              run    start one run besides, and follow it
     stop   start no more, wait for the ends          judge  compare everything; the verdict
+    sight  what the sources show of this drill
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from typing import Any
 
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.fake_ledger import Ledger
-from llm_orchestrator.drill.judge import judge, read
+from llm_orchestrator.drill.judge import LLM, STORE, judge, read
 from llm_orchestrator.drill.load import Asker, Load, Order, Shape
-from llm_orchestrator.drill.witness.eyes import Eyes, Seen, make_eyes
+from llm_orchestrator.drill.witness.calls import Calls
+from llm_orchestrator.drill.witness.eyes import Eyes, NoEyes, Seen, make_eyes
 from llm_orchestrator.drill.witness.receiver import Receiver
 
 Json = Any
@@ -37,11 +39,14 @@ _LINE_BYTES_MAX = 1 << 24
 class Witness:
     """Everything that was seen, on disk; and the questions about it."""
 
-    def __init__(self, ledger: Path, eyes: Eyes, *, llm_ledger: Path, endpoints: list[str]) -> None:
+    def __init__(
+        self, ledger: Path, eyes: Eyes, *, calls: Calls, llm_ledger: Path, endpoints: list[str]
+    ) -> None:
         self._clock = RealClock()
         self._path = ledger
         self._ledger = Ledger(ledger)
         self._eyes = eyes
+        self._calls = calls
         self._llm_ledger = llm_ledger
         self._asker = Asker(endpoints, self._clock, self._trouble)
         self._receiver = Receiver(self.write)
@@ -88,6 +93,8 @@ class Witness:
                 await self.write(given)
             case "run":
                 return await self._run(Order(**given))
+            case "sight":
+                return await self._sight()
             case "look":
                 return self._look(float(given["since_s"]))
             case "stop":
@@ -100,6 +107,8 @@ class Witness:
 
     async def _begin(self, given: dict[str, Json]) -> Json:
         host = str(given.pop("host"))
+        if token := str(given.pop("token")):
+            self._asker.sign(token)
         await self._receiver.start(host)
         receiver = f"http://{host}:{self._receiver.port}/effect"
         self._load = Load(
@@ -117,6 +126,31 @@ class Witness:
         self._more.add(task)
         task.add_done_callback(self._more.discard)
         return {"run": run}
+
+    async def _sight(self) -> Json:
+        """What has been seen of this drill in each source; null where a source is out of sight."""
+        assert self._load is not None
+        name = self._load.shape.name
+        return {
+            STORE: None if isinstance(self._eyes, NoEyes) else len(self._lines["entry"]),
+            LLM: await self._calls.count(name) if self._calls.is_seen else None,
+        }
+
+    def _unseen(self) -> list[str]:
+        return [STORE] * isinstance(self._eyes, NoEyes) + [LLM] * (not self._calls.is_seen)
+
+    def _advanced_s(self, affected: set[str], since_s: float) -> float | None:
+        """When a run of `affected` first moved on; without the store, when one ended."""
+        if isinstance(self._eyes, NoEyes):
+            return _first(x["s"] for x in self._since("ended", since_s) if x["run"] in affected)
+        return next(
+            (
+                line["s"]
+                for line in self._since("entry", since_s)
+                if line["run"] in affected and line["kind"] not in ("claimed", "state")
+            ),
+            None,
+        )
 
     def _look(self, since_s: float) -> Json:
         """Times are on the steady clock; null is not seen yet."""
@@ -138,6 +172,7 @@ class Witness:
             if line["kind"] == "probe" and line["is_right"]
         ]
         troubles = self._since("trouble", since_s)
+        wrong = [line for line in self._since("ended", since_s) if not line["is_right"]]
         return {
             "now_s": self._clock.monotonic(),
             "under_way": sum(o.kind == "load" for o in self._load.under_way.values()),
@@ -147,18 +182,12 @@ class Witness:
             "verified_s": _first(
                 line["s"] for line in right if accepted[line["run"]]["began_s"] >= since_s
             ),
-            "advanced_s": next(
-                (
-                    line["s"]
-                    for line in self._since("entry", since_s)
-                    if line["run"] in affected and line["kind"] not in ("claimed", "state")
-                ),
-                None,
-            ),
+            "advanced_s": self._advanced_s(affected, since_s),
             "troubles": len(troubles),
             "refused": len(self._since("refused", since_s)),
             "trouble_s": _first(line["s"] for line in troubles),
-            "wrong": sum(not line["is_right"] for line in self._since("ended", since_s)),
+            "wrong": len(wrong),
+            "why_wrong": f"{wrong[0]['state']}: {wrong[0]['error']}"[:300] if wrong else "",
             "probes": len(right),
             "affected": len(affected),
             "affected_left": len(affected) - len(ends),
@@ -188,7 +217,9 @@ class Witness:
         for seen in await self._see_all():
             self._note_entry("final", seen)
         await self._ledger.lines()
-        await self.write({"event": "terms", **given})
+        assert self._load is not None
+        await self._calls.keep(self._load.shape.name)
+        await self.write({"event": "terms", "unseen": self._unseen(), **given})
         books = await asyncio.to_thread(read, self._path, self._llm_ledger)
         verdict = await asyncio.to_thread(judge, books)
         found = dataclasses.asdict(verdict)
@@ -239,8 +270,13 @@ async def serve(witness: Witness) -> None:
 
 
 async def _main(chosen: argparse.Namespace) -> None:
-    eyes = make_eyes(chosen.store)
-    witness = Witness(chosen.ledger, eyes, llm_ledger=chosen.llm_ledger, endpoints=chosen.endpoint)
+    witness = Witness(
+        chosen.ledger,
+        make_eyes(chosen.store, chosen.first_run),
+        calls=Calls(chosen.llm_source, chosen.llm_ledger),
+        llm_ledger=chosen.llm_ledger,
+        endpoints=chosen.endpoint,
+    )
     try:
         await serve(witness)
     finally:
@@ -252,7 +288,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="witness")
     parser.add_argument("--ledger", type=Path, required=True)
     parser.add_argument("--llm-ledger", type=Path, required=True)
-    parser.add_argument("--store", required=True)
+    parser.add_argument("--llm-source", default="", help="its path or the server's address")
+    parser.add_argument("--store", default="", help="without it no entry is in sight")
+    parser.add_argument("--first-run", default="", help="runs with lower ids are not looked at")
     parser.add_argument("--endpoint", action="append", required=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the drill, which closes our stdin
     asyncio.run(_main(parser.parse_args()))
