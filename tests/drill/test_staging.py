@@ -21,7 +21,7 @@ import pytest
 from llm_orchestrator.drill.lab_process import state, wait
 from llm_orchestrator.drill.scenario import load_one
 from llm_orchestrator.drill.single import FLOWS, free_port
-from llm_orchestrator.drill.staging_file import read
+from llm_orchestrator.drill.staging_file import Hooks, read
 from llm_orchestrator.errors import ConfigError
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
@@ -264,9 +264,12 @@ def test_a_drill_that_is_killed_takes_its_fault_away(system: System, tmp_path: P
     words = words_of(
         system.file("good.toml"), "application_frozen_single", tmp_path, "heal.after_s=600"
     )
+    board = tmp_path / "drill.prom"
+    words.append(f"--metrics={board}")
     with subprocess.Popen(words, env=environment()) as drill:
         pid = system.pid
         assert wait(lambda: state(pid) == "T", 120.0)
+        assert wait(lambda: 'application_frozen_single",phase="fault"' in board.read_text(), 10.0)
         assert not undone.exists()
         drill.kill()
         drill.wait()
@@ -300,6 +303,7 @@ undo = ["true"]
         (SOUND.replace("endpoints", "endpoint"), "endpoint"),
         ('token = "abc"\n' + SOUND, "token"),
         ('store_url = "postgresql://u:secret@h/d"\n' + SOUND, "store_password"),
+        (SOUND.replace("{on}", "{onn}"), "no scenario says {onn}"),
         ("name = \n", "Invalid value"),
     ],
 )
@@ -314,6 +318,10 @@ def test_a_hook_must_use_what_the_scenario_says(tmp_path: Path) -> None:
     staging = read(tmp_path / "staging.toml")
     assert staging.missing(load_one("application_single_node_restart")) == []
     assert staging.undo_commands(load_one("application_single_node_restart")) == [["true"]]
+    literal = Hooks(inject=["{on} {held}!", "{{on}}"], limit_s=1)
+    fault = load_one("application_sigkill_second_node").faults[0]
+    assert literal.filled("inject", fault) == ["node True!", "{on}"]
+    assert literal.filled("inject", fault.model_copy(update={"options": {}}))[0] == "node !"
     (tmp_path / "deaf.toml").write_text(SOUND.replace(', "{on}"', ""))
     deaf = read(tmp_path / "deaf.toml")
     assert deaf.missing(load_one("application_single_node_restart")) == []
@@ -322,6 +330,14 @@ def test_a_hook_must_use_what_the_scenario_says(tmp_path: Path) -> None:
     assert "faults.host_lost.inject" in staging.missing(load_one("database_primary_failover"))
     (lack,) = staging.missing(load_one("backup_restore_full"))
     assert "only to a system that the drill makes itself" in lack
+
+
+def test_the_example_of_the_documents_can_do_what_it_says(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "drill.md"
+    (tmp_path / "staging.toml").write_text(page.read_text().split("```toml\n")[1].split("```")[0])
+    staging = read(tmp_path / "staging.toml")
+    for name in ("application_sigkill_second_node", "region_active_active_primary_lost"):
+        assert staging.missing(load_one(name)) == []
 
 
 def test_the_list_says_what_a_file_lacks(tmp_path: Path) -> None:

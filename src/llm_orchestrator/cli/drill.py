@@ -51,11 +51,11 @@ def show_all(
     output: Output = Format.TABLE,
 ) -> None:
     """The scenarios; of a staging system's file, what it lacks for each ("": nothing)."""
-    from llm_orchestrator.drill.scenario import load_all, load_one
+    from llm_orchestrator.drill.scenario import load_all, parse
 
     staging, rows = _staging(against), []
-    for name in load_all():
-        found = load_one(name)
+    for name, text in load_all().items():
+        found = parse(text, name)
         rows.append(
             {
                 "scenario": name,
@@ -113,6 +113,12 @@ def run(
         bool, typer.Option("--fresh", help="Do not go on where the same command has stopped.")
     ] = False,
     results: Results = None,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep this file of metrics up to date, for a textfile collector: FOLDER/drill.prom"
+        ),
+    ] = None,
 ) -> int:
     """Carry out scenarios. Exit code 6: an objective missed, 7: inconclusive, 8: work lost."""
     from llm_orchestrator.drill.campaign import Campaign, Plan
@@ -131,6 +137,7 @@ def run(
         results or _folder(session) / (f"results-{staging.name}" if staging else "results"),
         make_target=_maker(session, against, staging),
         tell=session.note,
+        metrics=metrics,
     )
     return session.run(campaign.run(is_fresh=is_fresh))
 

@@ -171,12 +171,14 @@ class Drill:
         *,
         name: str,
         tell: Tell,
+        on_phase: Tell = lambda word: None,
         phase_s: float = 0.0,
     ) -> None:
         self._scenario = scenario
         self._target = target
         self._name = name
         self._tell = tell
+        self._on_phase = on_phase
         self._phase_s = phase_s
         self._clock = RealClock()
         self._witness = WitnessProcess(folder, target)
@@ -188,11 +190,16 @@ class Drill:
         """Never raises for what the system does: that is a status."""
         outcome = self.outcome
         try:
+            self._on_phase("start")
             await self._target.start()
             await self._witness.start()
+            self._on_phase("baseline")
             await self._baseline()
+            self._on_phase("fault")
             await self._fault()
+            self._on_phase("recovery")
             await self._recover()
+            self._on_phase("verdict")
             await self._verdict()
         except Broken as error:
             outcome.status = LOST

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llm_orchestrator.drill.cluster_faults import FAULTS as CLUSTER_FAULTS
 from llm_orchestrator.drill.deadman import COMMAND_S
-from llm_orchestrator.drill.scenario import Fault, Scenario
+from llm_orchestrator.drill.scenario import Fault, Scenario, load_all, parse
 from llm_orchestrator.drill.single_faults import FAULTS as SINGLE_FAULTS
 from llm_orchestrator.errors import ConfigError
 
@@ -25,7 +25,7 @@ _OWN = frozenset({"journal_damage", "rows_deleted", "store_lost", "backup_damage
 """Only who does these knows which runs were hit, or to which moment a restore went back."""
 KINDS = frozenset({*CLUSTER_FAULTS, *SINGLE_FAULTS} - _OWN)
 """The faults that commands can make."""
-_PLACE = re.compile(r"\{(\w+)\}")
+_PLACE = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
 _HOOKS = ("inject", "confirm", "undo")
 UNDO_S = COMMAND_S
 """The dead-man timer gives a command no more; so nobody else does."""
@@ -46,21 +46,31 @@ class Check(_Part):
 class Hooks(_Part):
     """How one kind of fault is made, seen and taken away. No shell: argument by argument.
 
-    `{on}` and the names of the scenario's options in braces are filled in.
+    `{on}` and `{OPTION}` of the scenario's fault are filled in, "" where it has none of that name;
+    `{{word}}` is `{word}`.
     """
 
     inject: list[str] = []
     confirm: list[str] = []
     undo: list[str] = []
-    limit_s: float = Field(30.0, gt=0, description="For `inject`, then for `confirm`, seconds.")
+    limit_s: float = Field(
+        30.0, gt=0, le=120, description="For `inject`, then for `confirm`, seconds."
+    )
 
     def filled(self, hook: str, fault: Fault) -> list[str]:
         """The command of one hook for this fault."""
         given = {"on": fault.on, **fault.options}
+
+        def fill(found: re.Match[str]) -> str:
+            return f"{{{found[1]}}}" if found[1] else str(given.get(found[2], ""))
+
         command: Sequence[str] = getattr(self, hook)
-        return [
-            _PLACE.sub(lambda found: str(given.get(found[1], found[0])), word) for word in command
-        ]
+        return [_PLACE.sub(fill, word) for word in command]
+
+    def places(self, *hooks: str) -> set[str]:
+        """The words to be filled in, in these commands."""
+        words = [word for hook in hooks for word in getattr(self, hook)]
+        return {found for _, found in _PLACE.findall(" ".join(words)) if found}
 
 
 _NONE = Hooks.model_validate({})
@@ -86,6 +96,10 @@ class Staging(_Part):
         unknown = sorted(self.faults.keys() - KINDS)
         if unknown:
             raise ValueError(f"there is no fault {unknown[0]}: {', '.join(sorted(KINDS))}")
+        for kind, hooks in self.faults.items():
+            if strange := sorted(hooks.places(*_HOOKS) - _words_of_scenarios()):
+                word = f"{{{strange[0]}}}"
+                raise ValueError(f"faults.{kind}: no scenario says {word}; literally: {{{word}}}")
         if self.name in ("single", "lab"):
             raise ValueError(f"{self.name} is the name of a target that the drill makes itself")
         if urlsplit(self.store_url).password:
@@ -104,7 +118,7 @@ class Staging(_Part):
             for hook in _HOOKS:
                 if not getattr(hooks, hook):
                     yield f"faults.{fault.kind}.{hook}"
-            told = set(_PLACE.findall(" ".join(hooks.inject)))
+            told = hooks.places("inject")
             places = {*fault.options} | ({"on"} if fault.on != "node" else set())
             for place in sorted(places - told) if hooks.inject else ():
                 yield f"{{{place}}} in faults.{fault.kind}.inject (the scenario says what it is)"
@@ -116,6 +130,12 @@ class Staging(_Part):
         """
         found = [self.faults[fault.kind].filled("undo", fault) for fault in scenario.faults]
         return [command for command in found if command]
+
+
+def _words_of_scenarios() -> set[str]:
+    """What any scenario says of a fault."""
+    faults = (fault for name, text in load_all().items() for fault in parse(text, name).faults)
+    return {"on"}.union(*(fault.options for fault in faults))
 
 
 def read(path: Path) -> Staging:
