@@ -48,6 +48,8 @@ kill) cp node.pid killed.pid && kill -9 "$(cat killed.pid)" ;;
 killed) ! kill -0 "$(cat killed.pid)" ;;
 freeze) kill -STOP "$(cat node.pid)" ;;
 frozen) grep -q '^State:.T' "/proc/$(cat node.pid)/status" ;;
+home) sleep 1 ;;
+nowhere) exit 3 ;;
 thaw) kill -CONT "$(cat node.pid)" && echo "$2" >> undone ;;
 esac
 """
@@ -205,6 +207,29 @@ def test_a_node_of_staging_is_killed_and_nothing_is_lost(system: System, tmp_pat
     assert judged.returncode == 0
 
 
+@pytest.mark.parametrize("verb", ["home", "nowhere"])
+def test_a_failback_is_timed_and_one_that_fails_is_said(
+    system: System, tmp_path: Path, verb: str
+) -> None:
+    file = system.file(
+        "home.toml",
+        redundant={"command": ["{sh}", "killed"]},
+        failback={"command": ["{sh}", verb]},
+    )
+    code, run = carry_out(file, "application_single_node_restart", tmp_path, "failback=true")
+    assert code in (0, 6), run["reasons"]
+    said = [reason for reason in run["reasons"] if reason.startswith("it is not failed back")]
+    if verb == "nowhere":
+        assert code == 6
+        assert "nowhere ended with 3" in said[0]
+        assert "t8" not in run["marks"]
+    else:
+        assert not said
+        assert run["marks"]["t8"] > run["marks"]["t7"]
+        assert run["parts"]["fail back"] > 0
+        assert any(text.startswith("failback in") for text in run["evidence"])
+
+
 def test_what_nobody_can_see_is_said_and_not_passed(system: System, tmp_path: Path) -> None:
     file = system.file("blind.toml", store_url=None, llm_ledger=None)
     code, run = carry_out(file, "application_single_node_restart", tmp_path)
@@ -328,6 +353,7 @@ def test_a_hook_must_use_what_the_scenario_says(tmp_path: Path) -> None:
     (lack,) = deaf.missing(load_one("application_all_nodes"))
     assert lack.startswith("{on} in faults.process_kill.inject")
     assert "faults.host_lost.inject" in staging.missing(load_one("database_primary_failover"))
+    assert "failback" in staging.missing(load_one("region_active_active_primary_lost"))
     (lack,) = staging.missing(load_one("backup_restore_full"))
     assert "only to a system that the drill makes itself" in lack
 

@@ -306,7 +306,8 @@ def expected(scenario: Scenario) -> float:
     heal = scenario.heal.after_s if scenario.heal else 0.0
     faults = sum(fault.after_s for fault in scenario.faults)
     start = 40 if "lab" in scenario.needs else 12
-    return start + load * 2.5 + scenario.baseline.seconds + heal + faults
+    back = 30 if scenario.failback else 0
+    return start + back + load * 2.5 + scenario.baseline.seconds + heal + faults
 
 
 def write_json(path: Path, value: Json) -> None:

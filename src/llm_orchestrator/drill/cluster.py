@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import platform
 import shutil
@@ -23,7 +24,8 @@ import aiohttp
 from llm_orchestrator import __version__
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.cluster_faults import FAULTS, Undone
-from llm_orchestrator.drill.lab import Lab, LabSpec, down, reach, up
+from llm_orchestrator.drill.lab import Lab, LabSpec, down, reach, tools, up
+from llm_orchestrator.drill.lab_process import LabError, run
 from llm_orchestrator.drill.scenario import Fault, System
 from llm_orchestrator.drill.target import Injected, Looks, NotPossible, Sight
 
@@ -50,6 +52,7 @@ class ClusterTarget:
         self._watching: asyncio.Task[None] | None = None
         self._sights: list[Sight] = []
         self._primary: str | None = None
+        self._home = ""
         self._is_whole: bool | None = None
         self._deaths = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +106,8 @@ class ClusterTarget:
         timeout = aiohttp.ClientTimeout(total=_REQUEST_S)
         self._http = aiohttp.ClientSession(connector=self.lab.connector(), timeout=timeout)
         self._primary = await self.lab.primary()
+        if self._primary is not None:
+            self._home = self.lab.hosts[self._primary].region
         self._watching = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
@@ -138,6 +143,45 @@ class ClusterTarget:
 
     async def is_redundant(self) -> bool | None:
         return self._is_whole
+
+    async def fail_back(self, limit_s: float) -> str:
+        """By an operator's own commands: say where home is, wait for a plan, go."""
+        if len({host.region for host in self.lab.hosts.values() if host.region}) < 2:
+            raise NotPossible("it has one region: nothing can be failed back")
+        await self._region("policy", "active-active", "--home", self._home)
+        end_s = self.clock.monotonic() + limit_s
+        while True:
+            try:
+                await self._region("plan", "--to", self._home)
+                break
+            except LabError:
+                if self.clock.monotonic() > end_s:
+                    raise
+            await self.clock.sleep(_LOOK_S)
+        told = json.loads(await self._region("failback", "--yes"))
+        primary = await self.lab.primary()
+        if primary is None or self.lab.hosts[primary].region != self._home:
+            raise LabError(f"after the failback {primary} leads, which is not in {self._home}")
+        gap_s = float(told["write_gap_s"])
+        return f"{primary} leads again; nothing could be written for {gap_s:.2f} s"
+
+    async def _region(self, *words: str) -> str:
+        """What a command of `llmo region` prints at the client's host. Raises LabError."""
+        urls = [self.lab.plan.url(place, "patroni") for place in self.lab.plan.running("patroni")]
+        settings = self.folder / "operator.toml"
+        settings.write_text(f"patroni_urls = {json.dumps(urls)}\n")
+        told = {
+            **tools.environment(),
+            "LLM_ORCHESTRATOR_URL": self.lab.store_url,
+            "LLM_ORCHESTRATOR_CONFIG": str(settings),
+            "LLM_ORCHESTRATOR_DATA": str(self.folder / "operator"),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        return await asyncio.to_thread(
+            run,
+            *self.lab.command("env", *(f"{name}={value}" for name, value in told.items())),
+            *(sys.executable, "-m", "llm_orchestrator", "region", *words),
+        )
 
     def undo_commands(self) -> Sequence[Sequence[str]]:
         words = (sys.executable, "-m", "llm_orchestrator", "lab", "down")

@@ -3,7 +3,7 @@
 t0 fault confirmed effective, t1 detected, t2 decided, t3 failover started, t4 store writable (the
 first request taken after the fault), t5 first verified end-to-end run and the first entry of a run
 that the fault had stopped (the later of the two), t6 backlog drained, t7 redundancy restored, t8
-failed back. `heal` is when the fault was taken away.
+failed back, where the scenario orders it. `heal` is when the fault was taken away.
 
     recovery time = t5 - t0, or t5 - heal where the scenario measures from there
 
@@ -34,6 +34,7 @@ PARTS = {
     "verify": ("t4", "t5"),
     "work off": ("t5", "t6"),
     "exposed": ("t0", "t7"),
+    "fail back": ("t7", "t8"),
 }
 
 

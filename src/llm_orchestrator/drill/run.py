@@ -23,6 +23,7 @@ from llm_orchestrator.drill.marks import Marks
 from llm_orchestrator.drill.scenario import Scenario
 from llm_orchestrator.drill.target import (
     Broken,
+    HasHome,
     Injected,
     NotConfirmed,
     NotPossible,
@@ -45,6 +46,10 @@ EXIT_CODES = {PASSED: 0, MISSED: 6, INCONCLUSIVE: 7, LOST: 8}
 
 class Unhealthy(OperatorError):
     """The system was not well before anything was done to it."""
+
+
+class NotWell(OperatorError):
+    """What was healed does not work."""
 
 
 class WitnessFailed(OperatorError):
@@ -190,6 +195,8 @@ class Drill:
         """Never raises for what the system does: that is a status."""
         outcome = self.outcome
         try:
+            if self._scenario.failback and not isinstance(self._target, HasHome):
+                raise NotPossible(f"{self._target.name} has no home to which it could fail back")
             self._on_phase("start")
             await self._target.start()
             await self._witness.start()
@@ -320,6 +327,8 @@ class Drill:
             await self._clock.sleep(_POLL_S)
         marks.put("t1", seen["trouble_s"])
         await self._redundant()
+        if self._scenario.failback:
+            await self._fail_back()
         marks.take([(seen.at_s, seen.mark) for seen in self._target.sights()])
 
     async def _redundant(self) -> None:
@@ -335,6 +344,33 @@ class Drill:
         if is_whole:
             self.outcome.marks.put("t7", self._clock.monotonic())
             self._tell("it is redundant again")
+
+    async def _fail_back(self) -> None:
+        """Move the work home; what is in flight meanwhile may be made again, as in a fault."""
+        if "t7" not in self.outcome.marks.at_s:
+            self.outcome.reasons.append("it is not failed back: it was not redundant")
+            return
+        limit_s, from_us = self._scenario.limits.recover_s, self._clock.now_us()
+        began_s = self._clock.monotonic()
+        try:
+            assert isinstance(self._target, HasHome)  # it was checked before anything was done
+            said = await self._target.fail_back(limit_s)
+            done_s = self._clock.monotonic()
+            while (await self._witness.order("look", since_s=done_s))["verified_s"] is None:
+                if self._clock.monotonic() > done_s + limit_s:
+                    raise NotWell(f"no run is verified within {limit_s:g} s after it")
+                await self._clock.sleep(_POLL_S)
+        except OperatorError as error:
+            self.outcome.reasons.append(f"it is not failed back: {error.message}")
+            return
+        finally:
+            until_us = self._clock.now_us() + int(_WAKE_S * 1e6)
+            await self._witness.order(
+                "note", event="window", **{"from": from_us, "until": until_us, "t0": from_us}
+            )
+        self.outcome.marks.put("t8", done_s)
+        self.outcome.evidence.append(f"failback in {done_s - began_s:.2f} s: {said}")
+        self._tell(f"failed back after {done_s - began_s:.2f} s: {said}")
 
     # -- after ------------------------------------------------------------------------------------
 

@@ -212,6 +212,13 @@ class StagingTarget:
         check = self._staging.redundant
         return None if check is None else await self._says_yes(check)
 
+    async def fail_back(self, limit_s: float) -> str:
+        check = self._staging.failback
+        if check is None:
+            raise NotPossible(f"the file of {self.name} lacks failback")
+        await self._do(check.command, check.limit_s)
+        return "the command of the file has ended"
+
     def undo_commands(self) -> Sequence[Sequence[str]]:
         if self._staging.missing(self._scenario):
             return []

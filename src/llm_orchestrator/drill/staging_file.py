@@ -89,6 +89,7 @@ class Staging(_Part):
     client_host: str = Field("127.0.0.1", description="Where its nodes reach this machine.")
     ready: Check | None = None
     redundant: Check | None = None
+    failback: Check | None = None
     faults: dict[str, Hooks] = {}
 
     def model_post_init(self, _: object, /) -> None:
@@ -110,6 +111,9 @@ class Staging(_Part):
         return list(dict.fromkeys(self._missing(scenario)))
 
     def _missing(self, scenario: Scenario) -> Iterator[str]:
+        if scenario.failback:
+            yield from ("failback",) if self.failback is None else ()
+            yield from ("redundant",) if self.redundant is None else ()
         for fault in scenario.faults:
             if fault.kind in _OWN:
                 yield f"{fault.kind} can be done only to a system that the drill makes itself"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from llm_orchestrator.drill.scenario import Fault
 from llm_orchestrator.errors import OperatorError
@@ -143,4 +143,13 @@ class Target(Protocol):
 
     def logs(self) -> Sequence[Path]:
         """Raw logs, for the evidence."""
+        ...
+
+
+@runtime_checkable
+class HasHome(Protocol):
+    """A target whose work can be moved home again."""
+
+    async def fail_back(self, limit_s: float) -> str:
+        """Do so, in order; what was done. Raises OperatorError."""
         ...
