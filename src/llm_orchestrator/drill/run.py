@@ -327,9 +327,9 @@ class Drill:
             await self._clock.sleep(_POLL_S)
         marks.put("t1", seen["trouble_s"])
         await self._redundant()
-        if self._scenario.failback:
-            await self._fail_back()
         marks.take([(seen.at_s, seen.mark) for seen in self._target.sights()])
+        if self._scenario.failback:
+            await self._fail_back()  # what is seen meanwhile is not of the fault
 
     async def _redundant(self) -> None:
         """Where nothing was healed, bring back what is dead; then wait until all of it works."""
