@@ -23,6 +23,7 @@ from pydantic_core import PydanticUndefined
 from llm_orchestrator import __version__, config, errors, model
 from llm_orchestrator.cli.main import VERBS, command_of, help_text
 from llm_orchestrator.clock import RealClock
+from llm_orchestrator.drill import metrics as drill_metrics
 from llm_orchestrator.engine.control import Operator
 from llm_orchestrator.engine.machine import TRANSITIONS
 from llm_orchestrator.engine.store_breaker import StoreBreaker
@@ -458,6 +459,21 @@ def metrics_page() -> str:
         f" {metrics.MODELS_MAX} models and queues, {metrics.NAMES_MAX} of each other kind; what"
         f" comes later is counted as `{metrics.OTHER}`.",
         *groups,
+        "## Drills",
+        "Not in `/metrics`: `llmo drill run --metrics FILE` keeps them in a file for the textfile"
+        " collector of node_exporter, and `llmo drill report` writes those of all results.",
+        table(
+            ("Metric", "Kind", "Labels", "Meaning"),
+            (
+                (
+                    f"`{drill_metrics.PREFIX}{one.word}`",
+                    "gauge",
+                    ", ".join(f"`{label}`" for label in one.labels),
+                    one.meaning,
+                )
+                for one in drill_metrics.ALL
+            ),
+        ),
         "## Names of the earlier system",
         "The same values under their old names, for dashboards that have them.",
         table(("Old name", "The same as", "Its labels"), old),

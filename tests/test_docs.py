@@ -27,6 +27,7 @@ from llm_orchestrator.cli.dr import OBJECTIVE_MISSED
 from llm_orchestrator.cli.main import VERBS, command_of
 from llm_orchestrator.config import Config, load_config
 from llm_orchestrator.drill.scenario import load_all
+from llm_orchestrator.drill.staging_file import read as read_staging
 from llm_orchestrator.language.load import load_text
 from llm_orchestrator.wire import Orchestrator
 
@@ -136,8 +137,10 @@ def test_a_workflow_in_a_document_is_valid(block: Block) -> None:
 def test_settings_in_a_document_are_settings(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "llm-orchestrator.toml"
     file.write_text(block.text)
-    config = load_config(file=file, environ={})
-    assert config.origins
+    if "may_be_broken" in block.text:
+        assert read_staging(file).faults
+    else:
+        assert load_config(file=file, environ={}).origins
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.label)

@@ -11,6 +11,8 @@ def test_the_other_region_goes_on_by_itself(tmp_path: Path) -> None:
     run = drill("region_active_active_primary_lost", tmp_path, against="lab")
     assert run["affected_runs"] > 0
     assert run["recovery_point_entries"] == 0
+    assert run["marks"]["t5"] < run["marks"]["t7"] < run["marks"]["t8"]
+    assert any("leads again" in text for text in run["evidence"])
 
 
 def test_a_region_that_stood_by_takes_the_work(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from llm_orchestrator.drill.deadman import DeadMan
 from llm_orchestrator.drill.lab_process import wait
 from llm_orchestrator.drill.load import Shape, order, probe, workflows
 from llm_orchestrator.drill.marks import Marks, disorder_of
+from llm_orchestrator.drill.metrics import Board, as_text
 from llm_orchestrator.drill.objectives import standings
 from llm_orchestrator.drill.run import Drill
 from llm_orchestrator.drill.scenario import load_all, load_one, parse
@@ -256,13 +257,40 @@ def test_programs_can_read_the_report_and_nothing_inconclusive_counts(tmp_path: 
     assert cases["application_single_node_restart[1]"].find("failure") is not None
     assert cases["application_graceful_stop_single[1]"].find("skipped") is not None
     assert cases["application_frozen_single"].find("skipped") is not None
-    metrics = reports.as_metrics(report)
+    metrics = as_text(report.results)
     name = "llm_orchestrator_drill_recovery_time_seconds"
     assert f'{name}{{scenario="application_single_node_restart"}} 4.5' in metrics
-    assert "application_graceful_stop_single" not in metrics
+    assert f'{name}{{scenario="application_graceful_stop_single"}}' not in metrics
+    last = "llm_orchestrator_drill_last_result"
+    for word, value in {"missed": 1, "passed": 0, "inconclusive": 0, "lost": 0}.items():
+        given = f'scenario="application_single_node_restart",result="{word}"'
+        assert f"{last}{{{given}}} {value}\n" in metrics
+    given = 'scenario="application_graceful_stop_single",result="inconclusive"'
+    assert f"{last}{{{given}}} 1\n" in metrics
     shown = reports.as_html(report)
     assert "because &lt;of&gt; it" in shown
     assert "http://" not in shown
+
+
+def test_the_file_of_metrics_says_how_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "drill.prom"
+    board = Board(path, RealClock())
+    board.begin({}, 2)
+    assert "llm_orchestrator_drill_runs_left 2\n" in path.read_text()
+    board.phase("sound", "fault")
+    word = "llm_orchestrator_drill_phase_start_timestamp_seconds"
+    (line,) = [each for each in path.read_text().splitlines() if each.startswith(word)]
+    labels, _, at_s = line.rpartition(" ")
+    assert labels == f'{word}{{scenario="sound",phase="fault"}}'
+    assert abs(float(at_s) - RealClock().now_us() / 1e6) < 60
+    board.stand({"application_single_node_restart": result(outcome("passed", 2.5))}, 0)
+    text = path.read_text()
+    assert word not in text
+    assert "llm_orchestrator_drill_runs_left 0\n" in text
+    assert 'recovery_time_seconds{scenario="application_single_node_restart"} 2.5\n' in text
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ConfigError, match="--metrics"):
+        Board(tmp_path / "none" / "drill.prom", RealClock()).begin({}, 1)
 
 
 # --- the dead-man timer ---

@@ -1,6 +1,7 @@
 """`llmo drill`: inject a disaster for real, measure the recovery, keep the evidence.
 
-A drill against `single` makes a system of its own in the data folder and touches nothing else.
+A drill against `single` makes a system of its own in the data folder and touches nothing else. One
+against a file breaks the staging system that the file describes, by the file's commands only.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
 
     from llm_orchestrator.clock import RealClock
     from llm_orchestrator.drill.scenario import Scenario, System
+    from llm_orchestrator.drill.staging_file import Staging
     from llm_orchestrator.drill.target import Target
 
 app = make_app("Inject a disaster for real and measure the recovery.")
+_OWN = ("single", "lab")
 _LISTED = ("scenario", "class", "title", "needs", "goal_s")
 _PAST = ("finished_at", "scenario", "target", "status", "n", "passed", "recovery_time_s", "digest")
 Results = Annotated[
@@ -38,13 +42,20 @@ Set = Annotated[
 
 
 @app.command("list")
-def show_all(context: typer.Context, *, output: Output = Format.TABLE) -> None:
-    """The scenarios."""
-    from llm_orchestrator.drill.scenario import load_all, load_one
+def show_all(
+    context: typer.Context,
+    *,
+    against: Annotated[
+        str, typer.Option(metavar="TARGET", help="Say what it lacks: single, lab, or a file.")
+    ] = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """The scenarios; of a staging system's file, what it lacks for each ("": nothing)."""
+    from llm_orchestrator.drill.scenario import load_all, parse
 
-    rows = []
-    for name in load_all():
-        found = load_one(name)
+    staging, rows = _staging(against), []
+    for name, text in load_all().items():
+        found = parse(text, name)
         rows.append(
             {
                 "scenario": name,
@@ -53,8 +64,10 @@ def show_all(context: typer.Context, *, output: Output = Format.TABLE) -> None:
                 "needs": " ".join(found.needs),
                 "goal_s": found.objectives.recovery_time_s,
             }
+            | ({"lacks": _lacks(found, against, staging)} if against else {})
         )
-    print_rows(rows, output.value, columns=_LISTED, key="scenario")
+    columns = (*_LISTED, "lacks") if against else _LISTED
+    print_rows(rows, output.value, columns=columns, key="scenario")
 
 
 @app.command()
@@ -88,25 +101,43 @@ def run(
     ] = 0,
     seed: Annotated[int, typer.Option(help="Decides at which moment each fault comes.")] = 0,
     against: Annotated[
-        str, typer.Option(help="single, or lab (as root); without it, what each is made for.")
+        str,
+        typer.Option(
+            metavar="TARGET",
+            help="single, lab (as root), or the file of a staging system, which is broken for"
+            " real; without it, what each is made for.",
+        ),
     ] = "",
     overrides: Set = None,
     is_fresh: Annotated[
         bool, typer.Option("--fresh", help="Do not go on where the same command has stopped.")
     ] = False,
     results: Results = None,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep this file of metrics up to date, for a textfile collector: FOLDER/drill.prom"
+        ),
+    ] = None,
 ) -> int:
     """Carry out scenarios. Exit code 6: an objective missed, 7: inconclusive, 8: work lost."""
     from llm_orchestrator.drill.campaign import Campaign, Plan
 
     session = session_of(context)
-    chosen = _chosen(names or [], is_all=is_all, category=category, against=against)
+    staging = _staging(against)
+    chosen = _chosen(
+        names or [], is_all=is_all, category=category, against=against, staging=staging
+    )
+    plan = Plan(chosen, repeat, seed, against, tuple(overrides or ()))
+    if staging is not None:
+        plan = replace(plan, against=staging.name, staging=_digest(staging))
     campaign = Campaign(
-        Plan(chosen, repeat, seed, against, tuple(overrides or ())),
+        plan,
         _folder(session),
-        results or _folder(session) / "results",
-        make_target=_maker(session, against),
+        results or _folder(session) / (f"results-{staging.name}" if staging else "results"),
+        make_target=_maker(session, against, staging),
         tell=session.note,
+        metrics=metrics,
     )
     return session.run(campaign.run(is_fresh=is_fresh))
 
@@ -115,20 +146,59 @@ def _folder(session: Session) -> Path:
     return session.config.data_dir / "drills"
 
 
-def _maker(session: Session, against: str) -> Callable[[Path, Scenario], Target]:
+def _staging(against: str) -> Staging | None:
+    """The system that the file `against` describes; None for a target of the drill's own."""
+    if against in ("", *_OWN):
+        return None
+    from llm_orchestrator.drill.staging_file import read
+
+    if not Path(against).is_file():
+        raise ConfigError(
+            f"no target {against!r}: it is neither {' nor '.join(_OWN)}, nor a file",
+            hint="llmo drill run NAME --against lab",
+        )
+    return read(Path(against))
+
+
+def _digest(staging: Staging) -> str:
+    from llm_orchestrator.drill.campaign import digest_of
+
+    return digest_of(staging.model_dump_json())
+
+
+def _maker(
+    session: Session, against: str, staging: Staging | None
+) -> Callable[[Path, Scenario], Target]:
     from llm_orchestrator.drill.cluster import ClusterTarget
     from llm_orchestrator.drill.single import SingleTarget
+    from llm_orchestrator.drill.staging import StagingTarget
 
+    if staging is not None:
+        return lambda folder, scenario: StagingTarget(
+            folder, session.clock, staging, scenario=scenario
+        )
     kinds: dict[str, Callable[[Path, RealClock, System], Target]]
     kinds = {"single": SingleTarget, "lab": ClusterTarget}
-    if against not in ("", *kinds):
-        raise ConfigError(f"no target {against!r}", hint="llmo drill run NAME --against lab")
     return lambda folder, scenario: kinds[against or scenario.needs[0]](
         folder, session.clock, scenario.system
     )
 
 
-def _chosen(names: list[str], *, is_all: bool, category: str | None, against: str) -> list[str]:
+def _lacks(scenario: Scenario, against: str, staging: Staging | None) -> str:
+    """What is not there for it, in words; "" when it can be carried out."""
+    if staging is not None:
+        return "; ".join(staging.missing(scenario))
+    return "" if not against or against in scenario.needs else f"needs {' '.join(scenario.needs)}"
+
+
+def _chosen(
+    names: list[str],
+    *,
+    is_all: bool,
+    category: str | None,
+    against: str,
+    staging: Staging | None,
+) -> list[str]:
     from llm_orchestrator.drill.scenario import CLASSES, load_all, load_one
 
     if bool(names) + is_all + (category is not None) != 1:
@@ -136,11 +206,18 @@ def _chosen(names: list[str], *, is_all: bool, category: str | None, against: st
     if category is not None and category not in CLASSES:
         raise typer.BadParameter(f"there is no class {category!r}: {', '.join(CLASSES)}")
     found = [load_one(name) for name in names or load_all()]
-    able = [each for each in found if not against or against in each.needs]
+    able = [each for each in found if not _lacks(each, against, staging)]
+    if names and staging is not None:
+        return [each.id for each in found]  # what one lacks is its result: inconclusive
     if names and len(able) < len(found):
         wrong = next(each.id for each in found if each not in able)
         raise ConfigError(f"{wrong} cannot be carried out against {against}")
-    return [each.id for each in able if category in (None, each.category)]
+    chosen = [each.id for each in able if category in (None, each.category)]
+    if not chosen:
+        raise ConfigError(
+            f"{against} can carry out none of them", hint=f"llmo drill list --against {against}"
+        )
+    return chosen
 
 
 @app.command()

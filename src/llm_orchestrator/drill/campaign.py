@@ -17,12 +17,14 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import llm_orchestrator
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.deadman import DeadMan
+from llm_orchestrator.drill.metrics import Board
 from llm_orchestrator.drill.run import EXIT_CODES, INCONCLUSIVE, Drill
 from llm_orchestrator.drill.scenario import Scenario, load_one
 from llm_orchestrator.drill.target import Target
@@ -45,6 +47,8 @@ class Plan:
     against: str = ""
     """"": each scenario against the first target that it names."""
     overrides: Sequence[str] = ()
+    staging: str = ""
+    """The digest of the file of a staging system."""
 
     def key(self, digest: str) -> dict[str, Json]:
         """What tells one campaign from another."""
@@ -60,6 +64,11 @@ def source_digest() -> str:
             digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
             digest.update(hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
     return digest.hexdigest()
+
+
+def digest_of(text: str) -> str:
+    """blake2b of a text: what tells one file's content from another."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def source_commit() -> str:
@@ -107,6 +116,7 @@ class Campaign:
         *,
         make_target: Callable[[Path, Scenario], Target],
         tell: Callable[[str], None],
+        metrics: Path | None = None,
     ) -> None:
         self._plan = plan
         self._folder = folder
@@ -114,6 +124,7 @@ class Campaign:
         self._make_target = make_target
         self._tell = tell
         self._clock = RealClock()
+        self._board = Board(metrics, self._clock)
         self._digest = source_digest()
         self._commit = source_commit()
 
@@ -145,6 +156,7 @@ class Campaign:
         total = sum(self._repeats(each) for each in scenarios)
         expected_s = sum(self._repeats(each) * expected(each) for each in scenarios)
         self._tell(f"{total} runs, about {expected_s / 60:.0f} min")
+        self._board.begin(_results_in(self._results), total)
         number, code = 0, 0
         for scenario in scenarios:
             runs = []
@@ -160,6 +172,7 @@ class Campaign:
                     f"  {runs[-1]['status']}" + "".join(f"; {r}" for r in runs[-1]["reasons"])
                 )
             self._keep(scenario, runs)
+            self._show(partial(self._board.stand, _results_in(self._results), total - number))
             code = max(code, *(EXIT_CODES[run["status"]] for run in runs))
         self._state_file.unlink(missing_ok=True)
         return code
@@ -177,8 +190,16 @@ class Campaign:
         write_json(live, {"pid": os.getpid(), "commands": target.undo_commands()})
         timer.arm()
         try:
-            name = digest.hex()
-            drill = Drill(scenario, target, folder, name=name, tell=self._say, phase_s=phase_s)
+            name = f"{digest.hex()}{self._clock.now_us():x}"  # a shared store knows earlier ones
+            drill = Drill(
+                scenario,
+                target,
+                folder,
+                name=name,
+                tell=self._say,
+                on_phase=lambda word: self._show(partial(self._board.phase, scenario.id, word)),
+                phase_s=phase_s,
+            )
             outcome = (await drill.run()).plain()
         finally:
             timer.disarm()
@@ -186,6 +207,13 @@ class Campaign:
         outcome |= {"repeat": repeat, "seed": self._plan.seed, "phase_s": round(phase_s, 3)}
         self._bundle(scenario, target, folder, outcome=outcome)
         return outcome
+
+    def _show(self, write: Callable[[], None]) -> None:
+        """A display that fails stops no drill."""
+        try:
+            write()
+        except OSError as error:
+            self._tell(f"metrics: {error}")
 
     def _say(self, text: str) -> None:
         self._tell(f"  {text}")
@@ -242,6 +270,11 @@ class Campaign:
             file.write(json.dumps(line) + "\n")
 
 
+def _results_in(folder: Path) -> dict[str, dict[str, Json]]:
+    found = (json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))
+    return {each["scenario"]["id"]: each for each in found if each.get("schema") == SCHEMA}
+
+
 def _has_measurement(path: Path) -> bool:
     """Whether a result is there that is no trial: a trial must not replace it."""
     return path.exists() and not json.loads(path.read_text())["overrides"]
@@ -273,7 +306,8 @@ def expected(scenario: Scenario) -> float:
     heal = scenario.heal.after_s if scenario.heal else 0.0
     faults = sum(fault.after_s for fault in scenario.faults)
     start = 40 if "lab" in scenario.needs else 12
-    return start + load * 2.5 + scenario.baseline.seconds + heal + faults
+    back = 30 if scenario.failback else 0
+    return start + back + load * 2.5 + scenario.baseline.seconds + heal + faults
 
 
 def write_json(path: Path, value: Json) -> None:

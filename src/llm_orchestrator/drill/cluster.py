@@ -27,9 +27,10 @@ from llm_orchestrator.drill.cluster_disk_faults import DISK_FAULTS
 from llm_orchestrator.drill.cluster_faults import FAULTS, Undone
 from llm_orchestrator.drill.cluster_names import Names
 from llm_orchestrator.drill.lab import Lab, LabSpec, down, io_shim, reach, up
+from llm_orchestrator.drill.lab.servers import SETTINGS
 from llm_orchestrator.drill.lab_process import LabError
 from llm_orchestrator.drill.scenario import Fault, System
-from llm_orchestrator.drill.target import Injected, NotConfirmed, NotPossible, Sight
+from llm_orchestrator.drill.target import Injected, Looks, NotConfirmed, NotPossible, Sight
 
 Json = Any
 FLOWS = Path(__file__).with_name("fault_flows.py")
@@ -63,6 +64,7 @@ class ClusterTarget:
         self._sights: list[Sight] = []
         self.names = Names(folder / "hosts")
         self._primary: str | None = None
+        self._home = ""
         self._is_whole: bool | None = None
         self._deaths = 0
         self._roles: dict[str, str] = {}
@@ -95,8 +97,9 @@ class ClusterTarget:
         return self.lab.command(*(self.names.before() if self.names.known else ()), *words)
 
     @property
-    def store_url(self) -> str:
-        return f"{self.lab.store_url}?target_session_attrs=read-write&connect_timeout=2"
+    def looks(self) -> Looks:
+        url = f"{self.lab.store_url}?target_session_attrs=read-write&connect_timeout=2"
+        return Looks(url, [str(self.llm_ledger)])
 
     @property
     def llm_ledger(self) -> Path:
@@ -130,6 +133,8 @@ class ClusterTarget:
         if self._system.policy == "active-passive":
             await self._stand_by()
         self._primary = await self.lab.primary()
+        if self._primary is not None:
+            self._home = self.lab.hosts[self._primary].region
         self._watching = asyncio.create_task(self._watch())
 
     async def _stand_by(self) -> None:
@@ -147,7 +152,8 @@ class ClusterTarget:
         return self._roles
 
     async def _operator(self, *words: str) -> str:
-        """What `llmo` says on the clients' host. Raises NotConfirmed."""
+        """What `llmo` says on the clients' host, with a node's settings. Raises NotConfirmed."""
+        node = self.lab.plan.running("node")[0]
         process = await asyncio.create_subprocess_exec(
             *self.lab.command(sys.executable, "-m", "llm_orchestrator", *words),
             stdout=asyncio.subprocess.PIPE,
@@ -156,6 +162,7 @@ class ClusterTarget:
                 "PATH": os.defpath,
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                 "LLM_ORCHESTRATOR_URL": self.lab.store_url,
+                "LLM_ORCHESTRATOR_CONFIG": str(self.lab.folder / node.name / SETTINGS),
                 "LLM_ORCHESTRATOR_DATA": str(self.folder / "operator"),
             },
         )
@@ -199,6 +206,27 @@ class ClusterTarget:
         if self._is_whole and self._system.policy == "active-passive":
             await self._read_roles()
         return self._is_whole
+
+    async def fail_back(self, limit_s: float) -> str:
+        """By an operator's own commands: say where home is, wait for a plan, go."""
+        if len({host.region for host in self.lab.hosts.values() if host.region}) < 2:
+            raise NotPossible("it has one region: nothing can be failed back")
+        await self._operator("region", "policy", "active-active", "--home", self._home)
+        end_s = self.clock.monotonic() + limit_s
+        while True:
+            try:
+                await self._operator("region", "plan", "--to", self._home)
+                break
+            except NotConfirmed:
+                if self.clock.monotonic() > end_s:
+                    raise
+            await self.clock.sleep(_LOOK_S)
+        told = json.loads(await self._operator("region", "failback", "--yes"))
+        primary = await self.lab.primary()
+        if primary is None or self.lab.hosts[primary].region != self._home:
+            raise LabError(f"after the failback {primary} leads, which is not in {self._home}")
+        gap_s = float(told["write_gap_s"])
+        return f"{primary} leads again; nothing could be written for {gap_s:.2f} s"
 
     def undo_commands(self) -> Sequence[Sequence[str]]:
         words = (sys.executable, "-m", "llm_orchestrator", "lab", "down")

@@ -13,16 +13,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
-_COMMAND_S = 60.0
+COMMAND_S = 60.0
+"""Beyond that a command has failed."""
 
 
 class DeadMan:
-    """Holds the timer. Without commands there is nothing to hold."""
+    """Holds the timer. Without commands there is nothing to hold.
+
+    The commands find our environment: a user's own need what they need in the drill.
+    """
 
     def __init__(self, commands: Sequence[Sequence[str]], limit_s: float) -> None:
         self._told = {"commands": [list(command) for command in commands], "limit_s": limit_s}
@@ -36,7 +39,6 @@ class DeadMan:
             [sys.executable, "-m", "llm_orchestrator.drill.deadman"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             start_new_session=True,
         )
         self._say(json.dumps(self._told))
@@ -75,7 +77,7 @@ def run_commands(commands: Sequence[Sequence[str]]) -> list[str]:
     troubles = []
     for command in reversed(commands):
         try:
-            done = subprocess.run(command, check=False, timeout=_COMMAND_S, capture_output=True)
+            done = subprocess.run(command, check=False, timeout=COMMAND_S, capture_output=True)
         except (OSError, subprocess.TimeoutExpired) as error:
             troubles.append(f"{command[0]}: {error}")
             continue

@@ -8,7 +8,8 @@ The books are lines as the witness and the fake LLM server wrote them, each with
     effect    a request that the receiver of effects took
     ended     how the API says that a run ended
     final     a journal entry that is there at the end
-    terms     which runs' records were damaged, and to which moment a restore went back
+    terms     which runs' records were damaged, to which moment a restore went back, and which of
+              the sources were out of the witness's sight
     window    the time in which a fault worked: what was in flight then may be made again
 
 A repeat is excused only if the call before it did not end whole, or was in flight (no finished
@@ -31,6 +32,12 @@ from typing import Any
 Line = Mapping[str, Any]
 PROMPT = re.compile(r"drill (\S+) (\w+)")
 _SETTLE_US = 0
+STORE, LLM = "store", "llm"
+UNSEEN = {
+    STORE: "each entry and its writer (no store_url): only what runs say themselves was compared",
+    LLM: "money (no llm_ledger): whether a call was paid twice, and what was spent again",
+}
+"""What nobody can say when a source is out of sight."""
 _GOOD = "completed"
 
 
@@ -54,6 +61,8 @@ class Verdict:
     respent: Mapping[str, int] = field(default_factory=dict)
     respent_by: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Tokens that were paid for again, by PROVIDER/MODEL: input, output."""
+    not_judged: Sequence[str] = ()
+    """What was out of sight: no finding of that kind says nothing."""
 
     @property
     def is_whole(self) -> bool:
@@ -71,6 +80,8 @@ class Books:
     kept_until_us: int | None = None
     may_pause: bool = False
     """A damaged run may stop, for the reason that it is damaged, until a person decides."""
+    unseen: frozenset[str] = frozenset()
+    """Of STORE and LLM those that were out of sight."""
 
     def of(self, event: str) -> list[Line]:
         """The witness's lines of one event, in order."""
@@ -95,6 +106,7 @@ def read(ledger: Path, llm_ledgers: Iterable[Path]) -> Books:
         touched=frozenset(terms.get("touched", ())),
         kept_until_us=terms.get("kept_until_us"),
         may_pause=terms.get("may_pause", False),
+        unseen=frozenset(terms.get("unseen", ())),
     )
 
 
@@ -127,8 +139,9 @@ def judge(books: Books) -> Verdict:
         _counts(books, accepted),
         lost_entries=len(lost),
         lost_s=_age_s(books, lost),
-        respent=spent.totals,
+        respent={} if LLM in books.unseen else spent.totals,
         respent_by=spent.by_model,
+        not_judged=[text for source, text in UNSEEN.items() if source in books.unseen],
     )
 
 
@@ -169,7 +182,7 @@ def _lost_runs(
     ends = {line["run"]: line for line in books.of("ended")}
     there = {line["run"] for line in books.of("final")}
     for run in accepted.keys() - beyond:
-        if run not in there:
+        if run not in there and STORE not in books.unseen:
             yield Finding("lost", run, "it was accepted, and its journal is not there")
         elif run not in ends:
             yield Finding("lost", run, "it was accepted, and it does not end")

@@ -179,14 +179,21 @@ class Asker:
     """Asks the endpoint that has answered, or the next one; `on_trouble` hears of each refusal."""
 
     def __init__(
-        self, endpoints: Sequence[str], clock: RealClock, on_trouble: Callable[[str], None]
+        self,
+        endpoints: Sequence[str],
+        clock: RealClock,
+        on_trouble: Callable[[str], None],
+        *,
+        token: str = "",
     ) -> None:
         self._endpoints = list(endpoints)
         self._clock = clock
         self._on_trouble = on_trouble
         self._at = 0
         self._http = aiohttp.ClientSession(
-            timeout=_TIMEOUT, connector=aiohttp.TCPConnector(limit=0)
+            timeout=_TIMEOUT,
+            connector=aiohttp.TCPConnector(limit=0),
+            headers={"authorization": f"Bearer {token}"} if token else {},
         )
 
     async def close(self) -> None:

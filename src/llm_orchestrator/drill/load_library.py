@@ -21,9 +21,14 @@ class LibraryAsker:
     """The same calls as load.Asker's, by `llm_orchestrator.client`."""
 
     def __init__(
-        self, endpoints: Sequence[str], clock: RealClock, on_trouble: Callable[[str], None]
+        self,
+        endpoints: Sequence[str],
+        clock: RealClock,
+        on_trouble: Callable[[str], None],
+        *,
+        token: str = "",
     ) -> None:
-        self._library = AsyncTransport(endpoints, clock=clock)
+        self._library = AsyncTransport(endpoints, token=token, clock=clock)
         self._clock = clock
         self._on_trouble = on_trouble
 

@@ -3,7 +3,7 @@
 t0 fault confirmed effective, t1 detected, t2 decided, t3 failover started, t4 store writable (the
 first request taken after the fault), t5 first verified end-to-end run and the first entry, or end,
 of a run that the fault had stopped (the later of the two), t6 backlog drained, t7 redundancy
-restored, t8 failed back. `heal` is when the fault was taken away.
+restored, t8 failed back, where the scenario orders it. `heal` is when the fault was taken away.
 
     recovery time = t5 - t0, or t5 - heal where the scenario measures from there
 
@@ -35,6 +35,7 @@ PARTS = {
     "verify": ("t4", "t5"),
     "work off": ("t5", "t6"),
     "exposed": ("t0", "t7"),
+    "fail back": ("t7", "t8"),
 }
 
 ORDER = (("t1", "t2"), ("t2", "t3"), ("t3", "t5"), ("t4", "t5"), ("t5", "t6"))

@@ -12,7 +12,6 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,12 @@ from llm_orchestrator.drill import report_detail as detail
 from llm_orchestrator.drill import report_plot as plots
 from llm_orchestrator.drill.campaign import SCHEMA, summary
 from llm_orchestrator.drill.marks import disorder_of
+from llm_orchestrator.drill.metrics import as_text
 from llm_orchestrator.drill.scenario import load_all, load_one
 from llm_orchestrator.errors import ConfigError
 
 Json = Any
-_PREFIX = "llm_orchestrator_drill"
 NOTE = "<!-- Written by `llmo drill report`. Run the drills again to change it. -->"
-_METRICS = (
-    ("recovery_time_seconds", "Recovery time of the last drill, the longest of its repeats"),
-    ("recovery_point_seconds", "Age of the acknowledged work that the last drill lost"),
-    ("success_ratio", "Share of the repeats of the last drill that passed"),
-    ("last_run_timestamp_seconds", "When the last drill ended"),
-)
 _INTRODUCTION = """\
 Each row is a drill: a real failure of real processes under load, judged by a witness that stands
 outside. The recovery time runs from the moment at which the fault is confirmed (or from its end,
@@ -73,12 +66,15 @@ class Report:
         return ""
 
     def remark(self, result: Mapping[str, Json]) -> str:
-        """`stale`, `trial` or nothing."""
+        """`stale`, `trial`, what was not judged, or nothing."""
         words = []
         if result["digest"] != self.digest:
             words.append("stale")
         if result["overrides"]:
             words.append("trial: " + " ".join(result["overrides"]))
+        unseen = dict.fromkeys(text for run in result["runs"] for text in run.get("not_judged", ()))
+        if unseen:
+            words.append("not judged: " + "; ".join(unseen))
         return ", ".join(words)
 
 
@@ -117,7 +113,7 @@ def write(report: Report, folder: Path, markdown: Path) -> list[Path]:
         markdown: as_markdown(report),
         folder / "report.html": as_html(report),
         folder / "junit.xml": as_junit(report),
-        folder / "drill.prom": as_metrics(report),
+        folder / "drill.prom": as_text(report.results),
     }
     for category in _classes(report):
         files[markdown.parent / f"recovery_{category}.svg"] = plots.plot(report.results, category)
@@ -267,32 +263,3 @@ def as_junit(report: Report) -> str:
             ET.SubElement(case, "skipped", message=why)
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def as_metrics(report: Report) -> str:
-    """Prometheus' text, for a textfile collector."""
-    lines = []
-    for word, meaning in _METRICS:
-        lines += [f"# HELP {_PREFIX}_{word} {meaning}", f"# TYPE {_PREFIX}_{word} gauge"]
-        for name, result in report.results.items():
-            value = _value(word, result)
-            if value is not None:
-                lines.append(f'{_PREFIX}_{word}{{scenario="{name}"}} {value:g}')
-    return "\n".join(lines) + "\n"
-
-
-def _value(word: str, result: Mapping[str, Json]) -> float | None:
-    summary = result["summary"]
-    found: float | None
-    if summary["status"] == "inconclusive":
-        return None
-    match word:
-        case "recovery_time_seconds":
-            found = summary["recovery_time_s"]["max"] if summary["recovery_time_s"] else None
-        case "recovery_point_seconds":
-            found = summary["recovery_point_s_max"]
-        case "success_ratio":
-            found = summary["passed"] / summary["n"]
-        case _:
-            found = datetime.fromisoformat(result["finished_at"]).timestamp()
-    return found

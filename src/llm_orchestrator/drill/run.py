@@ -18,10 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from llm_orchestrator.clock import RealClock
+from llm_orchestrator.drill.judge import LLM, STORE
 from llm_orchestrator.drill.marks import APART_S, Marks, disorder_of
 from llm_orchestrator.drill.money import dollars
 from llm_orchestrator.drill.scenario import Scenario
-from llm_orchestrator.drill.target import Broken, Injected, NotConfirmed, NotPossible, Target
+from llm_orchestrator.drill.target import (
+    Broken,
+    HasHome,
+    Injected,
+    NotConfirmed,
+    NotPossible,
+    Target,
+    UndoFailed,
+)
 from llm_orchestrator.errors import OperatorError
 
 Json = Any
@@ -31,12 +40,17 @@ _ORDER_S = 600.0
 _WAKE_S = 1.0
 """So long after its healing a fault may still show: what was frozen goes on where it stood."""
 _LINE_BYTES_MAX = 1 << 24
+_SOURCES = {STORE: "the store", LLM: "the LLM server's ledger"}
 PASSED, MISSED, INCONCLUSIVE, LOST = "passed", "missed", "inconclusive", "lost"
 EXIT_CODES = {PASSED: 0, MISSED: 6, INCONCLUSIVE: 7, LOST: 8}
 
 
 class Unhealthy(OperatorError):
     """The system was not well before anything was done to it."""
+
+
+class NotWell(OperatorError):
+    """What was healed does not work."""
 
 
 class WitnessFailed(OperatorError):
@@ -57,6 +71,8 @@ class Outcome:
     facts: dict[str, Json] = field(default_factory=dict)
     affected: int = 0
     refused: int = 0
+    not_judged: list[str] = field(default_factory=list)
+    """What nobody could see: about that the status says nothing."""
 
     def plain(self) -> dict[str, Json]:
         """As JSON: times in seconds from t0."""
@@ -73,6 +89,7 @@ class Outcome:
             "counts": self.verdict.get("counts", {}),
             "respent": self.verdict.get("respent", {}),
             "respent_usd": dollars(self.verdict.get("respent_by", {})),
+            "not_judged": self.not_judged,
             "findings": list(self.verdict.get("findings", ()))[:50],
             "findings_total": len(self.verdict.get("findings", ())),
             "baseline": self.baseline,
@@ -96,11 +113,14 @@ class WitnessProcess:
 
     async def start(self) -> None:
         """Start it."""
+        looks = self._target.looks
         words = [sys.executable, "-m", "llm_orchestrator.drill.witness"]
         words += ["--ledger", str(self._folder / "witness.jsonl")]
-        words += ["--store", self._target.store_url]
+        words += ["--store", looks.store_url, "--first-run", looks.first_run]
         for ledger in self._target.llm_ledgers:
             words += ["--llm-ledger", str(ledger)]
+        for source in looks.llm:
+            words += ["--llm-source", source]
         for endpoint in self._target.endpoints:
             words += ["--endpoint", endpoint]
         with (self._folder / "witness.log").open("ab") as log:
@@ -113,6 +133,7 @@ class WitnessProcess:
                 env={
                     "PATH": os.defpath,
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    **looks.environment,
                 },
                 start_new_session=True,
             )
@@ -160,12 +181,14 @@ class Drill:
         *,
         name: str,
         tell: Tell,
+        on_phase: Tell = lambda word: None,
         phase_s: float = 0.0,
     ) -> None:
         self._scenario = scenario
         self._target = target
         self._name = name
         self._tell = tell
+        self._on_phase = on_phase
         self._phase_s = phase_s
         self._clock = RealClock()
         self._witness = WitnessProcess(folder, target)
@@ -177,11 +200,18 @@ class Drill:
         """Never raises for what the system does: that is a status."""
         outcome = self.outcome
         try:
+            if self._scenario.failback and not isinstance(self._target, HasHome):
+                raise NotPossible(f"{self._target.name} has no home to which it could fail back")
+            self._on_phase("start")
             await self._target.start()
             await self._witness.start()
+            self._on_phase("baseline")
             await self._baseline()
+            self._on_phase("fault")
             await self._fault()
+            self._on_phase("recovery")
             await self._recover()
+            self._on_phase("verdict")
             await self._verdict()
         except Broken as error:
             outcome.status = LOST
@@ -207,15 +237,19 @@ class Drill:
         ]
         self.outcome.facts = self._target.facts()
         await self._witness.stop()
-        await self._target.stop()
+        try:
+            await self._target.stop()
+        except UndoFailed as error:
+            self.outcome.reasons.append(f"IT IS STILL BROKEN: {error.message}")
+            self._tell(self.outcome.reasons[-1])
 
     # -- before -----------------------------------------------------------------------------------
 
     async def _baseline(self) -> None:
         scenario, load = self._scenario, self._scenario.load
         shape = load.model_dump()
-        host = self._target.client_host
-        await self._witness.order("load", host=host, name=self._name, **shape)
+        shape |= {"host": self._target.client_host, "token": self._target.looks.token}
+        await self._witness.order("load", name=self._name, **shape)
         began_s = self._clock.monotonic()
         self._tell(f"load: {load.in_flight} runs of {load.run_s:g} s")
         limit_s = load.run_s * 1.5 + 30
@@ -245,6 +279,14 @@ class Drill:
             )
         if seen["troubles"] or seen["refused"] or seen["wrong"] or not seen["probes"]:
             raise Unhealthy(f"it is not well before the fault: {json.dumps(seen)}")
+        await self._check_sight()
+
+    async def _check_sight(self) -> None:
+        """A source that shows nothing of the load is not this system's: nothing can be judged."""
+        seen = await self._witness.order("sight")
+        for source, what in _SOURCES.items():
+            if seen[source] == 0:
+                raise Unhealthy(f"{what} shows nothing of this drill's runs: is it this system's?")
 
     # -- the fault --------------------------------------------------------------------------------
 
@@ -294,6 +336,8 @@ class Drill:
         marks.detected([seen["trouble_s"], *(s.at_s for s in sights if s.mark == "t1")])
         marks.take([(sight.at_s, sight.mark) for sight in sights])
         await self._recover_later()
+        if self._scenario.failback:
+            await self._fail_back()  # what is seen meanwhile is not of the fault
 
     async def _recover_later(self) -> None:
         """Where the failover began after a run was verified, recovery is what came behind it."""
@@ -326,6 +370,33 @@ class Drill:
             self.outcome.marks.put("t7", self._clock.monotonic())
             self._tell("it is redundant again")
 
+    async def _fail_back(self) -> None:
+        """Move the work home; what is in flight meanwhile may be made again, as in a fault."""
+        if "t7" not in self.outcome.marks.at_s:
+            self.outcome.reasons.append("it is not failed back: it was not redundant")
+            return
+        limit_s, from_us = self._scenario.limits.recover_s, self._clock.now_us()
+        began_s = self._clock.monotonic()
+        try:
+            assert isinstance(self._target, HasHome)  # it was checked before anything was done
+            said = await self._target.fail_back(limit_s)
+            done_s = self._clock.monotonic()
+            while (await self._witness.order("look", since_s=done_s))["verified_s"] is None:
+                if self._clock.monotonic() > done_s + limit_s:
+                    raise NotWell(f"no run is verified within {limit_s:g} s after it")
+                await self._clock.sleep(_POLL_S)
+        except OperatorError as error:
+            self.outcome.reasons.append(f"it is not failed back: {error.message}")
+            return
+        finally:
+            until_us = self._clock.now_us() + int(_WAKE_S * 1e6)
+            await self._witness.order(
+                "note", event="window", **{"from": from_us, "until": until_us, "t0": from_us}
+            )
+        self.outcome.marks.put("t8", done_s)
+        self.outcome.evidence.append(f"failback in {done_s - began_s:.2f} s: {said}")
+        self._tell(f"failed back after {done_s - began_s:.2f} s: {said}")
+
     # -- after ------------------------------------------------------------------------------------
 
     async def _verdict(self) -> None:
@@ -349,7 +420,11 @@ class Drill:
             kept_until_us=min(kept, default=None),
             may_pause=scenario.expect.touched_may_pause,
         )
+        outcome.not_judged += outcome.verdict["not_judged"]
+        outcome.not_judged += self._target.facts().get("not_judged", ())
         outcome.reasons += self._shortfalls()
+        for text in outcome.not_judged:
+            self._tell(f"not judged: {text}")
         if outcome.verdict["findings"]:
             outcome.status = LOST
         else:
@@ -377,7 +452,9 @@ class Drill:
         if expect.has_outage is False and outcome.refused:
             found.append(f"{outcome.refused} requests were refused, and none was to be")
         deaths = self._target.facts()["node_deaths"]
-        if expect.node_deaths is not None and deaths != expect.node_deaths:
+        if expect.node_deaths is not None and deaths is None:
+            outcome.not_judged.append(f"whether nodes died {expect.node_deaths} times")
+        elif expect.node_deaths is not None and deaths != expect.node_deaths:
             found.append(f"nodes died {deaths} times, not {expect.node_deaths}")
         again = verdict["counts"]["claimed_again"]
         if expect.claimed_again is not None and again > expect.claimed_again:

@@ -149,6 +149,9 @@ class Scenario(_Part):
     faults: list[Fault] = Field(min_length=1)
     measure_from: Literal["fault", "heal"] = "fault"
     heal: Heal | None = None
+    failback: bool = Field(
+        default=False, description="Redundant again, the work is moved home, in order, under load."
+    )
     expect: Expect = Field(default_factory=Expect)  # type: ignore[arg-type]
     objectives: Objectives
     limits: Limits = Field(default_factory=Limits)  # type: ignore[arg-type]

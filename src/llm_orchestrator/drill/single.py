@@ -24,7 +24,7 @@ from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.child import Child, ChildError
 from llm_orchestrator.drill.scenario import Fault, System
 from llm_orchestrator.drill.single_faults import FAULTS
-from llm_orchestrator.drill.target import Injected, NotPossible, Sight
+from llm_orchestrator.drill.target import Injected, Looks, NotPossible, Sight
 
 Json = Any
 FLOWS = Path(__file__).with_name("fault_flows.py")
@@ -108,6 +108,10 @@ class SingleTarget:
     @property
     def store_url(self) -> str:
         return f"sqlite:///{self.store_path}"
+
+    @property
+    def looks(self) -> Looks:
+        return Looks(self.store_url, [str(each) for each in self.llm_ledgers])
 
     @property
     def llm_ledger(self) -> Path:

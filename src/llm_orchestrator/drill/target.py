@@ -10,10 +10,10 @@ raises NotConfirmed, undoes what it has begun, and the drill is inconclusive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from llm_orchestrator.drill.scenario import Fault
 from llm_orchestrator.errors import OperatorError
@@ -31,6 +31,26 @@ class Broken(OperatorError):
 
 class NotPossible(OperatorError):
     """The target cannot do that; the message says what it would need."""
+
+
+class UndoFailed(OperatorError):
+    """The fault could not be taken away: the system is still broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """Where the witness looks besides the API. What is empty is out of sight, and so not judged."""
+
+    store_url: str
+    """The database, for plain SQL."""
+    llm: Sequence[str]
+    """What each fake LLM server was asked: its ledger's path, or the server's address."""
+    first_run: str = ""
+    """In a store that has others' runs as well: the lowest id that a run of the drill can have."""
+    token: str = field(default="", repr=False)
+    """What requests to the API carry."""
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What the witness finds in its environment besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +97,13 @@ class Target(Protocol):
         ...
 
     @property
-    def store_url(self) -> str:
-        """The database, for who looks at it by plain SQL."""
+    def looks(self) -> Looks:
+        """Where the witness looks besides. Only after `start`."""
         ...
 
     @property
     def llm_ledgers(self) -> Sequence[Path]:
-        """What each fake LLM server was asked."""
+        """The files of what each fake LLM server was asked, as the evidence keeps them."""
         ...
 
     async def start(self) -> None:
@@ -115,9 +135,21 @@ class Target(Protocol):
         ...
 
     def facts(self) -> dict[str, Json]:
-        """Versions and settings, without secrets; `node_deaths`, so far."""
+        """Versions and settings, without secrets; `node_deaths` so far, None if nobody counts.
+
+        `not_judged`, where it is there: what this target cannot tell, in words.
+        """
         ...
 
     def logs(self) -> Sequence[Path]:
         """Raw logs, for the evidence."""
+        ...
+
+
+@runtime_checkable
+class HasHome(Protocol):
+    """A target whose work can be moved home again."""
+
+    async def fail_back(self, limit_s: float) -> str:
+        """Do so, in order; what was done. Raises OperatorError."""
         ...

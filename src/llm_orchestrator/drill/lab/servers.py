@@ -26,6 +26,7 @@ from llm_orchestrator.drill.lab_process import account, own
 SCOPE = "lab"
 ARCHIVE_BROKEN = "archive_broken"
 """As long as a file of this name is on a database's host, its archive command fails."""
+SETTINGS = "llm-orchestrator.toml"
 S3_KEY, S3_BUCKET = "LABKEYID", "backups"
 _ETCD_NICE = -10
 
@@ -243,7 +244,7 @@ def _node(plan: Plan, place: Place, home: Path) -> Command:
     for each in plan.running("barman"):
         lines.append(f'barman_server = "{BARMAN_SERVER}"')
         lines.append(f'barman_config = "{home.parent / each.name / BARMAN_CONFIG}"')
-    (home / "llm-orchestrator.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (home / SETTINGS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     port = plan.ports["node"]
     words = ("serve", "--host", place.address, "--port", str(port), "--insecure")
     more = ["--serve", "api,worker", "--data", str(home / "data")]

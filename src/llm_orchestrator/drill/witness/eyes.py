@@ -49,11 +49,22 @@ class Eyes(Protocol):
         ...
 
 
-class SqliteEyes:
-    """A SQLite file."""
+class NoEyes:
+    """No database is in sight."""
 
-    def __init__(self, path: Path) -> None:
+    def news(self) -> list[Seen]:
+        return []
+
+    def all(self) -> list[Seen]:
+        return []
+
+
+class SqliteEyes:
+    """A SQLite file; of it, runs from the id `first_run` on."""
+
+    def __init__(self, path: Path, first_run: str = "") -> None:
         self._path = path
+        self._first_run = first_run
         self._known: dict[tuple[str, int], str] = {}
         self._last = 0
 
@@ -94,8 +105,9 @@ class SqliteEyes:
 
     def _rows(self, database: sqlite3.Connection, after: int) -> Iterator[tuple[int, Seen]]:
         columns = f"rowid, {_COLUMNS}, lower(hex(digest))"
-        statement = f"SELECT {columns} FROM journal WHERE rowid > ?"  # noqa: S608 - constants
-        rows = database.execute(statement, (after,))
+        where = "rowid > ? AND run_id >= ?"
+        statement = f"SELECT {columns} FROM journal WHERE {where}"  # noqa: S608 - constants
+        rows = database.execute(statement, (after, self._first_run))
         for row in rows:
             yield row[0], Seen(*row[1:])
 
@@ -104,10 +116,12 @@ class PostgresEyes:
     """A PostgreSQL database, by a psql that stays connected as long as it answers.
 
     Where the URL names several hosts, each is tried in its turn: one that is a black hole costs
-    the time of its own turn only.
+    the time of its own turn only. Of a store that others use as well, only runs from the id
+    `first_run` on are looked at: a range of the journal's key.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, first_run: str = "") -> None:
+        self._range = f"run_id >= '{first_run}'" if first_run else "true"
         user, at, rest = url.rpartition("@")
         hosts, slash, path = rest.partition("/")
         self._urls = [f"{user}{at}{host}{slash}{path}" for host in hosts.split(",")]
@@ -118,7 +132,7 @@ class PostgresEyes:
 
     def news(self) -> list[Seen]:
         try:
-            found = self._ask(f"WHERE recorded_at > {self._last_us - _OVERLAP_US}", _NEWS_S)
+            found = self._ask(f"recorded_at > {self._last_us - _OVERLAP_US}", _NEWS_S)
         except OSError:
             return []
         fresh = []
@@ -130,11 +144,12 @@ class PostgresEyes:
         return fresh
 
     def all(self) -> list[Seen]:
-        return [seen for _, seen in self._ask("", _PSQL_S)]
+        return [seen for _, seen in self._ask("true", _PSQL_S)]
 
     def _ask(self, where: str, limit_s: float) -> list[tuple[int, Seen]]:
         row = f"json_build_array(recorded_at, {_COLUMNS}, encode(digest, 'hex'))"
-        statement = f"SELECT {row} FROM journal {where}"  # noqa: S608 - constants, and a number
+        where = f"{self._range} AND {where}"
+        statement = f"SELECT {row} FROM journal WHERE {where}"  # noqa: S608 - constants, numbers
         with self._turn:
             try:
                 lines = self._answer(f"{statement};\n\\echo {_END}\n".encode(), limit_s)
@@ -179,8 +194,10 @@ class PostgresEyes:
         self._urls.append(self._urls.pop(0))
 
 
-def make_eyes(url: str) -> Eyes:
-    """Eyes for a store's URL."""
+def make_eyes(url: str, first_run: str = "") -> Eyes:
+    """Eyes for a store's URL; "": none is in sight. Runs before `first_run` are not looked at."""
+    if not url:
+        return NoEyes()
     if url.startswith("sqlite:///"):
-        return SqliteEyes(Path(url.removeprefix("sqlite:///")))
-    return PostgresEyes(url)
+        return SqliteEyes(Path(url.removeprefix("sqlite:///")), first_run)
+    return PostgresEyes(url, first_run)

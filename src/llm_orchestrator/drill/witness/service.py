@@ -6,6 +6,7 @@ when it cannot be done.
     load   begin with a load (load.Shape)            look   what has been seen since a moment
     note   write a line into the ledger              run    start one run besides, and follow it
     stop   start no more, wait for the ends          judge  compare everything; the verdict
+    sight  what the sources show of this drill
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from typing import Any
 
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.fake_ledger import Ledger
-from llm_orchestrator.drill.judge import judge, read
+from llm_orchestrator.drill.judge import LLM, STORE, judge, read
 from llm_orchestrator.drill.load import Asker, Asks, Load, Order, Shape
 from llm_orchestrator.drill.load_library import LibraryAsker
-from llm_orchestrator.drill.witness.eyes import Eyes, Seen, make_eyes
+from llm_orchestrator.drill.witness.calls import Calls
+from llm_orchestrator.drill.witness.eyes import Eyes, NoEyes, Seen, make_eyes
 from llm_orchestrator.drill.witness.receiver import Receiver
 
 Json = Any
@@ -39,14 +41,12 @@ _LINE_BYTES_MAX = 1 << 24
 class Witness:
     """Everything that was seen, on disk; and the questions about it."""
 
-    def __init__(
-        self, ledger: Path, eyes: Eyes, *, llm_ledgers: list[Path], endpoints: list[str]
-    ) -> None:
+    def __init__(self, ledger: Path, eyes: Eyes, *, calls: Calls, endpoints: list[str]) -> None:
         self._clock = RealClock()
         self._path = ledger
         self._ledger = Ledger(ledger)
         self._eyes = eyes
-        self._llm_ledgers = llm_ledgers
+        self._calls = calls
         self._endpoints = endpoints
         self._asker: Asks | None = None
         self._receiver = Receiver(self.write)
@@ -93,6 +93,8 @@ class Witness:
                 await self.write(given)
             case "run":
                 return await self._run(Order(**given))
+            case "sight":
+                return await self._sight()
             case "look":
                 return self._look(float(given["since_s"]))
             case "stop":
@@ -106,7 +108,8 @@ class Witness:
     async def _begin(self, given: dict[str, Json]) -> Json:
         host = str(given.pop("host"))
         client = LibraryAsker if given.pop("client", "plain") == "library" else Asker
-        self._asker = client(self._endpoints, self._clock, self._trouble)
+        token = str(given.pop("token"))
+        self._asker = client(self._endpoints, self._clock, self._trouble, token=token)
         await self._receiver.start(host)
         receiver = f"http://{host}:{self._receiver.port}/effect"
         self._load = Load(
@@ -124,6 +127,18 @@ class Witness:
         self._more.add(task)
         task.add_done_callback(self._more.discard)
         return {"run": run}
+
+    async def _sight(self) -> Json:
+        """What has been seen of this drill in each source; null where a source is out of sight."""
+        assert self._load is not None
+        name = self._load.shape.name
+        return {
+            STORE: None if isinstance(self._eyes, NoEyes) else len(self._lines["entry"]),
+            LLM: await self._calls.count(name) if self._calls.is_seen else None,
+        }
+
+    def _unseen(self) -> list[str]:
+        return [STORE] * isinstance(self._eyes, NoEyes) + [LLM] * (not self._calls.is_seen)
 
     def _look(self, since_s: float) -> Json:
         """Times are on the steady clock; null is not seen yet."""
@@ -145,6 +160,7 @@ class Witness:
             if line["kind"] == "probe" and line["is_right"]
         ]
         troubles = self._since("trouble", since_s)
+        wrong = [line for line in self._since("ended", since_s) if not line["is_right"]]
         return {
             "now_s": self._clock.monotonic(),
             "under_way": sum(o.kind == "load" for o in self._load.under_way.values()),
@@ -158,7 +174,8 @@ class Witness:
             "troubles": len(troubles),
             "refused": len(self._since("refused", since_s)),
             "trouble_s": _first(line["s"] for line in troubles),
-            "wrong": sum(not line["is_right"] for line in self._since("ended", since_s)),
+            "wrong": len(wrong),
+            "why_wrong": f"{wrong[0]['state']}: {wrong[0]['error']}"[:300] if wrong else "",
             "probes": len(right),
             "affected": len(affected),
             "affected_left": len(affected) - len(ends),
@@ -197,8 +214,10 @@ class Witness:
         for seen in await self._see_all():
             self._note_entry("final", seen)
         await self._ledger.lines()
-        await self.write({"event": "terms", **given})
-        books = await asyncio.to_thread(read, self._path, self._llm_ledgers)
+        assert self._load is not None
+        await self._calls.keep(self._load.shape.name)
+        await self.write({"event": "terms", "unseen": self._unseen(), **given})
+        books = await asyncio.to_thread(read, self._path, self._calls.kept)
         verdict = await asyncio.to_thread(judge, books)
         found = dataclasses.asdict(verdict)
         await self.write({"event": "verdict", **found})
@@ -249,8 +268,12 @@ async def serve(witness: Witness) -> None:
 
 
 async def _main(chosen: argparse.Namespace) -> None:
-    eyes = make_eyes(chosen.store)
-    witness = Witness(chosen.ledger, eyes, llm_ledgers=chosen.llm_ledger, endpoints=chosen.endpoint)
+    witness = Witness(
+        chosen.ledger,
+        make_eyes(chosen.store, chosen.first_run),
+        calls=Calls(chosen.llm_source, chosen.llm_ledger),
+        endpoints=chosen.endpoint,
+    )
     try:
         await serve(witness)
     finally:
@@ -262,7 +285,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="witness")
     parser.add_argument("--ledger", type=Path, required=True)
     parser.add_argument("--llm-ledger", type=Path, action="append", required=True)
-    parser.add_argument("--store", required=True)
+    parser.add_argument("--llm-source", action="append", default=[], help="path or address, each")
+    parser.add_argument("--store", default="", help="without it no entry is in sight")
+    parser.add_argument("--first-run", default="", help="runs with lower ids are not looked at")
     parser.add_argument("--endpoint", action="append", required=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the drill, which closes our stdin
     asyncio.run(_main(parser.parse_args()))
