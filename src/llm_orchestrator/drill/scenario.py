@@ -54,6 +54,9 @@ class System(_Part):
 
     regions: int = Field(1, ge=1, le=3)
     disk_mb: int = Field(0, ge=0, description="Each database on a disk of so many MiB; 0: no.")
+    memory_mb: int = Field(
+        0, ge=0, description="The node of `single` may use so many MiB, by a control group; 0: any."
+    )
     archive: Literal["", "sync", "async"] = Field("", description="The stream archive's mode.")
     sabotage: str = Field(
         "",
