@@ -22,6 +22,7 @@ needs_group = pytest.mark.skipif(
     not MemoryGroup.is_possible(), reason="needs root and a control group of version 1 for memory"
 )
 Does = Callable[[SingleTarget], Coroutine[None, None, None]]
+_POLL_S = 0.1
 _UNGUARDED = """\
 import llm_orchestrator.engine.memory as it
 it.Memory._groups = lambda self: []
@@ -92,9 +93,12 @@ def test_a_run_that_takes_all_memory_each_time_is_quarantined(tmp_path: Path) ->
         await is_back(target)
         assert target.http is not None
         url = f"{target.endpoints[0]}/api/v1/runs?workflow=drill_misbehave"
-        async with target.http.get(url) as response:
-            (run,) = (await response.json())["runs"]
-        assert (run["state"], run["reason"]) == ("paused", "quarantine")
+        run = {"state": "running"}
+        while run["state"] != "paused":
+            async with target.http.get(url) as response:
+                (run,) = (await response.json())["items"]
+            await target.clock.sleep(_POLL_S)
+        assert run["reason"] == "quarantine"
         assert len(target.node.codes) == 3
 
     with_target(tmp_path / "target", system(memory_mb=400), does)

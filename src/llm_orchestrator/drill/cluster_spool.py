@@ -28,7 +28,8 @@ _RESULTS = 4
 _SPOOLED_S = 30.0
 _SAID_S = 60.0
 _POLL_S = 0.05
-_BIT = 0x10
+_BIT = 0x01
+_PAYLOAD = b'"payload":"'
 _ADOPTED = re.compile(r"results in the spool (\d+) are adopted")
 
 
@@ -110,20 +111,35 @@ def _kept(node: Host) -> list[Offer]:
 
 
 def _damage(node: Host) -> _Damage:
-    """Spoil the first and the last record of the fullest file, and look. Raises NotConfirmed."""
-    path, before = max(_files(node), key=lambda each: len(each[1]))
-    lines = [line for line in path.read_bytes().split(b"\n") if line]
-    records = [index for index, line in enumerate(lines) if b'"number":' in line]
-    if len(before) < _RESULTS or records[-1] != len(lines) - 1:
-        raise NotConfirmed(f"{path.name} does not end with a record that is wanted")
-    first = next(index for index in records if parse(lines[index])[0].keys() & before.keys())
-    place = lines[first].index(b'"payload":"') + len(b'"payload":"') + 20
-    spoilt = lines[first]
-    lines[first] = spoilt[:place] + bytes([spoilt[place] ^ _BIT]) + spoilt[place + 1 :]
-    lines[-1] = lines[-1][: len(lines[-1]) // 2]
-    path.write_bytes(b"\n" + b"\n\n".join(lines))
-    after, bad, is_torn = parse(path.read_bytes())
+    """Spoil two records of the fullest file, and read it back. Raises NotConfirmed."""
+    path, _ = max(_files(node), key=lambda each: len(each[1]))
+    content, runs = spoil(path.read_bytes())
+    path.write_bytes(content)
+    left = _kept(node)
+    if runs & {offer.run_id for offer in left}:
+        raise NotConfirmed(f"{path.name}: what was spoilt is there")
+    return _Damage(runs, len(left))
+
+
+def spoil(content: bytes) -> tuple[bytes, frozenset[str]]:
+    """A file with a bit of its first wanted record flipped and the last one's tail cut off.
+
+    Besides, the runs whose results these were. Raises NotConfirmed when others are spoilt, or not
+    just two, or there are too few.
+    """
+    before, _, _ = parse(content)
+    lines = [line for line in content.split(b"\n") if line]
+    wanted = [index for index, line in enumerate(lines) if parse(line)[0].keys() & before.keys()]
+    if len(wanted) < _RESULTS:
+        raise NotConfirmed(f"{len(wanted)} results are kept, not {_RESULTS}")
+    first, last = wanted[0], lines.pop(wanted[-1])
+    place = lines[first].index(_PAYLOAD) + len(_PAYLOAD) + 20
+    flipped = bytearray(lines[first])
+    flipped[place] ^= _BIT
+    lines[first] = bytes(flipped)
+    spoilt = b"".join(b"\n" + line + b"\n" for line in lines) + b"\n" + last[: len(last) // 2]
+    after, bad, is_torn = parse(spoilt)
     gone = before.keys() - after.keys()
-    if len(gone) != 2 or bad != 1 or not is_torn:  # one flipped, one cut
-        raise NotConfirmed(f"{path.name}: {len(gone)} records are spoilt, not two")
-    return _Damage(frozenset(before[number].run_id for number in gone), len(_kept(node)))
+    if len(gone) != 2 or bad != 1 or not is_torn:
+        raise NotConfirmed(f"{len(gone)} records are spoilt, not two")
+    return spoilt, frozenset(before[number].run_id for number in gone)
