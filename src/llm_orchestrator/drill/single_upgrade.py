@@ -8,17 +8,16 @@ node's place. The row's error names the table, so it was made when the migration
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
-import sqlite3
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import llm_orchestrator
 from llm_orchestrator.drill.scenario import Fault
+from llm_orchestrator.drill.single_damage import shape_of
 from llm_orchestrator.drill.target import Broken, Injected, NotConfirmed
 from llm_orchestrator.store.sqlite_file import SCHEMA_VERSION
 
@@ -31,13 +30,6 @@ _ADDS = (
     "INSERT INTO of_newer (absent) VALUES (1)",
 )
 _SAYS = "of_newer has no column"
-
-
-class _Shape(NamedTuple):
-    """What a migration may change in a store's file."""
-
-    version: int
-    schema: frozenset[tuple[object, ...]]
 
 
 async def migration_fails(target: SingleTarget, fault: Fault) -> Injected:
@@ -53,10 +45,10 @@ async def migration_fails(target: SingleTarget, fault: Fault) -> Injected:
         code = await target.node.end_with(signal.SIGTERM)
         if code != 0:
             raise NotConfirmed(f"the node ended with {code}, not in order")
-        before = await asyncio.to_thread(_shape, target.store_path)
+        before = await asyncio.to_thread(shape_of, target.store_path)
         code, said = await _serve(target, newer)
         at_s = target.clock.monotonic()
-        after = await asyncio.to_thread(_shape, target.store_path)
+        after = await asyncio.to_thread(shape_of, target.store_path)
     finally:
         target.node.release()
     if code == 0 or _SAYS not in said:
@@ -106,10 +98,3 @@ async def _serve(target: SingleTarget, newer: Path) -> tuple[int, str]:
         await process.wait()
         raise NotConfirmed("the newer release serves") from error
     return process.returncode or 0, said.decode(errors="replace")
-
-
-def _shape(path: Path) -> _Shape:
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        version = database.execute("PRAGMA user_version").fetchone()[0]
-        found = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema")
-        return _Shape(version, frozenset(found))
