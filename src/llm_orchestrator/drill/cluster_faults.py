@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from llm_orchestrator.drill.cluster_spool import spool_damage
 from llm_orchestrator.drill.lab import network, tools
 from llm_orchestrator.drill.lab.host import Host, Process, processes_of
 from llm_orchestrator.drill.lab.servers import ARCHIVE_BROKEN
@@ -543,6 +544,7 @@ FAULTS: Mapping[str, Does] = {
     "cut_from_database": cut_from_database,
     "packet_loss": packet_loss,
     "ports_refused": ports_refused,
+    "spool_damage": spool_damage,
     "split": split,
     "client_cut": client_cut,
     "name_stale": name_stale,

@@ -9,8 +9,11 @@ import threading
 from pathlib import Path
 
 from llm_orchestrator import Context, step, workflow
+from llm_orchestrator.clock import RealClock
 
 _BLOCK_S = 6.0
+_PIECE = 16 << 20
+_LOOK_S = 0.1
 
 
 def _is_first(flag: str) -> bool:
@@ -24,6 +27,12 @@ def _is_first(flag: str) -> bool:
     os.fsync(number)
     os.close(number)
     return True
+
+
+def _take_all_memory() -> None:
+    taken = []
+    while True:
+        taken.append(b"x" * _PIECE)  # written to, so that the kernel must give it
 
 
 def _end_the_loop() -> None:
@@ -47,6 +56,8 @@ async def misbehave(how: str, flag: str) -> str:
             await asyncio.Event().wait()
         if how == "block":
             threading.Event().wait(_BLOCK_S)
+        if how == "memory":
+            _take_all_memory()
         if how == "thread":
             threading.Thread(target=_raise).start()
     return f"survived {how}"
@@ -56,3 +67,25 @@ async def misbehave(how: str, flag: str) -> str:
 async def drill_misbehave(ctx: Context, *, key: str, how: str, flag: str) -> dict[str, str]:
     """One step that breaks something once."""
     return {"said": await ctx.step(misbehave, how, flag), "key": key}
+
+
+def _is_there(file: str) -> bool:
+    return Path(file).exists()
+
+
+@step
+async def hold(size: int, while_there: str) -> int:
+    """Keep `size` bytes of memory while there is a file."""
+    if not _is_there(while_there):
+        return 0
+    kept = b"x" * size
+    while _is_there(while_there):
+        await RealClock().sleep(_LOOK_S)
+    return len(kept)
+
+
+@workflow
+async def drill_hungry(ctx: Context, *, key: str, size: int, while_there: str) -> dict[str, str]:
+    """One step that keeps memory."""
+    await ctx.step(hold, size, while_there)
+    return {"key": key}

@@ -7,6 +7,7 @@ single_faults.py; here is how the system is made, reached and taken down.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -22,6 +23,7 @@ import aiohttp
 from llm_orchestrator import __version__
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.child import Child, ChildError
+from llm_orchestrator.drill.memory_group import ROOT, MemoryGroup
 from llm_orchestrator.drill.scenario import Fault, System
 from llm_orchestrator.drill.single_faults import FAULTS
 from llm_orchestrator.drill.target import Injected, Looks, NotPossible, Sight
@@ -65,8 +67,14 @@ class SingleTarget:
             words = (*python, "llm_orchestrator.drill.fake_llm", *llm)
             log = ledger.with_suffix(".log")
             self.llms.append(Child(words, log, environment=environment, clock=clock))
+        self.group: MemoryGroup | None = None
+        self._memory = system.memory_mb << 20
+        serve: tuple[str, ...] = (*python, "llm_orchestrator", "serve", *node)
+        if self._memory:
+            self.group = MemoryGroup(ROOT / f"llmo-drill-{os.getpid()}")
+            serve = self.group.command(*serve)
         self.node = Child(
-            (*python, "llm_orchestrator", "serve", *node),
+            serve,
             folder / "node.log",
             environment=environment,
             clock=clock,
@@ -140,6 +148,10 @@ class SingleTarget:
     # -- its life -------------------------------------------------------------------------------
 
     async def start(self) -> None:
+        if self.group is not None:
+            if not self.group.is_possible():
+                raise NotPossible("not run: needs root (a control group of version 1 for memory)")
+            self.group.make(self._memory)
         self.http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10, connect=1))
         for llm, url in zip(self.llms, self.llm_urls, strict=True):
             await llm.start()
@@ -151,6 +163,8 @@ class SingleTarget:
         await self.node.stop()
         for llm in self.llms:
             await llm.stop()
+        if self.group is not None:
+            await asyncio.to_thread(self.group.remove)
         if self.http is not None:
             await self.http.close()
 
@@ -182,6 +196,7 @@ class SingleTarget:
     async def undo(self) -> None:
         self.node.send(signal.SIGCONT)
         self.node.release()
+        (self.folder / "keep").unlink(missing_ok=True)
         self.llm.send(signal.SIGCONT)
         self.llm.release()
         await self.until_answers(f"{self.llm_url}/health")
@@ -204,7 +219,10 @@ class SingleTarget:
         return None
 
     def undo_commands(self) -> Sequence[Sequence[str]]:
-        return []
+        if self.group is None:
+            return []
+        module = "llm_orchestrator.drill.memory_group"
+        return [(sys.executable, "-m", module, str(self.group.folder))]
 
     # -- what it tells --------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llm_orchestrator.drill.scenario import Fault
 from llm_orchestrator.drill.target import Broken, Injected, NotConfirmed
@@ -79,6 +79,21 @@ def _damage(path: Path, change: Callable[[bytes], bytes | None], count: int) -> 
             if is_there == changed != payload:
                 touched.append(run_id)
     return touched
+
+
+class Shape(NamedTuple):
+    """What a migration may change in a store's file."""
+
+    version: int
+    schema: frozenset[tuple[object, ...]]
+
+
+def shape_of(path: Path) -> Shape:
+    """As the file has it now."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        found = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema")
+        return Shape(version, frozenset(found))
 
 
 # --- backups ---

@@ -17,6 +17,8 @@ from llm_orchestrator.drill.single_damage import (
     rows_deleted,
     store_lost,
 )
+from llm_orchestrator.drill.single_memory import memory_at_once, memory_step_by_step
+from llm_orchestrator.drill.single_upgrade import migration_fails
 from llm_orchestrator.drill.target import Injected, NotConfirmed
 
 if TYPE_CHECKING:
@@ -135,8 +137,11 @@ FAULTS: Mapping[str, Does] = {
     "graceful_stop": graceful_stop,
     "process_freeze": process_freeze,
     "misbehave": misbehave,
+    "memory_at_once": memory_at_once,
+    "memory_step_by_step": memory_step_by_step,
     "llm_misbehave": llm_misbehave,
     "llm_down": llm_down,
+    "migration_fails": migration_fails,
     "journal_damage": journal_damage,
     "store_lost": store_lost,
     "rows_deleted": rows_deleted,

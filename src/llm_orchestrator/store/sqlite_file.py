@@ -169,7 +169,12 @@ def _migrate(database: sqlite3.Connection) -> None:
     database.execute("BEGIN IMMEDIATE")
     for begin in added:
         [statement] = [each for each in statements if each.startswith(begin)]
-        database.execute(statement)
+        try:
+            database.execute(statement)
+        except sqlite3.Error as error:  # whoever closes the file takes the transaction back
+            text = "its schema stays %d, as before, for the release that knows it; %d failed: %s"
+            logger.error(text, version, SCHEMA_VERSION, error)
+            raise
     database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     database.execute("COMMIT")
 
