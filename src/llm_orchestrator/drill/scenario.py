@@ -55,6 +55,14 @@ class System(_Part):
     regions: int = Field(1, ge=1, le=3)
     disk_mb: int = Field(0, ge=0, description="Each database on a disk of so many MiB; 0: no.")
     archive: Literal["", "sync", "async"] = Field("", description="The stream archive's mode.")
+    archive_on_failure: Literal["", "stall", "degrade"] = Field(
+        "", description="As the setting of that name; single only, as all that follow."
+    )
+    object_store: Literal["", "backup", "archive"] = Field(
+        "", description="Keep these in an object store of the target's own."
+    )
+    backup_schedule: str = Field("", description="As the setting of that name.")
+    is_sealed: bool = Field(default=False, description="Seal backups with a key of the target's.")
     sabotage: str = Field(
         "",
         description="For tests of the drill itself: a folder whose sitecustomize.py takes a guard"
@@ -84,6 +92,16 @@ class Heal(_Part):
     after_s: float = Field(ge=0)
 
 
+class Seen(_Part):
+    """What the product must say by itself, on /metrics: `metric` is above `above`, as an alert has
+    it. Names are without our prefix, with their labels as on the page."""
+
+    metric: str
+    above: float | str = Field(0.0, description="A number, or another metric's name.")
+    within_s: float = Field(gt=0, description="One cycle: so soon after the fault.")
+    ends: bool = Field(default=True, description="And as soon after the healing it is over.")
+
+
 class Expect(_Part):
     """What must be true besides: nothing lost, nothing twice, nothing wrong is always expected."""
 
@@ -95,6 +113,7 @@ class Expect(_Part):
         default=False,
         description="A run whose record was damaged may stop for a person's decision.",
     )
+    seen: Seen | None = Field(None, description="What must be said of the fault before it heals.")
 
 
 class Objectives(_Part):

@@ -22,6 +22,7 @@ from llm_orchestrator import __version__
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.child import Child, ChildError
 from llm_orchestrator.drill.scenario import Fault, System
+from llm_orchestrator.drill.single_backups import Copies
 from llm_orchestrator.drill.single_faults import FAULTS
 from llm_orchestrator.drill.target import Injected, NotPossible, Sight
 
@@ -49,9 +50,11 @@ class SingleTarget:
         folder.mkdir(parents=True, exist_ok=True)
         self.archive = folder / "archive"
         self._sabotage = system.sabotage
-        self._settings = _SETTINGS
+        self.copies = Copies(folder, free_port(), system, clock)
+        self._settings = _SETTINGS + self.copies.settings()
         if system.archive:
-            self._settings += f'archive_place = "{self.archive}"\n'
+            if system.object_store != "archive":
+                self._settings += f'archive_place = "{self.archive}"\n'
             self._settings += f'archive_mode = "{system.archive}"\n'
         (folder / "llm-orchestrator.toml").write_text(self._settings)
         environment = self.environment()
@@ -114,6 +117,7 @@ class SingleTarget:
             "LLM_ORCHESTRATOR_CONFIG": str(self.folder / "llm-orchestrator.toml"),
             "OPENAI_API_KEY": "drill",
             "OPENAI_BASE_URL": f"{self.llm_url}/v1",
+            **self.copies.environment(),
         }
 
     # -- its life -------------------------------------------------------------------------------
@@ -122,12 +126,17 @@ class SingleTarget:
         self.http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10, connect=1))
         await self.llm.start()
         await self.until_answers(f"{self.llm_url}/health")
+        if self.copies.store is not None:
+            await self.copies.store.start()
+            await self.until_reached(self.copies.url)
         await self.node.start()
         await self.until_answers(f"{self.endpoints[0]}/health/ready")
 
     async def stop(self) -> None:
         await self.node.stop()
         await self.llm.stop()
+        if self.copies.store is not None:
+            await self.copies.store.stop()
         if self.http is not None:
             await self.http.close()
 
@@ -139,6 +148,32 @@ class SingleTarget:
                 return response.ok
         except (aiohttp.ClientError, TimeoutError):
             return False
+
+    async def is_reached(self, url: str) -> bool:
+        """Whether anybody answers there at all, whatever the answer."""
+        assert self.http is not None
+        try:
+            async with self.http.get(url):
+                return True
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def until_reached(self, url: str) -> None:
+        """Raises ChildError when that takes too long."""
+        end_s = self.clock.monotonic() + _READY_S
+        while not await self.is_reached(url):
+            if self.clock.monotonic() > end_s:
+                raise ChildError(f"{url} does not answer", hint=f"see the logs in {self.folder}")
+            await self.clock.sleep(_POLL_S)
+
+    async def metrics(self) -> str:
+        """The page /metrics; "" while it does not answer."""
+        assert self.http is not None
+        try:
+            async with self.http.get(f"{self.endpoints[0]}/metrics") as response:
+                return await response.text() if response.ok else ""
+        except (aiohttp.ClientError, TimeoutError):
+            return ""
 
     async def until_answers(self, url: str) -> None:
         """Raises ChildError when that takes too long."""
@@ -157,6 +192,9 @@ class SingleTarget:
         return await found(self, fault)
 
     async def undo(self) -> None:
+        self.copies.undo()
+        if self.copies.store is not None:
+            await self.until_reached(self.copies.url)
         self.node.send(signal.SIGCONT)
         self.node.release()
         self.llm.send(signal.SIGCONT)
@@ -200,7 +238,8 @@ class SingleTarget:
         }
 
     def logs(self) -> Sequence[Path]:
-        return [self.folder / "node.log", self.folder / "llm.log"]
+        names = ("node.log", "llm.log", "object-store.log")
+        return [path for name in names if (path := self.folder / name).exists()]
 
 
 def free_port() -> int:
