@@ -93,8 +93,10 @@ class Heal(_Part):
 
 
 class Seen(_Part):
-    """What the product must say by itself, on /metrics: `metric` is above `above`, as an alert has
-    it. Names are without our prefix, with their labels as on the page."""
+    """What the product must say by itself on /metrics: `metric` is above `above`, as an alert's.
+
+    Names are without our prefix, with their labels as on the page.
+    """
 
     metric: str
     above: float | str = Field(0.0, description="A number, or another metric's name.")

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+import aiohttp
+
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.scenario import Seen
 from llm_orchestrator.drill.target import NotPossible, Target
@@ -20,11 +22,20 @@ _PREFIX = "llm_orchestrator_"
 
 @runtime_checkable
 class Tells(Protocol):
-    """A target whose metrics can be read from here."""
+    """A target whose endpoints can be reached from here."""
 
-    async def metrics(self) -> str:
-        """The page /metrics; "" while it does not answer."""
-        ...
+    http: aiohttp.ClientSession | None
+
+
+async def _page(http: aiohttp.ClientSession | None, endpoint: str) -> str:
+    """The page /metrics; "" while it does not answer."""
+    if http is None:
+        return ""
+    try:
+        async with http.get(f"{endpoint}/metrics") as response:
+            return await response.text() if response.ok else ""
+    except (aiohttp.ClientError, TimeoutError):
+        return ""
 
 
 def samples(page: str) -> Mapping[str, float]:
@@ -54,9 +65,10 @@ async def wait(
     """
     if not isinstance(target, Tells):
         raise NotPossible(f"{target.name} shows no metrics to the drill", hint="--against single")
+    endpoint = target.endpoints[0]
     end_s = clock.monotonic() + limit_s
     while True:
-        page = await target.metrics()
+        page = await _page(target.http, endpoint)
         if page and holds(seen, page) is until:
             return clock.monotonic()
         if clock.monotonic() >= end_s:

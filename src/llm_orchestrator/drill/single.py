@@ -50,7 +50,7 @@ class SingleTarget:
         folder.mkdir(parents=True, exist_ok=True)
         self.archive = folder / "archive"
         self._sabotage = system.sabotage
-        self.copies = Copies(folder, free_port(), system, clock)
+        self.copies = Copies(folder, system, port=free_port(), clock=clock)
         self._settings = _SETTINGS + self.copies.settings()
         if system.archive:
             if system.object_store != "archive":
@@ -128,7 +128,7 @@ class SingleTarget:
         await self.until_answers(f"{self.llm_url}/health")
         if self.copies.store is not None:
             await self.copies.store.start()
-            await self.until_reached(self.copies.url)
+            await self.copies.ready(self.http)
         await self.node.start()
         await self.until_answers(f"{self.endpoints[0]}/health/ready")
 
@@ -149,32 +149,6 @@ class SingleTarget:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
-    async def is_reached(self, url: str) -> bool:
-        """Whether anybody answers there at all, whatever the answer."""
-        assert self.http is not None
-        try:
-            async with self.http.get(url):
-                return True
-        except (aiohttp.ClientError, TimeoutError):
-            return False
-
-    async def until_reached(self, url: str) -> None:
-        """Raises ChildError when that takes too long."""
-        end_s = self.clock.monotonic() + _READY_S
-        while not await self.is_reached(url):
-            if self.clock.monotonic() > end_s:
-                raise ChildError(f"{url} does not answer", hint=f"see the logs in {self.folder}")
-            await self.clock.sleep(_POLL_S)
-
-    async def metrics(self) -> str:
-        """The page /metrics; "" while it does not answer."""
-        assert self.http is not None
-        try:
-            async with self.http.get(f"{self.endpoints[0]}/metrics") as response:
-                return await response.text() if response.ok else ""
-        except (aiohttp.ClientError, TimeoutError):
-            return ""
-
     async def until_answers(self, url: str) -> None:
         """Raises ChildError when that takes too long."""
         end_s = self.clock.monotonic() + _READY_S
@@ -194,7 +168,8 @@ class SingleTarget:
     async def undo(self) -> None:
         self.copies.undo()
         if self.copies.store is not None:
-            await self.until_reached(self.copies.url)
+            assert self.http is not None
+            await self.copies.ready(self.http)
         self.node.send(signal.SIGCONT)
         self.node.release()
         self.llm.send(signal.SIGCONT)

@@ -143,7 +143,8 @@ async def store_lost(target: SingleTarget, fault: Fault) -> Injected:
 async def rows_deleted(target: SingleTarget, fault: Fault) -> Injected:
     """An operator deletes all runs by SQL; by the archive the store goes back to before that.
 
-    `to`: moment (default), or entry: the last one that there is. Then what runs had done since is accepted (llmo recovery reconcile accept).
+    `to`: moment (default), or entry: the last one that there is. Then what runs had done since is
+    accepted (llmo recovery reconcile accept).
 
     Confirmed: the table is empty. What was acknowledged since that moment is promised to nobody.
     """
