@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pyrage import x25519
 
 from llm_orchestrator.config import Config
 from llm_orchestrator.recovery.lock import locked
@@ -79,6 +80,28 @@ async def test_a_second_place_that_is_away_stops_no_proof(
         backups = await read_backups(store)
     assert "not in the second place" in caplog.text
     assert backups.proved["backup_id"] == backups.last["backup_id"]
+
+
+async def test_a_key_that_is_lost_after_a_proof_is_counted_as_a_failure(tmp_path: Path) -> None:
+    key = x25519.Identity.generate()
+    identity = tmp_path / "identity.txt"
+    identity.write_text(str(key))
+    config = Config(
+        store=f"sqlite:///{tmp_path / 'runs.db'}",
+        data_dir=tmp_path,
+        backup_recipients=(str(key.to_public()),),
+        backup_identity=f"file:{identity}",
+    )
+    async with opened(config.store) as store:
+        keeping = BackupKeeper(Backups(config, store.clock), store, YEARLY)
+        assert await keeping.do()
+        identity.unlink()
+        await made_long_ago(store)
+        assert not await keeping.do()
+        tally, _ = await store.shelf.record("backup", "tally")
+        backups = await read_backups(store)
+    assert isinstance(tally, dict)
+    assert tally["failed_at"] > backups.last["taken_at"]
 
 
 async def test_the_setting_gives_the_engine_the_chore(tmp_path: Path) -> None:

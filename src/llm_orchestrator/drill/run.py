@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_orchestrator.clock import RealClock
+from llm_orchestrator.drill import seen as seeing
 from llm_orchestrator.drill.judge import LLM, STORE
 from llm_orchestrator.drill.marks import APART_S, Marks, disorder_of
 from llm_orchestrator.drill.money import dollars
@@ -292,6 +293,7 @@ class Drill:
 
     async def _fault(self) -> None:
         await self._clock.sleep(self._phase_s)  # so that repeats hit different moments
+        await self._check_unseen()
         for fault in self._scenario.faults:
             if self._injected:
                 await self._clock.sleep(fault.after_s)
@@ -302,11 +304,42 @@ class Drill:
             self.outcome.evidence.append(f"{fault.kind} on {fault.on}: {injected.evidence}")
             self.outcome.marks.put("t0", injected.at_s)
             self._tell(f"fault: {fault.kind}, {injected.evidence}")
+        await self._see()
         if self._scenario.heal is not None:
             await self._clock.sleep(self._scenario.heal.after_s)
             await self._target.undo()
             self.outcome.marks.put("heal", self._clock.monotonic())
             self._tell("the fault is taken away")
+            await self._see_end()
+
+    async def _check_unseen(self) -> None:
+        seen = self._scenario.expect.seen
+        if seen is None:
+            return
+        limit_s = seen.within_s
+        if await seeing.wait(self._target, seen, self._clock, until=False, limit_s=limit_s) is None:
+            raise Unhealthy(f"{seen.metric} says it before anything is done")
+
+    async def _see(self) -> None:
+        """Wait until the product itself says what has happened."""
+        seen, marks = self._scenario.expect.seen, self.outcome.marks
+        if seen is None:
+            return
+        limit_s = marks.at_s["t0"] + seen.within_s - self._clock.monotonic()
+        at_s = await seeing.wait(self._target, seen, self._clock, until=True, limit_s=limit_s)
+        if at_s is None:
+            self.outcome.reasons.append(f"{seen.metric} did not say it in {seen.within_s:g} s")
+            return
+        marks.put("t1", at_s)
+        self._tell(f"seen after {at_s - marks.at_s['t0']:.2f} s: {seen.metric}")
+
+    async def _see_end(self) -> None:
+        seen = self._scenario.expect.seen
+        if seen is None or not seen.ends:
+            return
+        limit_s = seen.within_s
+        if await seeing.wait(self._target, seen, self._clock, until=False, limit_s=limit_s) is None:
+            self.outcome.reasons.append(f"{seen.metric} still says it after the healing")
 
     async def _recover(self) -> None:
         """Watch until it works again and the backlog is gone, or the limits are over."""

@@ -74,6 +74,14 @@ class System(_Part):
         0, ge=0, description="The node of `single` may use so many MiB, by a control group; 0: any."
     )
     archive: Literal["", "sync", "async"] = Field("", description="The stream archive's mode.")
+    archive_on_failure: Literal["", "stall", "degrade"] = Field(
+        "", description="As the setting of that name; single only, as all that follow."
+    )
+    object_store: Literal["", "backup", "archive"] = Field(
+        "", description="Keep these in an object store of the target's own."
+    )
+    backup_schedule: str = Field("", description="As the setting of that name.")
+    is_sealed: bool = Field(default=False, description="Seal backups with a key of the target's.")
     sabotage: str = Field(
         "",
         description="For tests of the drill itself: a folder whose sitecustomize.py takes a guard"
@@ -103,6 +111,18 @@ class Heal(_Part):
     after_s: float = Field(ge=0)
 
 
+class Seen(_Part):
+    """What the product must say by itself on /metrics: `metric` is above `above`, as an alert's.
+
+    Names are without our prefix, with their labels as on the page.
+    """
+
+    metric: str
+    above: float | str = Field(0.0, description="A number, or another metric's name.")
+    within_s: float = Field(gt=0, description="One cycle: so soon after the fault.")
+    ends: bool = Field(default=True, description="And as soon after the healing it is over.")
+
+
 class Expect(_Part):
     """What must be true besides: nothing lost, nothing twice, nothing wrong is always expected."""
 
@@ -117,6 +137,7 @@ class Expect(_Part):
         default=False,
         description="A run whose record was damaged may stop for a person's decision.",
     )
+    seen: Seen | None = Field(None, description="What must be said of the fault before it heals.")
 
 
 class Objectives(_Part):

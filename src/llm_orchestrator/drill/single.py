@@ -25,6 +25,7 @@ from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.child import Child, ChildError
 from llm_orchestrator.drill.memory_group import ROOT, MemoryGroup
 from llm_orchestrator.drill.scenario import Fault, System
+from llm_orchestrator.drill.single_backups import Copies
 from llm_orchestrator.drill.single_faults import FAULTS
 from llm_orchestrator.drill.target import Injected, Looks, NotPossible, Sight
 
@@ -48,14 +49,16 @@ class SingleTarget:
         self.folder = folder
         self.clock = clock
         self.http: aiohttp.ClientSession | None = None
-        self._ports = free_ports(3)
+        self._ports = free_ports(4)
         folder.mkdir(parents=True, exist_ok=True)
         self.archive = folder / "archive"
         self._sabotage = system.sabotage
+        self.copies = Copies(folder, system, port=self._ports[3], clock=clock)
         self._llm_ports = (self._ports[0], self._ports[2])[: system.providers]
-        self._settings = _SETTINGS
+        self._settings = _SETTINGS + self.copies.settings()
         if system.archive:
-            self._settings += f'archive_place = "{self.archive}"\n'
+            if system.object_store != "archive":
+                self._settings += f'archive_place = "{self.archive}"\n'
             self._settings += f'archive_mode = "{system.archive}"\n'
         (folder / "llm-orchestrator.toml").write_text(self._settings)
         environment = self.environment()
@@ -143,6 +146,7 @@ class SingleTarget:
             "OPENAI_BASE_URL": f"{self.llm_url}/v1",
             "ANTHROPIC_API_KEY": "drill",
             "ANTHROPIC_BASE_URL": self.llm_urls[-1],
+            **self.copies.environment(),
         }
 
     # -- its life -------------------------------------------------------------------------------
@@ -156,6 +160,9 @@ class SingleTarget:
         for llm, url in zip(self.llms, self.llm_urls, strict=True):
             await llm.start()
             await self.until_answers(f"{url}/health")
+        if self.copies.store is not None:
+            await self.copies.store.start()
+            await self.copies.ready(self.http)
         await self.node.start()
         await self.until_answers(f"{self.endpoints[0]}/health/ready")
 
@@ -163,6 +170,8 @@ class SingleTarget:
         await self.node.stop()
         for llm in self.llms:
             await llm.stop()
+        if self.copies.store is not None:
+            await self.copies.store.stop()
         if self.group is not None:
             await asyncio.to_thread(self.group.remove)
         if self.http is not None:
@@ -194,6 +203,10 @@ class SingleTarget:
         return await found(self, fault)
 
     async def undo(self) -> None:
+        self.copies.undo()
+        if self.copies.store is not None:
+            assert self.http is not None
+            await self.copies.ready(self.http)
         self.node.send(signal.SIGCONT)
         self.node.release()
         (self.folder / "keep").unlink(missing_ok=True)
@@ -241,7 +254,9 @@ class SingleTarget:
         }
 
     def logs(self) -> Sequence[Path]:
-        return [self.folder / "node.log", *(each.with_suffix(".log") for each in self.llm_ledgers)]
+        names = ("node.log", "object-store.log")
+        found = [path for name in names if (path := self.folder / name).exists()]
+        return [*found, *(each.with_suffix(".log") for each in self.llm_ledgers)]
 
 
 def free_ports(count: int) -> list[int]:

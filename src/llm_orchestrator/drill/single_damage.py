@@ -99,7 +99,7 @@ def shape_of(path: Path) -> Shape:
 # --- backups ---
 
 
-async def _llmo(target: SingleTarget, *words: str) -> tuple[int, str]:
+async def llmo(target: SingleTarget, *words: str) -> tuple[int, str]:
     """Run a command on the target's store; its exit code and all that it said."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -117,7 +117,7 @@ async def _llmo(target: SingleTarget, *words: str) -> tuple[int, str]:
 
 
 async def _backup(target: SingleTarget) -> Path:
-    code, said = await _llmo(target, "backup", "create")
+    code, said = await llmo(target, "backup", "create")
     made = sorted(target.folder.rglob("llm-orchestrator-backup-*.tar.*"))
     if code != 0 or not made:
         raise NotConfirmed(f"no backup could be made: {said[-300:]}")
@@ -143,7 +143,7 @@ async def store_lost(target: SingleTarget, fault: Fault) -> Injected:
         at_s = target.clock.monotonic()
         if target.store_path.exists():
             raise NotConfirmed("the database is still there")
-        code, said = await _llmo(target, "restore", *words, "--yes")
+        code, said = await llmo(target, "restore", *words, "--yes")
     finally:
         target.node.release()
     if code != 0:
@@ -158,26 +158,39 @@ async def store_lost(target: SingleTarget, fault: Fault) -> Injected:
 async def rows_deleted(target: SingleTarget, fault: Fault) -> Injected:
     """An operator deletes all runs by SQL; by the archive the store goes back to before that.
 
-    Then what runs had done since is accepted (llmo recovery reconcile accept).
+    `to`: moment (default), or entry: the last one that there is. Then what runs had done since is
+    accepted (llmo recovery reconcile accept).
 
     Confirmed: the table is empty. What was acknowledged since that moment is promised to nobody.
     """
     await _backup(target)
     before_us = target.clock.now_us()
     await target.clock.sleep(_MARGIN_S)
+    if fault.options.get("to") == "entry":
+        point = await asyncio.to_thread(_newest_entry, target.store_path)
+    else:
+        point = datetime.fromtimestamp(before_us / 1e6, UTC).isoformat()
     count = await asyncio.to_thread(_delete_all, target.store_path)
     at_s = target.clock.monotonic()
     if not count:
         raise NotConfirmed("there was nothing to delete")
-    moment = datetime.fromtimestamp(before_us / 1e6, UTC).isoformat()
-    code, said = await _llmo(target, "restore", "--to", moment, "--yes")
+    code, said = await llmo(target, "restore", "--to", point, "--yes")
     if code != 0:
-        raise Broken(f"the restore to {moment} ended with {code}: {said[-300:]}")
-    code, said = await _llmo(target, "recovery", "reconcile", "accept", "--all")
+        raise Broken(f"the restore to {point} ended with {code}: {said[-300:]}")
+    code, said = await llmo(target, "recovery", "reconcile", "accept", "--all")
     if code != 0:
         raise Broken(f"what the archive knows could not be accepted: {said[-300:]}")
-    evidence = f"DELETE of {count} entries, then restored to the moment before"
+    evidence = f"DELETE of {count} entries, then restored to {point}"
     return Injected(at_s, evidence, kept_until_us=before_us)
+
+
+def _newest_entry(path: Path) -> str:
+    """RUN:SEQ of the entry that was recorded last."""
+    with contextlib.closing(sqlite3.connect(path, timeout=_COMMAND_S)) as database:
+        run_id, seq = database.execute(
+            "SELECT run_id, seq FROM journal ORDER BY recorded_at DESC, seq DESC LIMIT 1"
+        ).fetchone()
+    return f"{run_id}:{seq}"
 
 
 def _delete_all(path: Path) -> int:
@@ -191,7 +204,7 @@ async def backup_damaged(target: SingleTarget, fault: Fault) -> Injected:
     data = await asyncio.to_thread(backup.read_bytes)
     await asyncio.to_thread(backup.write_bytes, _flip(data))
     at_s = target.clock.monotonic()
-    code, _ = await _llmo(target, "restore", "--backup", str(backup), "--yes")
+    code, _ = await llmo(target, "restore", "--backup", str(backup), "--yes")
     if code == 0:
         raise Broken("a damaged backup was restored: nothing has refused it")
     return Injected(at_s, f"its restore was refused with exit code {code}")

@@ -14,6 +14,7 @@ from llm_orchestrator.drill.scenario import Fault
 from llm_orchestrator.drill.single_damage import (
     backup_damaged,
     journal_damage,
+    llmo,
     rows_deleted,
     store_lost,
 )
@@ -132,6 +133,50 @@ async def llm_down(target: SingleTarget, fault: Fault) -> Injected:
     return Injected(target.llm.ended_at_s, f"exit code {code}, connections refused")
 
 
+# --- where copies go ---
+
+
+async def object_store_down(target: SingleTarget, fault: Fault) -> Injected:
+    """The whole object store is gone. Confirmed: it is dead and refuses connections."""
+    store = target.copies.store
+    if store is None:
+        raise NotConfirmed("the scenario asks for no object store: system.object_store")
+    store.hold()
+    code = await store.end_with(signal.SIGKILL)
+    assert target.http is not None
+    if await target.copies.is_reached(target.http):
+        raise NotConfirmed("the object store still answers")
+    return Injected(store.ended_at_s, f"exit code {code}, connections refused")
+
+
+async def object_store_frozen(target: SingleTarget, fault: Fault) -> Injected:
+    """The object store takes connections and never answers. Confirmed: the kernel, a request."""
+    store = target.copies.store
+    if store is None:
+        raise NotConfirmed("the scenario asks for no object store: system.object_store")
+    store.send(signal.SIGSTOP)
+    await store.until(lambda: store.state() == "T", "it does not freeze")
+    at_s = target.clock.monotonic()
+    assert target.http is not None
+    if await target.copies.is_reached(target.http, limit_s=1.0):
+        raise NotConfirmed("the object store still answers")
+    return Injected(at_s, "state T, a request was not answered in a second")
+
+
+async def backup_key_lost(target: SingleTarget, fault: Fault) -> Injected:
+    """The file of the key that opens backups is gone. Confirmed: the command says so."""
+    for words in (("create",), ("verify",)):
+        code, said = await llmo(target, "backup", *words)
+        if code != 0:
+            raise NotConfirmed(f"backup {words[0]} ended with {code}: {said[-300:]}")
+    target.copies.identity.rename(target.copies.hidden)
+    at_s = target.clock.monotonic()
+    code, _ = await llmo(target, "backup", "verify")
+    if code == 0:
+        raise NotConfirmed("a backup could still be opened")
+    return Injected(at_s, f"the key's file is gone, llmo backup verify ended with {code}")
+
+
 FAULTS: Mapping[str, Does] = {
     "process_kill": process_kill,
     "graceful_stop": graceful_stop,
@@ -146,4 +191,7 @@ FAULTS: Mapping[str, Does] = {
     "store_lost": store_lost,
     "rows_deleted": rows_deleted,
     "backup_damaged": backup_damaged,
+    "object_store_down": object_store_down,
+    "object_store_frozen": object_store_frozen,
+    "backup_key_lost": backup_key_lost,
 }

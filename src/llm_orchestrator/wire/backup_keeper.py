@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from llm_orchestrator.engine.schedule import times_after
 from llm_orchestrator.errors import NotUploaded, OrchestratorError, StoreLocked
 from llm_orchestrator.model import MICROSECONDS
 from llm_orchestrator.recovery.create import BACKUP, LAST
 from llm_orchestrator.recovery.stream_heal import base_from
+from llm_orchestrator.recovery.tally import count_backup
 from llm_orchestrator.recovery.unarchived import BEGIN, KIND
 from llm_orchestrator.store.base import Database
 from llm_orchestrator.wire.backups import Backups, policy_of
@@ -42,22 +44,33 @@ class BackupKeeper:
         now_us = self._store.clock.now_us()
         if now_us < self._rests_until or await self._next_us() > now_us:
             return False
+        self._backups = replace(self._backups)  # a key that was read once may be gone since
         try:
             backup_id = await self._made()
-            catalogue = await self._backups.catalogue(self._store)
-            policy = policy_of(self._backups.config)
-            await self._backups.prune(catalogue, policy, now_us=now_us)
-            item = await catalogue.find(backup_id)
-            proof = await self._backups.prove(catalogue, item, store=self._store, advance=None)
+            await self._prove(backup_id, now_us)
         except StoreLocked:
             return False  # another one is at it
         except OrchestratorError as error:
             logger.error("the scheduled backup failed: %s", error.message)
             self._rests_until = now_us + RETRY_US
             return False
-        if not proof.is_good:
-            logger.error("backup %s is no good: %s", item.backup_id, "; ".join(proof.flaws[:3]))
         return True
+
+    async def _prove(self, backup_id: str, now_us: int) -> None:
+        """Let old ones go and prove this one. What stops that is counted like a failed backup."""
+        try:
+            catalogue = await self._backups.catalogue(self._store)
+            policy = policy_of(self._backups.config)
+            await self._backups.prune(catalogue, policy, now_us=now_us)
+            item = await catalogue.find(backup_id)
+            proof = await self._backups.prove(catalogue, item, store=self._store, advance=None)
+        except StoreLocked:
+            raise
+        except OrchestratorError as error:
+            await count_backup(self._store, error, self._store.clock.now_us())
+            raise
+        if not proof.is_good:
+            logger.error("backup %s is no good: %s", backup_id, "; ".join(proof.flaws[:3]))
 
     async def _made(self) -> str:
         """The id of a new one. A second place that does not have it is told, and stops nothing."""
