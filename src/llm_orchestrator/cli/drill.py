@@ -256,7 +256,7 @@ def judge(
 
     from llm_orchestrator.drill.judge import judge as compare
     from llm_orchestrator.drill.judge import read
-    from llm_orchestrator.drill.run import EXIT_CODES, LOST, PASSED
+    from llm_orchestrator.drill.outcome import EXIT_CODES, LOST, PASSED
     from llm_orchestrator.errors import NotFound
 
     ledger, llm_ledgers = folder / "witness.jsonl", sorted(folder.glob("llm*.jsonl"))

@@ -25,7 +25,8 @@ import llm_orchestrator
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.deadman import DeadMan
 from llm_orchestrator.drill.metrics import Board
-from llm_orchestrator.drill.run import EXIT_CODES, INCONCLUSIVE, Drill
+from llm_orchestrator.drill.outcome import EXIT_CODES, INCONCLUSIVE
+from llm_orchestrator.drill.run import Drill
 from llm_orchestrator.drill.scenario import Scenario, load_one
 from llm_orchestrator.drill.target import Target
 
