@@ -7,7 +7,7 @@
    ended): rebuild it, and believe it only if the chain's own digests say that it is the same, byte
    for byte;
 3. what a second copy has (the stream archive, a replica, a backup) in that place, if it tells the
-   same story: put it back (second_copy.py);
+   same story: put it back (second_copy.py); where the end is lost, also what it has behind it;
 4. everything else is given up by a `rewound` entry that lists the lost rows. Steps whose own entry
    is lost run again; all others stand.
 
@@ -33,7 +33,7 @@ from llm_orchestrator.engine.second_copy import Found, SecondCopy, ask
 from llm_orchestrator.errors import Refused, StoreDamaged, TooLarge
 from llm_orchestrator.model import Draft, Entry, Flaw, Journal, Json, Kind, RunState
 from llm_orchestrator.store import journal as chains
-from llm_orchestrator.store.base import Batch, Mend, PutBlob, Reindex, RunRow, Store
+from llm_orchestrator.store.base import Append, Batch, Mend, PutBlob, Reindex, RunRow, Store
 from llm_orchestrator.store.check import INDEX_DAMAGED, within_reach
 from llm_orchestrator.store.journal import encode
 from llm_orchestrator.store.writer import GroupWriter, Head
@@ -68,6 +68,8 @@ class Plan:
     needs_person: str = ""
     found: tuple[Found, ...] = ()
     """What second copies had."""
+    behind: tuple[Found, ...] = ()
+    """Of these, what belongs behind everything that the store knows of: it is appended."""
 
     def summary(self) -> str:
         """One line for the log and the command line."""
@@ -113,12 +115,13 @@ def plan(
     blobs: list[PutBlob] = []
     lost: dict[int, bytes] = {}
     used: list[Found] = []
+    copies = found or {}
     for flaw in journal.flaws:
         seq = flaw.seq
         if seq == 0 or seq in entries:
             continue
         whole = _rebuilt(flaw, {**rows, **entries}, row)
-        copy = (found or {}).get(seq)
+        copy = copies.get(seq)
         if whole is not None:
             entries[seq] = whole.entry
             blobs += whole.blobs
@@ -135,6 +138,8 @@ def plan(
             )
         else:
             lost[seq] = rows[seq].digest if seq in rows else b""
+    end = max([*rows, *entries, *lost], default=0)
+    behind = () if lost else tuple(copies[seq] for seq in sorted(copies) if seq > end)
     redone = (Kind.STEP_FINISHED, Kind.STEP_SKIPPED)
     steps = {rows[seq].step for seq in lost if seq in rows and rows[seq].kind in redone}
     return Plan(
@@ -145,7 +150,8 @@ def plan(
         tuple(lost.items()),
         tuple(sorted(steps)),
         _doubt(lost, rows, row),
-        tuple(used),
+        (*used, *behind),
+        behind,
     )
 
 
@@ -270,6 +276,12 @@ class Mender:
             if not alone.lost:
                 return alone
         found = await ask(self._copies, journal, wanted)
+        # what lies behind may be what a restore has taken back: then it is of an older generation
+        found = {
+            seq: each
+            for seq, each in found.items()
+            if seq in wanted or each.entry.epoch >> 40 == self._store.generation
+        }
         return plan(journal, stored, row, found=found)
 
     async def whole(self, journal: Journal) -> tuple[Fold, Head]:
@@ -296,6 +308,8 @@ class Mender:
         self.metrics.count("journal_damaged_total", amount=damaged)
         if plan.entries:
             await self._store.commit(Batch(changes=(*plan.blobs, Mend(run_id, plan.entries))))
+        if plan.behind:
+            await self._append(run_id, plan.behind)
         if plan.lost:
             await self._give_up(plan)
         await self.set_row(run_id)
@@ -307,6 +321,15 @@ class Mender:
             )
         self.metrics.count("journal_mended_total", amount=damaged)
         return journal
+
+    async def _append(self, run_id: str, behind: Sequence[Found]) -> None:
+        """As every append: nothing when another one has gone on from there meanwhile."""
+        entries = [each.entry for each in behind]
+        blobs = [blob for each in behind for blob in each.blobs]
+        for last in (await self._load(run_id)).entries:
+            if last.seq == entries[0].seq - 1:
+                append = Append(run_id, last.seq, last.digest, entries, changes=blobs)
+                await self._store.commit(Batch([append]))
 
     async def _give_up(self, plan: Plan) -> None:
         """One commit: the lost rows are named, and the run is free to go on, or paused."""

@@ -56,7 +56,11 @@ class Found(NamedTuple):
 async def ask(
     copies: Sequence[SecondCopy], journal: Journal, wanted: Sequence[int]
 ) -> dict[int, Found]:
-    """For each `wanted` place the first copy that tells the same story and has it."""
+    """For each `wanted` place the first copy that tells the same story and has it.
+
+    Where the end is damaged, also what that copy has behind it: the row of `runs` knows of the end
+    at its last change of state only.
+    """
     found: dict[int, Found] = {}
     good = {entry.seq: entry for entry in journal.entries}
     for seq in {flaw.seq for flaw in journal.flaws}:
@@ -73,6 +77,9 @@ async def ask(
         if not _agrees(known, good):
             logger.error("%s tells another story of run %s", copy.name, journal.run_id)
             continue
+        last = max(wanted)
+        if last in missing and last > max(good, default=0):
+            missing += [seq for seq in known if seq > last]
         for seq in missing:
             if seq in known:
                 entry, blobs = as_stored(known[seq], _before(known, seq))

@@ -50,6 +50,52 @@ async def test_every_pair_of_rows_comes_back_from_a_copy() -> None:
             assert state.state is RunState.COMPLETED
 
 
+@pytest.mark.parametrize("kept", range(2))
+async def test_a_lost_end_comes_back_whole_though_the_row_of_runs_knows_its_beginning_only(
+    kept: int,
+) -> None:
+    lab = Lab()
+    await lab.half()
+    before = dict(lab.store.tables.journal)
+    row = await lab.store.look.row(lab.run_id)
+    assert row is not None
+    assert kept < row.head_seq < len(before)
+    lab.mender = Mender(lab.store, lab.writer, copies=[StoreCopy("the twin", twin(lab).look)])
+    for seq in range(kept + 1, len(before) + 1):
+        lab.lose(seq)
+    state = await lab.mended()
+    assert lab.store.tables.journal == before
+    assert set(state.finished) == {"a", "pay", "b"}
+
+
+async def test_what_a_restore_has_taken_back_does_not_come_again() -> None:
+    lab = Lab()
+    await lab.half()
+    lab.mender = Mender(lab.store, lab.writer, copies=[StoreCopy("the twin", twin(lab).look)])
+    for seq in range(2, 7):
+        lab.lose(seq)
+    lab.store.generation += 1  # the copy tells of the time before
+    plan = await lab.mender.plan(await lab.journal())
+    assert [each.entry.seq for each in plan.found] == [2]
+
+
+async def test_what_a_copy_has_behind_a_lost_end_gives_way_to_who_has_gone_on() -> None:
+    lab = Lab()
+    await lab.half()
+    other = twin(lab)
+    lab.mender = Mender(lab.store, lab.writer, copies=[StoreCopy("the twin", other.look)])
+    for seq in range(2, 7):
+        lab.lose(seq)
+    plan = await lab.mender.plan(await lab.journal())
+    assert plan.behind
+    for seq in (2, 3):  # somebody else was faster, and has gone on
+        lab.store.tables.journal[lab.run_id, seq] = other.tables.journal[lab.run_id, seq]
+    lab.head.seq, lab.head.digest = 3, other.tables.journal[lab.run_id, 3].digest
+    await lab.note(Kind.STEP_FINISHED, "other", 1, result="mine")
+    journal = await lab.mender.mend(plan)
+    assert journal.entries[3].step == "other"
+
+
 async def test_without_a_copy_the_same_damage_costs_steps() -> None:
     lab = Lab()
     await lab.finished()
