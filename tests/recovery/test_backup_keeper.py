@@ -82,6 +82,27 @@ async def test_a_second_place_that_is_away_stops_no_proof(
     assert backups.proved["backup_id"] == backups.last["backup_id"]
 
 
+async def test_an_object_store_that_is_away_stops_no_proof_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OBJECTS_KEY", "key-of-this-test")
+    config = Config(
+        store=f"sqlite:///{tmp_path / 'runs.db'}",
+        data_dir=tmp_path,
+        backup_place="s3://bucket/backups",
+        s3_endpoint_url="http://127.0.0.1:9",  # nobody listens
+        s3_region="us-east-1",
+        s3_access_key="env:OBJECTS_KEY",
+        s3_secret_key="env:OBJECTS_KEY",
+    )
+    async with opened(config.store) as store:
+        assert not await BackupKeeper(Backups(config, store.clock), store, YEARLY).do()
+        backups = await read_backups(store)
+    assert "not in the second place" in caplog.text
+    assert "no old backup was let go" in caplog.text
+    assert backups.proved["backup_id"] == backups.last["backup_id"]
+
+
 async def test_a_key_that_is_lost_after_a_proof_is_counted_as_a_failure(tmp_path: Path) -> None:
     key = x25519.Identity.generate()
     identity = tmp_path / "identity.txt"

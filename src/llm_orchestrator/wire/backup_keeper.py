@@ -8,6 +8,7 @@ from dataclasses import replace
 from llm_orchestrator.engine.schedule import times_after
 from llm_orchestrator.errors import NotUploaded, OrchestratorError, StoreLocked
 from llm_orchestrator.model import MICROSECONDS
+from llm_orchestrator.recovery.catalogue import Catalogue
 from llm_orchestrator.recovery.create import BACKUP, LAST
 from llm_orchestrator.recovery.stream_heal import base_from
 from llm_orchestrator.recovery.tally import count_backup
@@ -60,10 +61,13 @@ class BackupKeeper:
         """Let old ones go and prove this one. What stops that is counted like a failed backup."""
         try:
             catalogue = await self._backups.catalogue(self._store)
-            policy = policy_of(self._backups.config)
-            await self._backups.prune(catalogue, policy, now_us=now_us)
-            item = await catalogue.find(backup_id)
+            trouble = await self._let_go(catalogue, now_us)
+            here = await catalogue.items(is_local_only=True)
+            item = next((one for one in here if one.backup_id == backup_id), None)
+            item = item or await catalogue.find(backup_id)
             proof = await self._backups.prove(catalogue, item, store=self._store, advance=None)
+            if trouble is not None:
+                raise trouble
         except StoreLocked:
             raise
         except OrchestratorError as error:
@@ -71,6 +75,16 @@ class BackupKeeper:
             raise
         if not proof.is_good:
             logger.error("backup %s is no good: %s", backup_id, "; ".join(proof.flaws[:3]))
+
+    async def _let_go(self, catalogue: Catalogue, now_us: int) -> OrchestratorError | None:
+        """Remove old ones first: the proof needs room. What is in the way must not stop it."""
+        policy = policy_of(self._backups.config)
+        try:
+            await self._backups.prune(catalogue, policy, now_us=now_us)
+        except OrchestratorError as error:
+            logger.error("no old backup was let go: %s", error.message)
+            return error
+        return None
 
     async def _made(self) -> str:
         """The id of a new one. A second place that does not have it is told, and stops nothing."""
