@@ -136,7 +136,8 @@ async def drain_node(store: Store, node: str, *, by: str, reason: str = "", sinc
 
 async def undrain_node(store: Store, node: str) -> str:
     """Let a drained node work again; its whole id. Raises NotFound, Refused."""
-    node_id = _meant(node, list((await read_orders(store.shelf)).drained))
+    drained = list((await read_orders(store.shelf)).drained)
+    node_id = _meant(node, drained, what="node is drained")
     await _put(store, NODE + node_id, None)
     return node_id
 
@@ -257,13 +258,13 @@ async def _put(store: Store, key: str, value: Json) -> None:
     raise Refused("somebody else changes the same order again and again; try again")
 
 
-def _meant(node: str, known: list[str]) -> str:
+def _meant(node: str, known: list[str], *, what: str = "node lives") -> str:
     found = [each for each in known if each == node] or [
         each for each in known if node and each.startswith(node)
     ]
     if not found:
         raise NotFound(
-            f"there is no such node: {node}; there is: {', '.join(sorted(known)) or 'none'}",
+            f"no such {what}: {node}; there is: {', '.join(sorted(known)) or 'none'}",
             hint="llmo nodes list",
         )
     if len(found) > 1:

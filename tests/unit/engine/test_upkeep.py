@@ -195,7 +195,7 @@ def test_draining_names_one_living_node_and_forgets_the_dead() -> None:
         del house.homes["west-1"]
         await drain_node(house.store, "east-2", by="bo")
         assert set((await read_orders(house.store.shelf)).drained) == {"east-2"}
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="no such node is drained: west-1; there is: east-2"):
             await undrain_node(house.store, "west-1")
         await house.stop()
 
