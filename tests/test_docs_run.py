@@ -22,7 +22,7 @@ from tests.test_docs import ROOT, WITH_A_NODE, blocks_of
 RUNBOOK, RECOVERY, README = WITH_A_NODE
 PROCEDURES = "docs/disaster_recovery/DR_PROCEDURES.md"
 LIMIT_S = 280
-pytestmark = [pytest.mark.serial, pytest.mark.timeout(LIMIT_S + 60)]
+pytestmark = pytest.mark.timeout(LIMIT_S + 60)
 
 PARKED = """\
 name: parked

@@ -24,7 +24,7 @@ from llm_orchestrator.drill.single import FLOWS, free_ports
 from llm_orchestrator.drill.staging_file import Hooks, read
 from llm_orchestrator.errors import ConfigError
 
-pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 TOKEN = "a-token-of-staging-4711"
 SMALL = (
     "load.in_flight=24",
