@@ -151,12 +151,13 @@ _AFTER = {
 }
 ENDS_WITH = {
     "llmo backup schedule": 4,  # none is installed
-    "llmo backup check": 1,  # the newest backup is not proved yet
     "llmo dr status": 6,  # no objective was measured here
     "llmo archive status": 2,  # there is no archive here
     "llmo breakers reset NAME": 4,  # it was never open
 }
 """Commands that end with another code than 0 here, as they should."""
+EITHER = {"llmo backup check": {0, 1}}
+"""It depends on whether the backup of the sentence before is proved yet."""
 _FILLED = {
     r"--state failed --workflow NAME": "--state failed --workflow failing",
     r"^(llmo workflows diff) NAME@1 NAME@2": r"\1 parked@1 parked@2",
@@ -214,7 +215,11 @@ def test_every_command_in_a_sentence_ends_as_it_should(folder: Path) -> None:
     assert len(commands) > 40
     ended, printed = endings(commands, folder)
     assert set(ended) == set(commands), printed
-    wrong = {name: code for name, code in ended.items() if code != ENDS_WITH.get(name, 0)}
+    wrong = {
+        name: code
+        for name, code in ended.items()
+        if code not in EITHER.get(name, {ENDS_WITH.get(name, 0)})
+    }
     assert wrong == {}, printed
 
 

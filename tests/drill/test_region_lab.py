@@ -129,6 +129,7 @@ def test_a_region_is_lost_whole_and_the_other_takes_over_without_a_human(desk: D
         done = await asyncio.to_thread(desk.ask, "policy", "--sync", "degrade")
         assert done.returncode == 0, done.stderr
         assert (await desk.json("status", "-o", "json"))["sync"] == "degrade"
+        await client.until(client.is_whole, "a second copy in the other region after the move")
         lost = [host for host in lab.hosts.values() if host.region == "a"]
         for host in lost:
             await host.cut()
