@@ -244,19 +244,27 @@ _TIDY = "trap 'kill -9 $(jobs -p) 2> /dev/null || true' EXIT\n"
 def run_page(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """All `run` blocks of a page as one script, in an empty folder; nothing of it stays behind."""
     script = "".join(block.text for block in blocks_of(ROOT / page) if block.is_run)
+    return run_bash(_TIDY + script, folder, limit_s=RUN_S)
+
+
+def run_bash(
+    script: str, folder: Path, *, limit_s: float, flags: str = "-euo", **more: str
+) -> subprocess.CompletedProcess[str]:
+    """A script that stops at the first failure. `more` is for its environment."""
     kept = {name: os.environ[name] for name in ("HOME", "TMPDIR", "LANG") if name in os.environ}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", _TIDY + script],
+        ["bash", flags, "pipefail", "-c", script],
         cwd=folder,
-        env={**kept, "PATH": path, "LLM_ORCHESTRATOR_DATA": str(folder / "data")},
+        env={**kept, "PATH": path, "LLM_ORCHESTRATOR_DATA": str(folder / "data"), **more},
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=RUN_S)
+        out, err = process.communicate(timeout=limit_s)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -7,17 +7,15 @@ pages leave to the reader (`$RUN`, `NODE`) is filled in here.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.test_docs import ROOT, WITH_A_NODE, blocks_of
+from tests.test_docs import ROOT, WITH_A_NODE, blocks_of, run_bash
 
 RUNBOOK, RECOVERY, README = WITH_A_NODE
 PROCEDURES = "docs/disaster_recovery/DR_PROCEDURES.md"
@@ -79,26 +77,8 @@ def as_promised(text: str) -> str:
 
 def run_script(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A script of bash that stops at the first failure; nothing that it started stays behind."""
-    kept = {name: os.environ[name] for name in ("HOME", "TMPDIR", "LANG") if name in os.environ}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     python = os.pathsep.join(filter(None, sys.path))
-    data = str(folder / "data")
-    process = subprocess.Popen(
-        ["bash", "-xeuo", "pipefail", "-c", _TIDY + script],
-        cwd=folder,
-        env={**kept, "PATH": path, "PYTHONPATH": python, "LLM_ORCHESTRATOR_DATA": data},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=LIMIT_S)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return subprocess.CompletedProcess(script, process.returncode, out, err)
+    return run_bash(_TIDY + script, folder, limit_s=LIMIT_S, flags="-xeuo", PYTHONPATH=python)
 
 
 @pytest.fixture
