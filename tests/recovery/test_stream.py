@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,25 @@ async def test_a_torn_end_is_what_a_crash_leaves(archived: Path) -> None:
     middle = segments(archived)[1]
     middle.write_bytes(middle.read_bytes()[:-3])
     assert (await read(archived))[1].damage
+
+
+async def test_a_length_that_points_behind_the_end_is_no_torn_end(archived: Path) -> None:
+    last = segments(archived)[-1]
+    whole = last.read_bytes()
+    assert len(heads := [at for at in range(len(whole)) if is_head(whole, at)]) > 1
+    for at in heads:
+        for place in range(at, at + 8):
+            spoilt = bytearray(whole)
+            spoilt[place] ^= 1
+            last.write_bytes(bytes(spoilt))
+            assert (await read(archived))[1].damage, place
+    last.write_bytes(whole + bytes(4_096))  # room was made, and nothing written
+    _, findings = await read(archived)
+    assert (findings.damage, len(findings.torn)) == ([], 1)
+
+
+def is_head(data: bytes, at: int) -> bool:
+    return data[at + 4 : at + 8] == blake2b(data[at : at + 4], digest_size=4).digest()
 
 
 async def test_while_the_place_is_away_commits_wait_or_go_on(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 One stream per process life, in segments numbered from 1: `segments/STREAM/00000001`. A segment is
 
-    MAGIC, then frames: length (4 bytes), body, digest (16 bytes)
+    MAGIC, then frames: head (8 bytes), body, digest (16 bytes)
 
-where each digest covers the one before it, the length and the body. The first frame's body is the
+where each digest covers the one before it, the head and the body. A head is the body's length and
+a check of it: a length that was changed is damage, though it points behind the end. The first frame's body is the
 header (JSON, for people too); it names the digest with which the segment before it ended. So a
 stream is one chain: a byte that was changed, a frame or a segment that was removed, moved or put in
 does not fit, and the reader says where.
@@ -13,8 +14,8 @@ The other bodies are one zstandard stream, flushed after each frame, so that sma
 as well as big ones; optionally each is sealed (AES-256-GCM; the key is the process life's own, in
 the header, wrapped by age). Inside is msgpack: see `Frame`.
 
-A frame that is cut short at the very end of a stream is what a crash leaves: nobody was told that
-it is there. Anywhere else it is damage.
+A frame that is cut short at the very end of a stream is what a crash leaves (so is one whose bytes
+are not there yet, all zero): nobody was told that it is there. Anywhere else it is damage.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from llm_orchestrator.errors import StoreDamaged, WrongKey
 from llm_orchestrator.recovery.sealing import Seal, SealedKey
 from llm_orchestrator.store.batch_codec import from_bytes, to_bytes
 
-MAGIC = b"LLMOSEG\x01"
+MAGIC = b"LLMOSEG\x02"
 FORMAT = 1
 FOLDER = "segments/"
 GENESIS = bytes(16)
 _LENGTH = struct.Struct(">I")
+_HEAD = 8
 _DIGEST = 16
 _NONCE = struct.Struct(">IQ")
 FRAME_BYTES_MAX = 1 << 30
@@ -159,17 +161,22 @@ class SegmentWriter:
         return _NONCE.pack(self.header.number, self._frames)
 
     def _framed(self, body: bytes) -> bytes:
-        length = _LENGTH.pack(len(body))
-        self.digest = _link(self.digest, length, body)
-        return length + body + self.digest
+        head = _head(len(body))
+        self.digest = _link(self.digest, head, body)
+        return head + body + self.digest
 
     def _grown(self, data: bytes) -> bytes:
         self.size += len(data)
         return data
 
 
-def _link(previous: bytes, length: bytes, body: bytes) -> bytes:
-    return blake2b(b"".join((previous, length, body)), digest_size=_DIGEST).digest()
+def _head(size: int) -> bytes:
+    length = _LENGTH.pack(size)
+    return length + blake2b(length, digest_size=_HEAD - _LENGTH.size).digest()
+
+
+def _link(previous: bytes, head: bytes, body: bytes) -> bytes:
+    return blake2b(b"".join((previous, head, body)), digest_size=_DIGEST).digest()
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -251,14 +258,19 @@ class SegmentReader:
 
     def _next(self, *, is_header: bool = False) -> bytes | None:
         """The next body, its digest checked; None at the end (see `torn`)."""
-        start = self._at + _LENGTH.size
+        start = self._at + _HEAD
         left = len(self._data) - self._at
         if left == 0:
             return None
         head = self._data[self._at : start]
-        size = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
+        if len(head) < _HEAD or (head == bytes(_HEAD) and not any(self._data[start:])):
+            self.torn = left
+            return None
+        size = _LENGTH.unpack_from(head)[0]
+        if head != _head(size):
+            raise self.damaged(f"the length at byte {self._at} is damaged")
         end = start + size
-        if size == 0 or len(self._data) < end + _DIGEST:
+        if len(self._data) < end + _DIGEST:
             self.torn = left
             return None
         body = self._data[start:end]

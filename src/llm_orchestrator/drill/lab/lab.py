@@ -309,7 +309,10 @@ def _await(folder: Path, supervisor: subprocess.Popen[bytes], tell: Callable[[st
     state = states.load(folder)
     if state.phase == "ready":
         return Lab(folder, state)
-    log = (folder / states.LOG).read_text(errors="replace")[-2_000:]
+    try:
+        log = (folder / states.LOG).read_text(errors="replace")[-2_000:]
+    except FileNotFoundError:
+        raise states.NoLab(f"the lab in {folder} is gone") from None
     why = state.error or ("the supervisor died" if is_settled else "it takes too long")
     raise LabError(f"the lab does not come up: {why}" + ("" if state.error else f"\n{log}"))
 
