@@ -46,7 +46,11 @@ class Config:
     """How long no node of an active region lives before a standby region takes over: at least
     lease_ms. inf: never without a person."""
     patroni_urls: Sequence[str] = ()
-    """Patroni's REST addresses (http://HOST:8008), of every region: for `llmo region`."""
+    """Patroni's REST addresses (http://HOST:8008), of every region: for `llmo region`, and for
+    nodes whose primary has damaged pages (damaged_primary)."""
+    damaged_primary: str = "leave"
+    """When a page of the primary is damaged and `patroni_urls` is set: leave moves the primary to a
+    standby and has Patroni make the old one anew; stay does neither."""
     node_name: str = ""
     host: str = "127.0.0.1"
     """Where the server listens."""
@@ -202,6 +206,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "backup_compression": ("gzip", "zstd"),
     "archive_mode": ("sync", "async"),
     "archive_on_failure": ("stall", "degrade"),
+    "damaged_primary": ("leave", "stay"),
 }
 _WHOLE = (
     "backup_bytes_per_s",

@@ -121,6 +121,7 @@ class ClusterTarget:
             has_network=True,
             disk_mb=self._system.disk_mb,
             has_shim=self._system.shim,
+            buffers_mb=self._system.buffers_mb,
             imports=(str(FLOWS),),
             sabotage=self._system.sabotage,
         )

@@ -1,17 +1,21 @@
-"""The faults of a database's disk, made by the lab's shim (lab/io_shim.py): errors and slowness.
+"""The faults of a database's disk: errors, slowness (lab/io_shim.py), and flipped bytes.
 
 As in cluster_faults.py, each says how it is confirmed; the lab's `calm` takes the rules away.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import random
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_orchestrator.drill.cluster_faults import Does, hosts_of
+from llm_orchestrator.drill.cluster_faults import Does, hosts_of, psql
 from llm_orchestrator.drill.lab import io_shim
-from llm_orchestrator.drill.lab.host import Host
+from llm_orchestrator.drill.lab.host import DATA, Host
+from llm_orchestrator.drill.lab.spec import DATABASE
 from llm_orchestrator.drill.scenario import Fault
 from llm_orchestrator.drill.target import Injected, NotConfirmed, NotPossible
 
@@ -69,4 +73,55 @@ async def _rule(target: ClusterTarget, host: Host, *rules: io_shim.Rule) -> tupl
     return target.clock.monotonic(), met[before]
 
 
-DISK_FAULTS: Mapping[str, Does] = {"disk_errors": disk_errors, "disk_slow": disk_slow}
+async def pages_flipped(target: ClusterTarget, fault: Fault) -> Injected:
+    """A byte is flipped in `pages` pages of each of our busiest tables and of their indexes.
+
+    Pages that are in memory would be written over theirs on the disk, so the lab keeps few
+    (`system.buffers_mb`), and more are flipped until the server meets one. t0 is the first flip.
+    Confirmed: the server has counted a page whose checksum does not fit.
+    """
+    (host,) = await hosts_of(target, fault.on)
+    await psql(target, host, "CHECKPOINT")
+    files = await psql(target, host, _FILES, database=DATABASE)
+    paths = [host.folder / DATA / each for each in files.split()]
+    chance = random.Random(target.clock.random_bytes(8))
+    at_s, flipped = target.clock.monotonic(), 0
+    end_s = at_s + _CONFIRM_S
+    while (met := int(await psql(target, host, _MET))) == 0:
+        if target.clock.monotonic() > end_s:
+            raise NotConfirmed(f"{host.name}: {flipped} pages are flipped, and none was read")
+        for path in paths:
+            flipped += await asyncio.to_thread(
+                _flip, path, int(fault.options.get("pages", 4)), chance
+            )
+        await target.clock.sleep(_POLL_S)
+    return Injected(at_s, f"{host.name}: {flipped} pages flipped, {met} met by the server")
+
+
+_FILES = """SELECT pg_relation_filepath(c.oid) FROM pg_class AS c
+    WHERE c.oid = ANY (ARRAY['runs', 'journal']::regclass[])
+       OR c.oid IN (SELECT indexrelid FROM pg_index
+                    WHERE indrelid = ANY (ARRAY['runs', 'journal']::regclass[]))"""
+_MET = "SELECT COALESCE(sum(checksum_failures), 0) FROM pg_stat_database"
+_PAGE = 8_192
+
+
+def _flip(path: Path, pages: int, chance: random.Random) -> int:
+    """Flip a byte in up to so many pages of a file; how many."""
+    found = range(path.stat().st_size // _PAGE)
+    chosen = chance.sample(found, min(pages, len(found)))
+    with path.open("r+b") as file:
+        for page in chosen:
+            at = page * _PAGE + chance.randrange(64, _PAGE)
+            file.seek(at)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ 0x40]))
+    return len(chosen)
+
+
+DISK_FAULTS: Mapping[str, Does] = {
+    "disk_errors": disk_errors,
+    "disk_slow": disk_slow,
+    "pages_flipped": pages_flipped,
+}

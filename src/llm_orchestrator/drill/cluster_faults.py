@@ -206,19 +206,21 @@ async def archiving_broken(target: ClusterTarget, fault: Fault) -> Injected:
     flag = host.folder / ARCHIVE_BROKEN
     flag.touch()
     target.undone.add(lambda: asyncio.to_thread(flag.unlink, missing_ok=True))
-    await _psql(target, host, "SELECT pg_switch_wal()")
+    await psql(target, host, "SELECT pg_switch_wal()")
     end_s = target.clock.monotonic() + _CONFIRM_S
-    while (failed := await _psql(target, host, "SELECT failed_count FROM pg_stat_archiver")) == "0":
+    while (failed := await psql(target, host, "SELECT failed_count FROM pg_stat_archiver")) == "0":
         if target.clock.monotonic() > end_s:
             raise NotConfirmed("the archive command does not fail")
         await target.clock.sleep(_POLL_S * 10)
     return Injected(target.clock.monotonic(), f"{host.name}: {failed} segments were not archived")
 
 
-async def _psql(target: ClusterTarget, host: Host, statement: str) -> str:
-    """As the superuser, by the host's own socket."""
+async def psql(
+    target: ClusterTarget, host: Host, statement: str, *, database: str = "postgres"
+) -> str:
+    """As the superuser, by the host's own socket. Raises NotConfirmed."""
     port = str(target.lab.plan.ports[_DATABASE])
-    words = ("psql", "-XAtq", "-U", "postgres", "-h", str(host.folder), "-p", port)
+    words = ("psql", "-XAtq", "-U", "postgres", "-h", str(host.folder), "-p", port, "-d", database)
     process = await asyncio.create_subprocess_exec(
         *words,
         "-c",

@@ -70,6 +70,9 @@ class System(_Part):
     shim: bool = Field(
         default=False, description="Databases whose disks can be made to fail and to be slow."
     )
+    buffers_mb: int = Field(
+        0, ge=0, description="Each database keeps so many MiB in memory; 0: as cluster.toml says."
+    )
     memory_mb: int = Field(
         0, ge=0, description="The node of `single` may use so many MiB, by a control group; 0: any."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,6 +38,8 @@ class Server(NamedTuple):
     state: str
     lag_bytes: int | None
     """None: unknown."""
+    api_url: str = ""
+    """Where its own Patroni answers."""
 
     @property
     def is_sync(self) -> bool:
@@ -67,11 +69,16 @@ class Cluster:
 
     def candidate(self, region: str) -> Server | None:
         """Who may become the primary there: a synchronous standby, where commits wait for one."""
-        found = [
-            each
-            for each in self.servers
-            if each.region == region and each.name != self.leader and each.is_well
-        ]
+        return self._best(each for each in self.servers if each.region == region)
+
+    def heir(self, besides: Collection[str]) -> Server | None:
+        """Who may become the primary anywhere, but those of `besides`; near the old one first."""
+        there = [each for each in self.servers if each.name not in besides]
+        near = self._best(each for each in there if each.region == self.region)
+        return near or self._best(there)
+
+    def _best(self, servers: Iterable[Server]) -> Server | None:
+        found = [each for each in servers if each.name != self.leader and each.is_well]
         if self.sync != "off" and self.leader:
             found = [each for each in found if each.is_sync]
         return min(found, key=lambda each: (not each.is_sync, each.lag_bytes or 0), default=None)
@@ -98,6 +105,7 @@ def _server(member: Mapping[str, Any]) -> Server:
         str(member.get("role", "")),
         str(member.get("state", "")),
         lag if isinstance(lag, int) else None,
+        str(member.get("api_url", "")).removesuffix("/patroni"),
     )
 
 
@@ -148,6 +156,17 @@ class Patroni:
     async def promote(self, candidate: str) -> Cluster:
         """Make `candidate` the primary although nobody leads. Raises as `switch` does."""
         return await self._move("/failover", {"candidate": candidate})
+
+    async def make_anew(self, server: Server) -> None:
+        """Have a server throw its data away and copy the leader's.
+
+        Raises Refused for the leader, and while there is none; StoreUnavailable.
+        """
+        status, said = await self._ask("POST", f"{server.api_url}/reinitialize", {})
+        if status == 0:
+            raise StoreUnavailable(f"Patroni of {server.name} does not answer: {said[:200]}")
+        if status != 200:
+            raise Refused(f"Patroni does not make {server.name} anew: {said[:200]}")
 
     async def set_strict(self, *, is_strict: bool) -> None:
         """Whether commits stall when no synchronous standby is left. Raises StoreUnavailable."""

@@ -5,10 +5,10 @@ One stream per process life, in segments numbered from 1: `segments/STREAM/00000
     MAGIC, then frames: head (8 bytes), body, digest (16 bytes)
 
 where each digest covers the one before it, the head and the body. A head is the body's length and
-a check of it: a length that was changed is damage, though it points behind the end. The first frame's body is the
-header (JSON, for people too); it names the digest with which the segment before it ended. So a
-stream is one chain: a byte that was changed, a frame or a segment that was removed, moved or put in
-does not fit, and the reader says where.
+a check of it: a length that was changed is damage, though it points behind the end. The first
+frame's body is the header (JSON, for people too); it names the digest with which the segment before
+it ended. So a stream is one chain: a byte that was changed, a frame or a segment that was removed,
+moved or put in does not fit, and the reader says where.
 
 The other bodies are one zstandard stream, flushed after each frame, so that small frames compress
 as well as big ones; optionally each is sealed (AES-256-GCM; the key is the process life's own, in

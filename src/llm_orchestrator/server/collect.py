@@ -149,6 +149,8 @@ class Collector:
         ]
         if found.standbys is not None:
             samples += self._replication(found.standbys)
+        if found.damaged_pages is not None:
+            samples.append(Sample("database_damaged_pages", (), found.damaged_pages.number))
         return samples
 
     # -- what the answers mean -----------------------------------------------------------------

@@ -37,6 +37,7 @@ from llm_orchestrator.store.postgres_connect import Connection, connect, transla
 from llm_orchestrator.store.postgres_lane import Lane
 from llm_orchestrator.store.postgres_look import PostgresLook
 from llm_orchestrator.store.postgres_members import PostgresMembers
+from llm_orchestrator.store.postgres_pages import Pages
 from llm_orchestrator.store.postgres_read import Pool
 from llm_orchestrator.store.postgres_schema import prepare, prepare_vectors
 from llm_orchestrator.store.queries import load_queries
@@ -76,14 +77,20 @@ class PostgresStore:
         self._address = parse_address(url)
         self._direct = parse_address(direct_url) if direct_url else self._address
         is_pooled = self._direct != self._address
+        self.pages = Pages()
         self._pool = Pool(
-            self._address, clock, size=pool_size, is_pooled=is_pooled, metrics=self.metrics
+            self._address,
+            clock,
+            size=pool_size,
+            is_pooled=is_pooled,
+            metrics=self.metrics,
+            pages=self.pages,
         )
         self.look = PostgresLook(self._pool)
         self.shelf = TableShelf(self._pool)
         self.counts = TableCounts(self._pool, has_standbys=True)
         self._lanes = [
-            Lane(f"{node_id}/{name}", self._address, is_pooled=is_pooled)
+            Lane(f"{node_id}/{name}", self._address, is_pooled=is_pooled, pages=self.pages)
             for name in ("journal", "side")
         ]
         self._appliers: list[Applier] = []

@@ -24,6 +24,7 @@ from llm_orchestrator.store.postgres_connect import (
     is_connection_trouble,
     translate,
 )
+from llm_orchestrator.store.postgres_pages import Pages
 from llm_orchestrator.store.queries import load_queries
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,11 @@ class Unsure(Exception):
 class Lane:
     """See the module's docstring. Opens at first use."""
 
-    def __init__(self, name: str, address: Address, *, is_pooled: bool = False) -> None:
+    def __init__(
+        self, name: str, address: Address, *, is_pooled: bool = False, pages: Pages | None = None
+    ) -> None:
         self.name = name
+        self._pages = pages or Pages()
         self._address = address
         self._is_pooled = is_pooled
         self._connection: Connection | None = None
@@ -124,7 +128,7 @@ class Lane:
         async with self._turn:
             connection = await self._connected()
             self._has_warned = False
-            error: BaseException | None = None
+            error: Exception | None = None
             late = asyncio.get_running_loop().call_later(late_s, self._abandon, late_s)
             try:
                 result = await work(connection, self._number + 1)
@@ -136,7 +140,7 @@ class Lane:
                 self._number += int(is_commit)
                 return result
             if error is not None and not is_connection_trouble(error) and not self._was_late:
-                raise error
+                raise self._pages.told(error)
             self._drop()
             if is_commit:
                 self._unsure = self._number + 1
@@ -173,7 +177,7 @@ class Lane:
             connection.terminate()
             if not isinstance(error, Exception):
                 raise
-            raise translate(error, self._address.shown) from error
+            raise translate(self._pages.told(error), self._address.shown) from error
         self._connection = connection
         self._was_late = False
         return connection

@@ -24,6 +24,7 @@ from llm_orchestrator.store.postgres_connect import (
     server_of,
     translate,
 )
+from llm_orchestrator.store.postgres_pages import Pages
 from llm_orchestrator.store.queries import load_queries
 from llm_orchestrator.telemetry.metrics import Metrics, Sample
 
@@ -49,7 +50,9 @@ class Pool:
         size: int,
         is_pooled: bool,
         metrics: Metrics | None = None,
+        pages: Pages | None = None,
     ) -> None:
+        self._pages = pages or Pages()
         self._metrics = metrics or Metrics()
         self._metrics.watch(self._gauges)
         self._address = address
@@ -80,7 +83,7 @@ class Pool:
                 if is_connection_trouble(error):
                     connection.terminate()
                     self._evict()
-                raise translate(error, self._address.shown) from error
+                raise translate(self._pages.told(error), self._address.shown) from error
             finally:
                 self._give(connection)
         finally:

@@ -755,6 +755,13 @@ SELECT s.application_name, COALESCE(s.sync_state IN ('sync', 'quorum'), false),
            GREATEST(s.flush_lag, clock_timestamp() - s.reply_time) END), 0)::float8
 FROM pg_stat_replication AS s ORDER BY s.application_name;
 
+-- name: damaged_pages @postgres
+-- Pages whose checksum did not fit, as this server has counted them, and how long ago the last one
+-- was met. NULL where the data has no checksums.
+SELECT sum(checksum_failures)::bigint,
+       extract(epoch FROM clock_timestamp() - max(checksum_last_failure))::float8
+FROM pg_stat_database;
+
 -- name: nearest @postgres
 -- pgvector; exact unless somebody has made an index for approximate search.
 SELECT id, vector, metadata FROM vectors

@@ -41,6 +41,15 @@ class Standby(NamedTuple):
     """Behind in what it has on its disk: what its server alone could lose."""
 
 
+class DamagedPages(NamedTuple):
+    """What the server that is written to has met on its own disk."""
+
+    number: int
+    """Since its counters were reset, or it was made anew."""
+    age_s: float | None
+    """Since the last one was met; None: none was."""
+
+
 class Statistics(NamedTuple):
     """The store at one moment."""
 
@@ -49,6 +58,8 @@ class Statistics(NamedTuple):
     """Runs that somebody drives and that have no new entry."""
     standbys: Sequence[Standby] | None = None
     """None where there can be none, or where we may not see them."""
+    damaged_pages: DamagedPages | None = None
+    """None where no page has a checksum."""
 
     @property
     def waiting(self) -> int:
@@ -90,7 +101,16 @@ class TableCounts:
             for name, depth, since in await self._rows("queues_due", now=now_us)
         ]
         ((stalled,),) = await self._rows("stalled", before=stalled_before)
-        return Statistics(queues, stalled, await self._standbys() if self._has_standbys else None)
+        if not self._has_standbys:
+            return Statistics(queues, stalled)
+        return Statistics(queues, stalled, await self._standbys(), await self.damaged_pages())
+
+    async def damaged_pages(self) -> DamagedPages | None:
+        """What the server says of its pages; None where they have no checksums."""
+        if not self._has_standbys:
+            return None
+        ((number, age_s),) = await self._rows("damaged_pages")
+        return DamagedPages(number, age_s) if number is not None else None
 
     async def _standbys(self) -> list[Standby] | None:
         if not (await self._rows("may_see_standbys"))[0][0]:

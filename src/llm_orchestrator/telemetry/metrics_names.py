@@ -145,6 +145,12 @@ STORE = (
         "Standbys that are connected, by whether commits wait for them",
     ),
     _gauge(
+        "database_damaged_pages",
+        "",
+        "Pages whose checksum did not fit, as the primary has counted them on its disk",
+    ),
+    _counter("primaries_left", "", "How often this node has moved the primary off damaged pages"),
+    _gauge(
         "recovery_point_exposure_seconds",
         "mechanism",
         "How much of the newest work each of replica, archive, wal, backup would not bring back;"

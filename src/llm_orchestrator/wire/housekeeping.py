@@ -22,6 +22,8 @@ def chores(config: Config, store: Database, *, metrics: Metrics) -> list[Chore]:
         if config.archive_place:
             found.append(_archive_chore(config, store))
         found.append(Chore("scheduled backups", PERIOD_S, keeper.do))
+    if config.patroni_urls and config.damaged_primary == "leave":
+        found += _leaving(config, store, metrics=metrics)
     days = config.audit_retention_days
     if days < 0:
         raise ConfigError(f"audit_retention_days is {days:g}; it takes days, 0 for ever")
@@ -31,6 +33,20 @@ def chores(config: Config, store: Database, *, metrics: Metrics) -> list[Chore]:
 
     work = partial(audit_retention.forget_older, store, store.clock, days=days, metrics=metrics)
     return [*found, Chore("audit retention", audit_retention.PERIOD_S, work)]
+
+
+def _leaving(config: Config, store: Database, *, metrics: Metrics) -> list[Chore]:
+    """Leaving a primary that has damaged pages, where there are servers to go to."""
+    from llm_orchestrator.store.postgres import PostgresStore  # noqa: PLC0415 (not on a file)
+
+    if not isinstance(store, PostgresStore):
+        return []
+    from llm_orchestrator.recovery.damaged_primary import PERIOD_S, PageGuard  # noqa: PLC0415
+    from llm_orchestrator.wire.region import patroni_of  # noqa: PLC0415
+
+    patroni = partial(patroni_of, config, store.clock)
+    guard = PageGuard(store, store.counts, store.pages, patroni, metrics)
+    return [Chore("damaged pages", PERIOD_S, guard.do)]
 
 
 def _archive_chore(config: Config, store: Database) -> Chore:

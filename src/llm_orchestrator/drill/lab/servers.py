@@ -125,6 +125,9 @@ def patroni_settings(plan: Plan, place: Place, home: Path, *, binaries: Path) ->
     ports, dynamic = plan.ports, settings()["patroni"]
     if plan.spec.has_barman:  # on every primary, or the log that it has not seen yet is thrown away
         dynamic = dynamic | {"slots": {"barman": {"type": "physical"}}}
+    if size := plan.spec.buffers_mb:
+        tuned = dynamic["postgresql"]["parameters"] | {"shared_buffers": f"{size}MB"}
+        dynamic = dynamic | {"postgresql": dynamic["postgresql"] | {"parameters": tuned}}
     patroni, postgres = (f"{place.address}:{ports[port]}" for port in ("patroni", "postgres"))
     users = {"superuser": "postgres", "replication": "replicator", "rewind": "rewinder"}
     proof = "scram-sha-256"

@@ -28,7 +28,9 @@ class LabSpec:
     `is_single`: one node on SQLite, no database servers. `has_network`: each host is a network
     namespace (root only); without it, a loopback address. `disk_mb`: each database has a disk of
     so many MiB, in memory, that can be filled (root only); 0: the machine's own. `has_shim`: the
-    databases' disks can be made to fail and to be slow (io_shim.py). `imports`: files of Python
+    databases' disks can be made to fail and to be slow (io_shim.py). `buffers_mb`: so little of the
+    database is in memory that pages are read from its disk all the time; 0: as cluster.toml says.
+    `imports`: files of Python
     workflows that every node executes. `sabotage`: see scenario.System. `has_barman`: Barman keeps
     base backups and the log of the cluster.
     """
@@ -39,6 +41,7 @@ class LabSpec:
     has_network: bool = False
     disk_mb: int = 0
     has_shim: bool = False
+    buffers_mb: int = 0
     imports: tuple[str, ...] = ()
     sabotage: str = ""
     has_barman: bool = False
