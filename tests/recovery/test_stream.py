@@ -155,7 +155,8 @@ async def test_a_torn_end_is_what_a_crash_leaves(archived: Path) -> None:
 async def test_a_length_that_points_behind_the_end_is_no_torn_end(archived: Path) -> None:
     last = segments(archived)[-1]
     whole = last.read_bytes()
-    assert len(heads := [at for at in range(len(whole)) if is_head(whole, at)]) > 1
+    heads = [at for at in range(len(whole)) if is_head(whole, at)]
+    assert len(heads) > 1
     for at in heads:
         for place in range(at, at + 8):
             spoilt = bytearray(whole)

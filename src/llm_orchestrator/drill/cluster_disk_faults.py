@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm_orchestrator.clock import Clock
 from llm_orchestrator.drill.cluster_faults import Does, hosts_of, psql
 from llm_orchestrator.drill.lab import io_shim
 from llm_orchestrator.drill.lab.host import DATA, Host
@@ -84,7 +84,6 @@ async def pages_flipped(target: ClusterTarget, fault: Fault) -> Injected:
     await psql(target, host, "CHECKPOINT")
     files = await psql(target, host, _FILES, database=DATABASE)
     paths = [host.folder / DATA / each for each in files.split()]
-    chance = random.Random(target.clock.random_bytes(8))
     at_s, flipped = target.clock.monotonic(), 0
     end_s = at_s + _CONFIRM_S
     while (met := int(await psql(target, host, _MET))) == 0:
@@ -92,7 +91,7 @@ async def pages_flipped(target: ClusterTarget, fault: Fault) -> Injected:
             raise NotConfirmed(f"{host.name}: {flipped} pages are flipped, and none was read")
         for path in paths:
             flipped += await asyncio.to_thread(
-                _flip, path, int(fault.options.get("pages", 4)), chance
+                _flip, path, int(fault.options.get("pages", 4)), target.clock
             )
         await target.clock.sleep(_POLL_S)
     return Injected(at_s, f"{host.name}: {flipped} pages flipped, {met} met by the server")
@@ -106,13 +105,13 @@ _MET = "SELECT COALESCE(sum(checksum_failures), 0) FROM pg_stat_database"
 _PAGE = 8_192
 
 
-def _flip(path: Path, pages: int, chance: random.Random) -> int:
+def _flip(path: Path, pages: int, clock: Clock) -> int:
     """Flip a byte in up to so many pages of a file; how many."""
-    found = range(path.stat().st_size // _PAGE)
-    chosen = chance.sample(found, min(pages, len(found)))
+    size = path.stat().st_size // _PAGE
+    chosen = {int.from_bytes(clock.random_bytes(4)) % size for _ in range(min(pages, size))}
     with path.open("r+b") as file:
         for page in chosen:
-            at = page * _PAGE + chance.randrange(64, _PAGE)
+            at = page * _PAGE + 64 + int.from_bytes(clock.random_bytes(2)) % (_PAGE - 64)
             file.seek(at)
             byte = file.read(1)[0]
             file.seek(at)

@@ -49,6 +49,7 @@ class PageGuard:
         self,
         store: Database,
         counts: Counts,
+        *,
         pages: Pages,
         patroni: Callable[[], AbstractAsyncContextManager[Patroni | None]],
         metrics: Metrics,
@@ -108,7 +109,7 @@ class PageGuard:
         )
         try:
             await patroni.switch(cluster.leader, heir.name)
-            self._metrics.count("primaries_left")
+            self._metrics.count("primaries_left_total")
         except (Refused, StoreUnavailable) as error:
             after = await patroni.look()
             if after is not None and after.leader == cluster.leader:

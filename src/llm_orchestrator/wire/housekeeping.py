@@ -45,7 +45,7 @@ def _leaving(config: Config, store: Database, *, metrics: Metrics) -> list[Chore
     from llm_orchestrator.wire.region import patroni_of  # noqa: PLC0415
 
     patroni = partial(patroni_of, config, store.clock)
-    guard = PageGuard(store, store.counts, store.pages, patroni, metrics)
+    guard = PageGuard(store, store.counts, pages=store.pages, patroni=patroni, metrics=metrics)
     return [Chore("damaged pages", PERIOD_S, guard.do)]
 
 
