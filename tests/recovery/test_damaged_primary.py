@@ -65,7 +65,7 @@ class Site:
     def __init__(self, servers: Servers, nodes: int = 2) -> None:
         self.clock = VirtualClock()
         self.servers = servers
-        self.store: Any = MemoryStore(self.clock)
+        self.store = cast("Any", MemoryStore(self.clock))
         self.store.clock = self.clock
         self.pages = [Pages() for _ in range(nodes)]
         self.guards = [self._guard(pages) for pages in self.pages]
