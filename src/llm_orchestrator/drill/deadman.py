@@ -48,6 +48,7 @@ class DeadMan:
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):  # its time was over: it has done its work
                 self._say("done")
+            with contextlib.suppress(BrokenPipeError):  # it closes all the same
                 self._process.stdin.close()
             self._process.wait()
             self._process = None
