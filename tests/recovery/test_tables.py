@@ -35,8 +35,10 @@ def tables(url: str) -> Tables:
 async def client(url: str) -> AsyncIterator[Database]:
     store = make_store(Config(), RealClock(), url=url)
     await store.open_as_client(may_create=True)
-    yield store
-    await store.close()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 async def filled(url: str) -> None:
