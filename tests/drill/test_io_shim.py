@@ -18,7 +18,7 @@ import pytest
 
 from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill import cluster
-from llm_orchestrator.drill.cluster_disk_faults import DISK_FAULTS
+from llm_orchestrator.drill.cluster_disk_faults import SHIM_FAULTS
 from llm_orchestrator.drill.cluster_faults import Does
 from llm_orchestrator.drill.lab import LabSpec, io_shim, tools
 from llm_orchestrator.drill.lab.host import Host
@@ -181,8 +181,7 @@ def test_a_lab_without_the_shim_refuses_its_faults(tmp_path: Path) -> None:
     plan = SimpleNamespace(spec=LabSpec())
     lab = SimpleNamespace(hosts={"a-db1": host}, plan=plan)
     target: Any = SimpleNamespace(lab=lab, clock=RealClock())
-    for kind in ("disk_errors", "disk_slow"):
-        does = DISK_FAULTS[kind]
+    for kind, does in SHIM_FAULTS.items():
         order = {"kind": kind, "on": "a-db1", "options": {"delay_ms": 5}}
         fault = Fault.model_validate(order)
         with pytest.raises(NotPossible, match="shim: true"):

@@ -118,6 +118,19 @@ def test_a_server_that_was_left_is_nobody_to_go_to() -> None:
     virtually(main())
 
 
+def test_two_damaged_servers_in_a_row_are_both_made_anew() -> None:
+    async def main() -> None:
+        site = Site(servers := Servers(), nodes=1)
+        servers.counted |= {"a-db1": 0.5, "a-db2": 0.5}
+        await site.rounds(1)
+        servers.standbys = ("a-db1", "a-db3")  # before anything is noted
+        await site.rounds(4)
+        assert servers.moves == [("a-db1", "a-db2"), ("a-db2", "a-db3")]
+        assert sorted(servers.anew) == ["a-db1", "a-db2"]
+
+    virtually(main())
+
+
 @pytest.mark.parametrize("trouble", ["no standby", "refused", "long ago", "no checksums"])
 def test_where_it_cannot_be_left_or_need_not_be_it_stays(trouble: str) -> None:
     async def main() -> None:

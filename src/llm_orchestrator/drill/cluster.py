@@ -1,8 +1,8 @@
 """The lab's cluster as the target of a drill: made for one run, broken, taken down.
 
-What each fault does is in cluster_faults.py. A watcher asks Patroni and the nodes five times a
-second and keeps what changed as sights: that is where t1 to t3 and t7 come from. It looks through
-HTTP only, as an operator would.
+What each fault does is in cluster_faults.py and its neighbours. A watcher asks Patroni and the
+nodes five times a second and keeps what changed as sights: that is where t1 to t3 and t7 come from.
+It looks through HTTP only, as an operator would.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from llm_orchestrator.clock import RealClock
 from llm_orchestrator.drill.cluster_disk_faults import DISK_FAULTS
 from llm_orchestrator.drill.cluster_faults import FAULTS, Undone
 from llm_orchestrator.drill.cluster_names import Names
+from llm_orchestrator.drill.cluster_network_faults import NETWORK_FAULTS
 from llm_orchestrator.drill.lab import Lab, LabSpec, down, io_shim, reach, up
 from llm_orchestrator.drill.lab.servers import SETTINGS
 from llm_orchestrator.drill.lab_process import LabError
@@ -193,7 +194,7 @@ class ClusterTarget:
     # -- faults ---------------------------------------------------------------------------------
 
     async def inject(self, fault: Fault) -> Injected:
-        found = {**FAULTS, **DISK_FAULTS}.get(fault.kind)
+        found = {**FAULTS, **NETWORK_FAULTS, **DISK_FAULTS}.get(fault.kind)
         if found is None:
             raise NotPossible(f"{self.name} has no fault {fault.kind}", hint="llmo drill list")
         self._is_whole = False  # until it was looked at again

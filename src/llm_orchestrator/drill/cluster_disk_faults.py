@@ -119,8 +119,5 @@ def _flip(path: Path, pages: int, clock: Clock) -> int:
     return len(chosen)
 
 
-DISK_FAULTS: Mapping[str, Does] = {
-    "disk_errors": disk_errors,
-    "disk_slow": disk_slow,
-    "pages_flipped": pages_flipped,
-}
+SHIM_FAULTS: Mapping[str, Does] = {"disk_errors": disk_errors, "disk_slow": disk_slow}
+DISK_FAULTS = {**SHIM_FAULTS, "pages_flipped": pages_flipped}

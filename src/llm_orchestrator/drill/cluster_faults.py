@@ -1,4 +1,6 @@
-"""What each fault does to a ClusterTarget, and how it is confirmed.
+"""What faults of processes, servers, clocks do to a ClusterTarget, and how each is confirmed.
+
+Those of the network and of disks have modules of their own, made in the same way.
 
 `fault.on` names hosts: `primary` (of the database, now), `sync_standby`, `region_a`, `nodes`,
 `node` (the first one), `etcd`, `patroni`, or a host of the layout (cluster.toml). What a fault
@@ -20,7 +22,7 @@ import aiohttp
 
 from llm_orchestrator.drill.cluster_spool import spool_damage
 from llm_orchestrator.drill.lab import network, tools
-from llm_orchestrator.drill.lab.host import Host, Process, processes_of
+from llm_orchestrator.drill.lab.host import Host, Process
 from llm_orchestrator.drill.lab.servers import ARCHIVE_BROKEN
 from llm_orchestrator.drill.lab_process import state
 from llm_orchestrator.drill.scenario import Fault
@@ -36,7 +38,6 @@ _POLL_S = 0.02
 _HTTP_S = 30.0
 _DATABASE = "postgres"
 _DATE_S = 5.0
-_HIDDEN_S = 1.0
 
 
 class Undone:
@@ -80,7 +81,8 @@ async def hosts_of(target: ClusterTarget, on: str) -> list[Host]:
     raise NotPossible(f"the lab has no {on}")
 
 
-async def _one(target: ClusterTarget, on: str) -> Host:
+async def one_of(target: ClusterTarget, on: str) -> Host:
+    """The first of them."""
     return (await hosts_of(target, on))[0]
 
 
@@ -91,10 +93,6 @@ async def _until(target: ClusterTarget, happens: Callable[[], bool], what: str) 
         if target.clock.monotonic() > end_s:
             raise NotConfirmed(what)
         await target.clock.sleep(_POLL_S)
-
-
-def _names(hosts: Sequence[Host]) -> str:
-    return ", ".join(host.name for host in hosts)
 
 
 # --- processes ---
@@ -133,7 +131,7 @@ async def process_freeze(target: ClusterTarget, fault: Fault) -> Injected:
 
 async def graceful_stop(target: ClusterTarget, fault: Fault) -> Injected:
     """SIGTERM to a node that stays away. t0 is the order; confirmed: it ended."""
-    (process,) = _chosen([await _one(target, fault.on)], fault)
+    (process,) = _chosen([await one_of(target, fault.on)], fault)
     pid, at_s = process.pid, target.clock.monotonic()
     (target.lab.hosts[process.name.partition("/")[0]].folder / "hold").touch()
     process.terminate()
@@ -185,7 +183,7 @@ async def _post(target: ClusterTarget, url: str, body: Json) -> Json:
 
 async def postmaster_kill(target: ClusterTarget, fault: Fault) -> Injected:
     """SIGKILL to PostgreSQL's first process. Confirmed: it is dead."""
-    host = await _one(target, fault.on)
+    host = await one_of(target, fault.on)
     pid = host.postmaster
     if not pid:
         raise NotConfirmed(f"{host.name} has no PostgreSQL")
@@ -195,14 +193,14 @@ async def postmaster_kill(target: ClusterTarget, fault: Fault) -> Injected:
 
 async def disk_full(target: ClusterTarget, fault: Fault) -> Injected:
     """Not a byte is left on the database's disk. Confirmed: a write fails."""
-    host = await _one(target, fault.on)
+    host = await one_of(target, fault.on)
     size = await host.fill_disk()
     return Injected(target.clock.monotonic(), f"{host.name}: full with {size / 1e6:.0f} MB more")
 
 
 async def archiving_broken(target: ClusterTarget, fault: Fault) -> Injected:
     """The archive command fails. Confirmed: the server says that it has failed."""
-    host = await _one(target, fault.on)
+    host = await one_of(target, fault.on)
     flag = host.folder / ARCHIVE_BROKEN
     flag.touch()
     target.undone.add(lambda: asyncio.to_thread(flag.unlink, missing_ok=True))
@@ -240,7 +238,7 @@ async def connections_taken(target: ClusterTarget, fault: Fault) -> Injected:
     They begin to log in and never say who they are, so that the server keeps a place for each.
     Nodes lose theirs first: what they have is reset. Confirmed: the server has no place left.
     """
-    host = await _one(target, fault.on)
+    host = await one_of(target, fault.on)
     address = (host.address, target.lab.plan.ports[_DATABASE])
     await host.refuse(address[1])
     await target.clock.sleep(_POLL_S * 50)  # who is connected notices
@@ -283,7 +281,7 @@ async def switchover(target: ClusterTarget, fault: Fault) -> Injected:
 
     t0 is the moment at which the old one leads no more: from then on nothing can be written.
     """
-    leader, to = (await _one(target, "primary")).name, str(fault.options["to"])
+    leader, to = (await one_of(target, "primary")).name, str(fault.options["to"])
     place = target.lab.hosts[leader].place
     url = f"{target.lab.plan.url(place, 'patroni')}/switchover"
     order = asyncio.create_task(_post(target, url, {"leader": leader, "candidate": to}))
@@ -301,185 +299,6 @@ async def switchover(target: ClusterTarget, fault: Fault) -> Injected:
     return Injected(seen_s, f"{to} leads instead of {leader}, in order")
 
 
-# --- hosts and the network ---
-
-
-async def host_lost(target: ClusterTarget, fault: Fault) -> Injected:
-    """Black holes, then everything on the hosts killed. Confirmed: no datagram, no process.
-
-    `cut_s`: how long they live on behind the black hole.
-    """
-    hosts = await hosts_of(target, fault.on)
-    await asyncio.gather(*(host.cut() for host in hosts))
-    at_s = target.clock.monotonic()
-    await _confirm_cut(target, hosts)
-    await target.clock.sleep(float(fault.options.get("cut_s", 0.0)))
-    await asyncio.gather(*(host.kill_all() for host in hosts))
-    if any(processes_of(host.folder) for host in hosts):
-        raise NotConfirmed("something lives on")
-    return Injected(at_s, f"{_names(hosts)}: no datagram arrives, all processes killed")
-
-
-async def _confirm_cut(target: ClusterTarget, hosts: Sequence[Host]) -> None:
-    for host in hosts:
-        heard = await asyncio.to_thread(host.network.heard, "client", host.name)
-        if heard:
-            raise NotConfirmed(f"{host.name} is still heard")
-
-
-async def host_freeze(target: ClusterTarget, fault: Fault) -> Injected:
-    """SIGSTOP to everything on the hosts. Confirmed: each is in state T."""
-    hosts = await hosts_of(target, fault.on)
-    await asyncio.gather(*(host.freeze() for host in hosts))
-    pids = [pid for host in hosts for pid in processes_of(host.folder)]
-    if not pids or any(state(pid) not in "TXZ" for pid in pids):
-        raise NotConfirmed("something is not frozen")
-    return Injected(target.clock.monotonic(), f"{_names(hosts)}: {len(pids)} processes in state T")
-
-
-async def cut_from_database(target: ClusterTarget, fault: Fault) -> Injected:
-    """Nodes and databases hear each other no more. `way`: both, out (nodes are mute), in (deaf).
-
-    Confirmed: no datagram arrives where none should.
-    """
-    nodes = await hosts_of(target, fault.on)
-    databases, way = await hosts_of(target, "patroni"), str(fault.options.get("way", "both"))
-    for node in nodes:
-        for database in databases:
-            one, other = (database, node) if way == "in" else (node, database)
-            await one.cut_from(other.name, both_ways=way == "both")
-    at_s = target.clock.monotonic()
-    for node in nodes:
-        one, other = (databases[0], node) if way == "in" else (node, databases[0])
-        if await asyncio.to_thread(node.network.heard, one.name, other.name):
-            raise NotConfirmed(f"{other.name} still hears {one.name}")
-    return Injected(at_s, f"{_names(nodes)} from {_names(databases)}, {way}")
-
-
-async def packet_loss(target: ClusterTarget, fault: Fault) -> Injected:
-    """`percent` of what the hosts say and hear is lost. Confirmed: datagrams are missing."""
-    hosts, percent = await hosts_of(target, fault.on), int(fault.options["percent"])
-    for host in hosts:
-        await host.lose(percent)
-    at_s, count = target.clock.monotonic(), 200
-    heard = await asyncio.to_thread(_hear, hosts[0], count)
-    if heard == count:
-        raise NotConfirmed("nothing is lost")
-    return Injected(at_s, f"{_names(hosts)}: {heard} of {count} datagrams arrive")
-
-
-def _hear(host: Host, count: int) -> int:
-    return host.network.heard("client", host.name, count=count)
-
-
-async def ports_refused(target: ClusterTarget, fault: Fault) -> Injected:
-    """The databases answer with resets; after `for_s` (0: until healed) they listen again.
-
-    Confirmed: who tries to connect is refused.
-    """
-    hosts = await hosts_of(target, fault.on)
-    port, for_s = target.lab.plan.ports[_DATABASE], float(fault.options.get("for_s", 0.0))
-    await asyncio.gather(*(host.refuse(port) for host in hosts))
-    at_s = target.clock.monotonic()
-    namespace = target.lab.hosts["client"].place.namespace
-    for host in hosts:
-        if not await asyncio.to_thread(_is_refused, namespace, (host.address, port)):
-            raise NotConfirmed(f"{host.name} still takes connections")
-    if for_s:
-        await target.clock.sleep(for_s)
-        await asyncio.gather(*(host.heal() for host in hosts))
-    return Injected(at_s, f"{_names(hosts)}: port {port} answers with a reset")
-
-
-def _is_refused(namespace: str, address: tuple[str, int]) -> bool:
-    with network.inside(namespace):
-        each = socket.socket()
-    with each:
-        each.settimeout(_CONFIRM_S)
-        try:
-            each.connect(address)
-        except ConnectionRefusedError:
-            return True
-    return False
-
-
-async def split(target: ClusterTarget, fault: Fault) -> Injected:
-    """The primary and one node on one side, everybody else on the other; both sides live.
-
-    Confirmed: the sides do not hear each other, the primary and its node do.
-    """
-    inner = [await _one(target, "primary"), await _one(target, fault.on)]
-    names = {host.name for host in inner}
-    for host in inner:
-        for other in target.lab.hosts.values():
-            if other.name not in names:
-                await host.cut_from(other.name)
-    at_s = target.clock.monotonic()
-    await _confirm_cut(target, inner)
-    one, other_one = inner
-    if not await asyncio.to_thread(one.network.heard, one.name, other_one.name):
-        raise NotConfirmed(f"{one.name} and {other_one.name} do not hear each other")
-    return Injected(at_s, f"{_names(inner)} from all others, not from each other")
-
-
-async def client_cut(target: ClusterTarget, fault: Fault) -> Injected:
-    """Clients and hosts hear each other no more; all others do. Confirmed: no datagram arrives."""
-    hosts = await hosts_of(target, fault.on)
-    for host in hosts:
-        await target.lab.hosts["client"].cut_from(host.name)
-    at_s = target.clock.monotonic()
-    await _confirm_cut(target, hosts)
-    return Injected(at_s, f"clients from {_names(hosts)}")
-
-
-async def name_stale(target: ClusterTarget, fault: Fault) -> Injected:
-    """To clients a node's address is a black hole, and `name` names it on for `stale_s`, then `to`.
-
-    `from_change`: t0 is the moment at which the name changes, else that of the black hole.
-    Confirmed: nobody answers there, and a client that looks is told so, before and after.
-    """
-    host, options = await _one(target, fault.on), fault.options
-    name, to = str(options["name"]), target.lab.hosts[str(options["to"])]
-    client, port = target.lab.hosts["client"], target.lab.plan.ports["node"]
-    await asyncio.to_thread(client.network.hide, client.name, host.name, port)
-    at_s = target.clock.monotonic()
-    if await asyncio.to_thread(_answers, client.place.namespace, (host.address, port)):
-        raise NotConfirmed(f"{host.name} still answers")
-    await _confirm_name(target, name, host.address)
-    await target.clock.sleep(float(options["stale_s"]))
-    await _confirm_name(target, name, host.address)
-    target.names.put(name, to.address)
-    changed_s = target.clock.monotonic()
-    await _confirm_name(target, name, to.address)
-    said = f"{name} named {host.name}, a black hole to clients, for {changed_s - at_s:.1f} s"
-    at_s = changed_s if options.get("from_change") else at_s
-    return Injected(at_s, f"{said}, then {to.name}")
-
-
-def _answers(namespace: str, address: tuple[str, int]) -> bool:
-    """Whether anything comes back, be it a refusal."""
-    with network.inside(namespace):
-        each = socket.socket()
-    with each:
-        each.settimeout(_HIDDEN_S)
-        try:
-            each.connect(address)
-        except TimeoutError:
-            return False
-        except ConnectionRefusedError:
-            return True
-    return True
-
-
-async def _confirm_name(target: ClusterTarget, name: str, address: str) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *target.command("getent", "hosts", name), stdout=asyncio.subprocess.PIPE
-    )
-    said, _ = await asyncio.wait_for(process.communicate(), _HTTP_S)
-    if said.split()[:1] != [address.encode()]:
-        raise NotConfirmed(f"{name} is {said.decode().strip() or 'unknown'}, not {address}")
-
-
 # --- the clock ---
 
 
@@ -488,7 +307,7 @@ async def clock_wrong(target: ClusterTarget, fault: Fault) -> Injected:
 
     Confirmed: the date of its answers is.
     """
-    host = await _one(target, fault.on)
+    host = await one_of(target, fault.on)
     library = tools.library("libfaketime.so.1")
     steps = str(fault.options["by"]).split()
     file = host.folder / "faketime"
@@ -541,14 +360,6 @@ FAULTS: Mapping[str, Does] = {
     "archiving_broken": archiving_broken,
     "connections_taken": connections_taken,
     "switchover": switchover,
-    "host_lost": host_lost,
-    "host_freeze": host_freeze,
-    "cut_from_database": cut_from_database,
-    "packet_loss": packet_loss,
-    "ports_refused": ports_refused,
     "spool_damage": spool_damage,
-    "split": split,
-    "client_cut": client_cut,
-    "name_stale": name_stale,
     "clock_wrong": clock_wrong,
 }

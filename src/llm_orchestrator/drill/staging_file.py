@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llm_orchestrator.drill.cluster_faults import FAULTS as CLUSTER_FAULTS
+from llm_orchestrator.drill.cluster_network_faults import NETWORK_FAULTS
 from llm_orchestrator.drill.deadman import COMMAND_S
 from llm_orchestrator.drill.scenario import Fault, Scenario, load_all, parse
 from llm_orchestrator.drill.single_faults import FAULTS as SINGLE_FAULTS
@@ -23,7 +24,7 @@ from llm_orchestrator.errors import ConfigError
 
 _OWN = frozenset({"journal_damage", "rows_deleted", "store_lost", "backup_damaged"})
 """Only who does these knows which runs were hit, or to which moment a restore went back."""
-KINDS = frozenset({*CLUSTER_FAULTS, *SINGLE_FAULTS} - _OWN)
+KINDS = frozenset({*CLUSTER_FAULTS, *NETWORK_FAULTS, *SINGLE_FAULTS} - _OWN)
 """The faults that commands can make."""
 _PLACE = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
 _HOOKS = ("inject", "confirm", "undo")

@@ -59,8 +59,8 @@ class PageGuard:
         self._pages = pages
         self._patroni = patroni
         self._metrics = metrics
-        self._damaged = ""
-        """The server that led when its count was fresh."""
+        self._damaged: set[str] = set()
+        """Servers whose count was fresh while they led, until they are noted."""
         pages.is_left = True
 
     async def do(self) -> None:
@@ -94,14 +94,14 @@ class PageGuard:
             left: Collection[str] = await self._store.shelf.records(KIND)
         except StoreError:  # on such a page, perhaps
             left = ()
-        heir = cluster.heir(left)
+        heir = cluster.heir({*left, *self._damaged})
         if heir is None:
             self._give_up("no synchronous standby can take over")
             return
         # Asked after the leader: what Patroni is told to leave is the server that has counted.
         if not _is_fresh(await self._counts.damaged_pages()):
             return
-        self._damaged = cluster.leader
+        self._damaged.add(cluster.leader)
         logger.error(
             "pages of the primary %s are damaged on its disk: moving it to %s",
             cluster.leader,
@@ -124,10 +124,10 @@ class PageGuard:
 
     async def _note(self, cluster: Cluster, left: Collection[str]) -> None:
         """Every node that saw it writes it down, so that one of them does."""
-        name = self._damaged
-        if name and name != cluster.leader and name not in left:
-            await self._put(name, {"left_at": self._now, "by": self._store.node_id}, 0)
-            self._damaged = ""
+        for name in self._damaged - {cluster.leader}:
+            if name not in left:
+                await self._put(name, {"left_at": self._now, "by": self._store.node_id}, 0)
+            self._damaged.discard(name)
 
     async def _make_anew(self, patroni: Patroni, cluster: Cluster, left: Collection[str]) -> None:
         for server in cluster.servers:

@@ -106,9 +106,7 @@ class TableCounts:
         return Statistics(queues, stalled, await self._standbys(), await self.damaged_pages())
 
     async def damaged_pages(self) -> DamagedPages | None:
-        """What the server says of its pages; None where they have no checksums."""
-        if not self._has_standbys:
-            return None
+        """What a server says of its pages; None where they have no checksums."""
         ((number, age_s),) = await self._rows("damaged_pages")
         return DamagedPages(number, age_s) if number is not None else None
 

@@ -30,9 +30,8 @@ class LabSpec:
     so many MiB, in memory, that can be filled (root only); 0: the machine's own. `has_shim`: the
     databases' disks can be made to fail and to be slow (io_shim.py). `buffers_mb`: so little of the
     database is in memory that pages are read from its disk all the time; 0: as cluster.toml says.
-    `imports`: files of Python
-    workflows that every node executes. `sabotage`: see scenario.System. `has_barman`: Barman keeps
-    base backups and the log of the cluster.
+    `imports`: files of Python workflows that every node executes. `sabotage`: see scenario.System.
+    `has_barman`: Barman keeps base backups and the log of the cluster.
     """
 
     regions: int = 1
